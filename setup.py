@@ -1,0 +1,82 @@
+"""The metadata of channels_rabbitmq; the settings of the tools are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """The version, read without importing: the requirements may not be installed yet."""
+    text = (ROOT / "channels_rabbitmq" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError("channels_rabbitmq/__init__.py holds no __version__")
+    return match.group(1)
+
+
+def read_description() -> str:
+    readme = ROOT / "README.rst"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+CRYPTOGRAPHY = "cryptography>=3.4"
+
+setup(
+    name="channels_rabbitmq",
+    version=read_version(),
+    description="Django Channels channel layer on RabbitMQ",
+    long_description=read_description(),
+    long_description_content_type="text/x-rst",
+    author="the channels_rabbitmq authors",
+    license="MIT",
+    packages=find_packages(include=["channels_rabbitmq", "channels_rabbitmq.*"]),
+    package_data={"channels_rabbitmq": ["py.typed"]},
+    zip_safe=False,
+    python_requires=">=3.10",
+    install_requires=[
+        "asgiref>=3.6,<4",
+        # _amqp subclasses carehare and relies on private names of it.
+        "carehare>=1.0.2,<1.1",
+        "channels>=4.1",
+        "msgpack>=1,<2",
+    ],
+    extras_require={
+        "cryptography": [CRYPTOGRAPHY],
+        "tests": [
+            CRYPTOGRAPHY,
+            "build",
+            "daphne>=4.1",
+            "hypothesis>=6.100",
+            "kombu>=5.3",
+            # A new release of a linter must not fail an old commit.
+            "mypy~=2.4.1",
+            "pika>=1.3",
+            "pytest>=8.2",
+            "pytest-asyncio>=1.0",
+            "pytest-timeout>=2.3",
+            "ruff~=0.17.5",
+            "uvicorn>=0.30",
+            "websockets>=13",
+        ],
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Web Environment",
+        "Framework :: AsyncIO",
+        "Framework :: Django",
+        "Intended Audience :: Developers",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Internet :: WWW/HTTP",
+        "Typing :: Typed",
+    ],
+)
