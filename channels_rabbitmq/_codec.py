@@ -1,0 +1,384 @@
+"""The wire format: a message and its recipient as the body of an AMQP message, and back.
+
+A body is one msgpack map: the message itself plus one more key, which is the
+recipient: ``"__asgi_group__"`` or ``"__asgi_channel__"``. With encryption the
+map holds the recipient's key and ``"__asgi_encrypted__"``, a Fernet token over
+the msgpack map of the message; the recipient stays readable.
+
+Encoding is strict, so that an unsuitable message fails where it is sent and
+not in the processes that receive it. msgpack's C code does the work and
+refuses most of what can't be carried; a quick walk over the containers finds
+what it lets pass (keys that aren't strings, ``bytearray``, integers above 63
+bits, its own extension types). Only a message that failed is searched for the
+place to name.
+
+Decoding is lenient in what other programs may have meant (keys that aren't
+strings below or beside the recipient) and total: any bytes give an
+``Envelope`` or ``MalformedBody``.
+
+No error holds a value of a message, nor chains one that does: msgpack's and
+the codecs' own often carry the whole text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import msgpack
+from channels.exceptions import MessageTooLarge
+
+if TYPE_CHECKING:
+    from cryptography.fernet import MultiFernet
+
+GROUP_KEY = "__asgi_group__"
+CHANNEL_KEY = "__asgi_channel__"
+ENCRYPTED_KEY = "__asgi_encrypted__"
+_RESERVED_KEYS = frozenset({GROUP_KEY, CHANNEL_KEY, ENCRYPTED_KEY})
+
+# Containers within each other, the message itself included. msgpack's own limit
+# differs between its releases (511, 1024, less without its C code), and sender
+# and receiver needn't have the same one.
+_MAX_DEPTH = 256
+_MAX_INT = 2**63 - 1
+_MIN_INT = -(2**63)
+
+_ATOMS = frozenset({str, bytes, float, bool, type(None)})
+_CONTAINERS = frozenset({dict, list, tuple})
+
+
+class MalformedBody(ValueError):
+    """A body that isn't a channel-layer message; the text says why, never what it held."""
+
+
+class Envelope:
+    """A decoded body: the message and who it is for."""
+
+    __slots__ = ("_message", "_packed", "channel", "group", "size")
+
+    # Exactly one of the two is set, and not empty.
+    group: str | None
+    channel: str | None
+    # Bytes of the body, as it came.
+    size: int
+
+    def __init__(
+        self,
+        *,
+        group: str | None,
+        channel: str | None,
+        size: int,
+        packed: bytes,
+        message: dict[str, Any],
+    ) -> None:
+        """``packed`` is the map that ``message``, which may still hold the recipient, came from."""
+        self.group = group
+        self.channel = channel
+        self.size = size
+        self._packed = packed
+        # Not handed out yet; None from the first message() on.
+        self._message: dict[str, Any] | None = message
+
+    def message(self) -> dict[str, Any]:
+        """The message without its recipient; each call gives a copy of its own."""
+        message, self._message = self._message, None
+        if message is None:
+            message = _unpack_map(self._packed)
+        message.pop(GROUP_KEY, None)
+        message.pop(CHANNEL_KEY, None)
+        return message
+
+    def __repr__(self) -> str:
+        recipient = f"channel={self.channel!r}" if self.group is None else f"group={self.group!r}"
+        return f"<Envelope {recipient} size={self.size}>"
+
+
+class MessageCodec:
+    """Bodies from messages, and messages from bodies. Holds no state; any thread may use it.
+
+    ``max_message_size`` is the largest body, in bytes, that encoding makes;
+    decoding takes any size. With ``symmetric_encryption_keys`` (which need the
+    package ``cryptography``) the first key encrypts and all of them decrypt.
+    """
+
+    def __init__(
+        self, *, max_message_size: int, symmetric_encryption_keys: Sequence[str | bytes] = ()
+    ) -> None:
+        self._max_message_size = max_message_size
+        self._fernet = _make_fernet(symmetric_encryption_keys)
+
+    def encode_for_channel(self, channel: str, message: dict[str, Any]) -> bytes:
+        """The body that brings ``message`` to ``channel``; the message isn't changed.
+
+        Raises ``TypeError``, which names the place in the message, for what a
+        message can't hold, and ``channels.exceptions.MessageTooLarge``.
+        """
+        return self._encode(CHANNEL_KEY, channel, message)
+
+    def encode_for_group(self, group: str, message: dict[str, Any]) -> bytes:
+        """The body that brings ``message`` to the members of ``group``; same errors."""
+        return self._encode(GROUP_KEY, group, message)
+
+    def decode(self, body: bytes) -> Envelope:
+        """Read a body; raises ``MalformedBody`` and nothing else, whatever the bytes."""
+        content = _unpack_map(body)
+        group = content.get(GROUP_KEY)
+        channel = content.get(CHANNEL_KEY)
+        if GROUP_KEY in content and CHANNEL_KEY in content:
+            raise MalformedBody("two recipients: a group and a channel")
+        if GROUP_KEY not in content and CHANNEL_KEY not in content:
+            raise MalformedBody("no recipient")
+        recipient = channel if group is None else group
+        if not isinstance(recipient, str) or not recipient:
+            raise MalformedBody("a recipient that is not a non-empty string")
+
+        packed = body
+        if self._fernet is not None:
+            packed, content = self._decrypt(content)
+        elif ENCRYPTED_KEY in content:
+            raise MalformedBody("encrypted, but no symmetric_encryption_keys are set")
+        return Envelope(
+            group=group, channel=channel, size=len(body), packed=packed, message=content
+        )
+
+    def _encode(self, recipient_key: str, recipient: str, message: dict[str, Any]) -> bytes:
+        if not isinstance(message, dict):
+            raise TypeError(f"message must be a dict, not {_type_name(message)}")
+        if not _RESERVED_KEYS.isdisjoint(message):
+            reserved = sorted(_RESERVED_KEYS.intersection(message))
+            raise TypeError(f"message has a reserved key: {reserved[0]}")
+
+        if self._fernet is None:
+            body = _pack({**message, recipient_key: recipient})
+        else:
+            token = self._fernet.encrypt(_pack({**message}))
+            body = _pack({recipient_key: recipient, ENCRYPTED_KEY: token})
+        if len(body) > self._max_message_size:
+            raise MessageTooLarge(
+                f"the encoded message has {len(body)} bytes; "
+                f"max_message_size is {self._max_message_size}"
+            )
+        return body
+
+    def _decrypt(self, content: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+        """The packed message and the message, from the map that holds recipient and token."""
+        assert self._fernet is not None
+        if ENCRYPTED_KEY not in content:
+            raise MalformedBody("not encrypted, but symmetric_encryption_keys are set")
+        token = content[ENCRYPTED_KEY]
+        if len(content) != 2 or not isinstance(token, bytes):
+            raise MalformedBody("not a recipient and an encrypted message")
+        packed: bytes | None
+        try:
+            packed = self._fernet.decrypt(token)
+        except Exception:  # InvalidToken is what it documents; whatever it is, it isn't ours
+            packed = None
+        if packed is None:
+            raise MalformedBody("encrypted with a key that symmetric_encryption_keys lacks")
+        message = _unpack_map(packed)
+        if not _RESERVED_KEYS.isdisjoint(message):
+            raise MalformedBody("a reserved key in the encrypted message")
+        return packed, message
+
+
+def _make_fernet(keys: Sequence[str | bytes]) -> MultiFernet | None:
+    if not keys:
+        return None
+    from cryptography.fernet import Fernet, MultiFernet  # an extra
+
+    # Fernet wants 32 bytes in base64. Keys of any length are stretched to them
+    # as in channels_redis, so that a project may keep its keys.
+    digests = [hashlib.sha256(key.encode() if isinstance(key, str) else key) for key in keys]
+    return MultiFernet([Fernet(base64.urlsafe_b64encode(digest.digest())) for digest in digests])
+
+
+def _pack(message: dict[str, Any]) -> bytes:
+    """``message`` as msgpack; raises TypeError for what a message can't hold."""
+    packed: bytes | None
+    try:
+        packed = msgpack.packb(message)
+    # RecursionError comes from msgpack without its C code.
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        packed = None
+    # Packing first: it ends soon if the message contains itself, the walk would not.
+    if packed is None or not _is_carriable(message):
+        _raise_fault(message)
+    return packed
+
+
+def _is_carriable(message: dict[str, Any]) -> bool:
+    """Whether a message that msgpack took holds only what the specification allows.
+
+    On the path of each send: no call and no look at a container that isn't needed.
+    """
+    level: list[Any] = [message]
+    for _ in range(_MAX_DEPTH):
+        next_level: list[Any] = []
+        for container in level:
+            if isinstance(container, dict):
+                for key in container:
+                    if type(key) is not str and not isinstance(key, str):
+                        return False
+                values = container.values()
+            else:
+                values = container
+            for value in values:
+                value_type = type(value)
+                if value_type in _ATOMS:
+                    continue
+                if value_type is int:
+                    if value > _MAX_INT:
+                        return False
+                elif value_type in _CONTAINERS:
+                    next_level.append(value)
+                # From here on subclasses, such as enumerations and Django's SafeString.
+                elif isinstance(value, int):
+                    if value > _MAX_INT:
+                        return False
+                elif _is_container(value):
+                    next_level.append(value)
+                elif not isinstance(value, (str, bytes, float)):
+                    return False
+        if not next_level:
+            return True
+        level = next_level
+    return False
+
+
+def _is_container(value: object) -> bool:
+    # msgpack's ExtType is a tuple, but one that it packs as something else.
+    return isinstance(value, (dict, list, tuple)) and not isinstance(value, msgpack.ExtType)
+
+
+def _raise_fault(message: dict[str, Any]) -> NoReturn:
+    """Find what in ``message`` can't be carried; raise the TypeError that names the place."""
+    # The containers between the message and where the search is: path, container
+    # and what of it is still to be looked at. No recursion: the caller may have
+    # used up most of the stack.
+    trail: list[tuple[str, object, Iterator[tuple[str, object]]]] = [
+        ("message", message, _children("message", message))
+    ]
+    while trail:
+        child = next(trail[-1][2], None)
+        if child is None:
+            trail.pop()
+            continue
+        path, value = child
+        if not _is_container(value):
+            fault = _atom_fault(value)
+            if fault is not None:
+                raise TypeError(f"{_shorten(path)} {fault}")
+        elif any(container is value for _, container, _ in trail):
+            raise TypeError(f"{_shorten(path)} contains itself")
+        elif len(trail) >= _MAX_DEPTH:
+            raise TypeError(f"{_shorten(path)} is nested deeper than {_MAX_DEPTH} levels")
+        else:
+            trail.append((path, value, _children(path, value)))
+    # A string of 4 GiB, for instance.
+    raise TypeError("message can't be encoded by msgpack")
+
+
+def _children(path: str, container: Any) -> Iterator[tuple[str, object]]:
+    """Path and value of each thing in a container; raises TypeError at a bad key."""
+    if not isinstance(container, dict):
+        for index, value in enumerate(container):
+            yield f"{path}[{index}]", value
+        return
+    for key, value in container.items():
+        if not isinstance(key, str):
+            raise TypeError(
+                f"{_shorten(path)} has a key of type {_type_name(key)}; keys must be str"
+            )
+        short_key = _shorten(key, 40)
+        quoted_key = json.dumps(short_key, ensure_ascii=not short_key.isprintable())
+        if not _is_encodable(key):
+            raise TypeError(f"{_shorten(path)} has a key, {quoted_key}, with a lone surrogate")
+        yield f"{path}[{quoted_key}]", value
+
+
+def _atom_fault(value: object) -> str | None:
+    """What is wrong with a value that isn't a container."""
+    if isinstance(value, str):
+        return None if _is_encodable(value) else "is a str with a lone surrogate"
+    if isinstance(value, int):
+        if _MIN_INT <= value <= _MAX_INT:
+            return None
+        return f"is an {_type_name(value)} beyond 64 bits (signed)"
+    if value is None or isinstance(value, (bytes, float)):
+        return None
+    return (
+        f"is of type {_type_name(value)}; a message can hold bytes, str, int, float, bool, "
+        "None, list, tuple and dict"
+    )
+
+
+def _shorten(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _type_name(value: object) -> str:
+    cls = type(value)
+    if cls.__module__ == "builtins":
+        return cls.__qualname__
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _unpack_map(packed: bytes) -> dict[str, Any]:
+    """One msgpack map, whatever its values; raises MalformedBody and nothing else."""
+    content: Any
+    try:
+        content = msgpack.unpackb(packed, strict_map_key=False, ext_hook=_refuse_extension)
+    # Besides its own errors msgpack lets others pass: UnicodeDecodeError, TypeError for a key
+    # that can't be hashed, MemoryError for a header that promises too much.
+    except Exception as exc:
+        problem = str(exc) if isinstance(exc, MalformedBody) else "not msgpack"
+    else:
+        if not isinstance(content, dict):
+            problem = "not a map"
+        elif len(content) != _map_length(packed):
+            problem = "a key comes twice"
+        # A timestamp doesn't go through ext_hook. Its type code is the byte 255,
+        # which text and most numbers don't hold, so few bodies need the search.
+        elif b"\xff" in packed and _holds_timestamp(content):
+            problem = "a msgpack extension type"
+        else:
+            return content
+    raise MalformedBody(problem)
+
+
+def _refuse_extension(code: int, data: bytes) -> NoReturn:
+    raise MalformedBody("a msgpack extension type")
+
+
+def _map_length(packed: bytes) -> int:
+    """How many keys the header of a map announces."""
+    if packed[0] == 0xDE:
+        return int.from_bytes(packed[1:3], "big")
+    if packed[0] == 0xDF:
+        return int.from_bytes(packed[1:5], "big")
+    return packed[0] & 0x0F
+
+
+def _holds_timestamp(content: dict[Any, Any]) -> bool:
+    pending: list[Any] = [content]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending.extend(value)
+            pending.extend(value.values())
+        elif isinstance(value, list):
+            pending.extend(value)
+        elif isinstance(value, msgpack.Timestamp):
+            return True
+    return False
