@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import math
 import re
 import ssl
 import warnings
