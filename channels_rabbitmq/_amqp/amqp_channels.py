@@ -1,0 +1,364 @@
+"""The AMQP channels of the layer: for calls, binds, consuming, publishing.
+
+They get their frames as bytes from ``Protocol`` by ``accept_bytes`` and say whether they took them;
+what they don't take comes again, decoded by pamqp, through carehare's ``accept_frame``. They live
+as long as the connection. (Those of carehare's public methods are in ``carehare_channels``.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import carehare
+import pamqp.base
+import pamqp.commands
+import pamqp.exceptions
+from carehare._channel import Channel
+
+from . import frames
+from .acks import AckBatch
+from .futures import fail, resolve
+
+if TYPE_CHECKING:
+    from .protocol import Protocol
+
+_CHANNEL_OPEN = pamqp.commands.Channel.Open()
+
+
+def closed_by_server(frame: pamqp.commands.Channel.Close) -> carehare.ChannelClosedByServer:
+    """Return the error that says what the broker said."""
+    return carehare.ChannelClosedByServer(frame.reply_code or 0, frame.reply_text)
+
+
+class BytesChannel(Channel):
+    """An AMQP channel that takes frames as bytes."""
+
+    def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> bool:
+        """Handle the frame whose payload is ``data[start:end]``; False: decode it for me."""
+        raise NotImplementedError
+
+
+class CallChannel(BytesChannel):
+    """Methods which the broker answers in the order they were called, so any number at once.
+
+    When the broker refuses one it closes the AMQP channel and has ignored what came after: the
+    culprit's future gets ``ChannelClosedByServer``, those behind it ``ChannelClosed``.
+    """
+
+    def __init__(self, protocol: Protocol, amqp_channel_id: int) -> None:
+        self._protocol = protocol
+        self._amqp_channel_id = amqp_channel_id
+        self._write = protocol.write
+        # (index of the expected answer, who waits for it, the method)
+        self._calls: deque[tuple[int, asyncio.Future[None], pamqp.base.Frame]] = deque()
+        self.call(_CHANNEL_OPEN)
+
+    def call(self, method: pamqp.base.Frame) -> asyncio.Future[None]:
+        """Write a synchronous method; the future ends with the broker's answer."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._call(method, done)
+        return done
+
+    def _call(self, method: pamqp.base.Frame, done: asyncio.Future[None]) -> None:
+        # An answer's index is its method's, plus one; but exchange.unbind-ok (40, 51) and
+        # queue.unbind-ok, which follows the rule. exchange.unbind is not used here.
+        self._calls.append((method.index + 1, done, method))
+        self._write(frames.encode(method, self._amqp_channel_id))
+
+    def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> bool:
+        if (
+            frame_type == frames.METHOD
+            and self._calls
+            and frames.read_index(data, start) == self._calls[0][0]
+        ):
+            resolve(self._calls.popleft()[1], None)
+            return True
+        return False
+
+    def accept_frame(self, frame: Any) -> None:
+        raise pamqp.exceptions.AMQPUnexpectedFrame(f"Unexpected {type(frame).__name__}")
+
+    def accept_channel_closed_by_server(self, frame: pamqp.commands.Channel.Close) -> None:
+        self._end(closed_by_server(frame), carehare.ChannelClosed(frame.reply_text))
+
+    def accept_channel_closed_by_us(self) -> None:
+        raise AssertionError("the layer never closes one of its AMQP channels")
+
+    def accept_connection_closed(self, exc: carehare.ConnectionClosed) -> None:
+        self._end(exc, exc)
+
+    def _end(self, culprit_exc: Exception, others_exc: Exception) -> None:
+        calls, self._calls = self._calls, deque()
+        exc = culprit_exc
+        for _, done, _ in calls:
+            fail(done, exc)
+            exc = others_exc
+
+
+class TopologyChannel(CallChannel):
+    """Binds and unbinds, any number at once; goes on after a refusal.
+
+    When the broker closes the AMQP channel over one of them, that one fails, and the others are
+    written again on a new one.
+    """
+
+    def accept_channel_closed_by_server(self, frame: pamqp.commands.Channel.Close) -> None:
+        calls, self._calls = self._calls, deque()
+        if calls:
+            fail(calls.popleft()[1], closed_by_server(frame))
+        try:
+            self._protocol.add_channel(self._move_to)
+        except carehare.ConnectionClosed as err:  # ours, this moment: everybody hears of it
+            for _, done, _ in calls:
+                fail(done, err)
+            return
+        self._call(_CHANNEL_OPEN, asyncio.get_running_loop().create_future())
+        for _, done, method in calls:
+            if method is not _CHANNEL_OPEN:
+                self._call(method, done)
+
+    def _move_to(self, amqp_channel_id: int) -> TopologyChannel:
+        self._amqp_channel_id = amqp_channel_id
+        return self
+
+
+class ConsumerChannel(CallChannel):
+    """Declares a queue and consumes from it; acks are written together, once a turn of the loop.
+
+    ``on_delivery(body, delivery_tag)`` is called for each message; ``on_end(exc)`` at most once,
+    when the broker cancels the consumer (ChannelClosed: the queue was deleted, or its node is gone)
+    or closes the AMQP channel (ChannelClosedByServer); not when the connection ends.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        amqp_channel_id: int,
+        *,
+        on_delivery: Callable[[bytes, int], None],
+        on_end: Callable[[Exception], None],
+    ) -> None:
+        super().__init__(protocol, amqp_channel_id)
+        self._on_delivery = on_delivery
+        self._on_end = on_end
+        self._tag: int | None = None  # of the message whose header or body is due
+        self._missing: int | None = None  # bytes of its body; None: the header is due
+        self._body: list[bytes] = []
+        self._acks = AckBatch()
+        self._ended = False
+
+    def consume(self, queue: str, prefetch_count: int) -> asyncio.Future[None]:
+        """Start deliveries, at most ``prefetch_count`` of them unacked."""
+        self.call(pamqp.commands.Basic.Qos(prefetch_count=prefetch_count))
+        return self.call(pamqp.commands.Basic.Consume(queue=queue, consumer_tag="channels"))
+
+    def ack(self, delivery_tag: int) -> None:
+        """Ack one message; does nothing once the AMQP channel has ended."""
+        if self._acks.add(delivery_tag):
+            asyncio.get_running_loop().call_soon(self._write_acks)
+
+    def _write_acks(self) -> None:
+        acks = self._acks.take()
+        if not self._ended:
+            self._write(
+                b"".join(
+                    frames.encode_ack(self._amqp_channel_id, tag, multiple)
+                    for tag, multiple in acks
+                )
+            )
+
+    def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> bool:
+        if frame_type == frames.METHOD:
+            if self._tag is not None:
+                raise pamqp.exceptions.AMQPUnexpectedFrame("A method instead of a message's body")
+            if frames.read_index(data, start) != frames.DELIVER:
+                return super().accept_bytes(frame_type, data, start, end)
+            self._tag = frames.read_delivery_tag(data, start)
+            return True
+        if self._tag is None or (frame_type == frames.HEADER) != (self._missing is None):
+            raise pamqp.exceptions.AMQPUnexpectedFrame("A header or body out of place")
+        if self._missing is None:
+            self._missing = frames.read_body_size(data, start)
+        else:
+            self._missing -= end - start
+            self._body.append(data[start:end])
+        if self._missing <= 0:
+            self._finish_delivery()
+        return True
+
+    def _finish_delivery(self) -> None:
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        tag, self._tag, self._missing = self._tag, None, None
+        self._body.clear()
+        assert tag is not None
+        self._on_delivery(body, tag)
+
+    def accept_frame(self, frame: Any) -> None:
+        if isinstance(frame, pamqp.commands.Basic.Cancel):
+            self._report_end(
+                carehare.ChannelClosed("RabbitMQ cancelled the consumer: its queue is gone")
+            )
+        else:
+            super().accept_frame(frame)
+
+    def _report_end(self, exc: Exception) -> None:
+        if not self._ended:
+            self._ended = True
+            self._on_end(exc)
+
+    def _end(self, culprit_exc: Exception, others_exc: Exception) -> None:
+        if isinstance(culprit_exc, carehare.ChannelClosedByServer):
+            self._report_end(culprit_exc)
+        self._ended = True
+        super()._end(culprit_exc, others_exc)
+
+
+class Outcome(enum.Enum):
+    """What became of a published message."""
+
+    CONFIRMED = "taken by every queue it was routed to"
+    REFUSED = "refused by at least one queue"
+    RETURNED = "mandatory, and routed to no queue"
+    UNKNOWN = "written, but the connection or the time ended before the confirm"
+    BLOCKED = "not written: the broker blocks publishers"
+
+
+class _Unconfirmed:
+    __slots__ = ("deadline", "future", "is_returned")
+
+    def __init__(self, future: asyncio.Future[Outcome], deadline: float) -> None:
+        self.future = future
+        self.deadline = deadline
+        self.is_returned = False
+
+
+class PublisherChannel(CallChannel):
+    """Publishes with confirms, to any exchange, in order.
+
+    ``publish`` gives a future that always ends with an ``Outcome``, never with an exception.
+    ``on_end(exc)`` is called when the broker closes the AMQP channel (ChannelClosedByServer: a
+    missing exchange, a body too large for it); not when the connection ends.
+
+    Confirms come in any order, acks and nacks both also as *multiple*; a Basic.Return comes before
+    the ack of its own message, but others may come in between.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        amqp_channel_id: int,
+        *,
+        on_end: Callable[[Exception], None],
+    ) -> None:
+        super().__init__(protocol, amqp_channel_id)
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._max_payload = frames.max_payload(protocol.frame_max)
+        self._starts: dict[str, bytes] = {}  # by exchange: what its Basic.Publish begins with
+        self._sequence_number = 0
+        self._unconfirmed: dict[int, _Unconfirmed] = {}  # by sequence number, in order
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_returning = False  # a Basic.Return's header or body is due
+        self._ended = False
+        self.call(pamqp.commands.Confirm.Select())
+
+    @property
+    def unconfirmed(self) -> int:
+        """How many messages wait for their confirm."""
+        return len(self._unconfirmed)
+
+    def publish(
+        self, body: bytes, *, exchange: str, routing_key: str, mandatory: bool, deadline: float
+    ) -> asyncio.Future[Outcome]:
+        """Write a message. ``deadline`` (loop time): when an unanswered one counts as UNKNOWN.
+
+        Deadlines should not decrease from call to call: only the oldest message's is watched.
+        """
+        future: asyncio.Future[Outcome] = self._loop.create_future()
+        if self._ended:
+            future.set_result(Outcome.UNKNOWN)
+            return future
+        start = self._starts.get(exchange)
+        if start is None:
+            start = self._starts[exchange] = frames.encode_publish_start(exchange)
+        self._sequence_number += 1
+        self._write(
+            frames.encode_publish(
+                self._amqp_channel_id,
+                start,
+                routing_key,
+                body,
+                sequence_number=self._sequence_number if mandatory else None,
+                max_payload=self._max_payload,
+            )
+        )
+        self._unconfirmed[self._sequence_number] = _Unconfirmed(future, deadline)
+        if self._timer is None:
+            self._timer = self._loop.call_at(deadline, self._expire)
+        return future
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        while self._unconfirmed:
+            sequence_number, oldest = next(iter(self._unconfirmed.items()))
+            if oldest.deadline > now:
+                self._timer = self._loop.call_at(oldest.deadline, self._expire)
+                return
+            del self._unconfirmed[sequence_number]
+            resolve(oldest.future, Outcome.UNKNOWN)
+
+    def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> bool:
+        if frame_type == frames.METHOD:
+            index = frames.read_index(data, start)
+            if index == frames.ACK:
+                self._confirm(*frames.read_confirm(data, start), Outcome.CONFIRMED)
+                return True
+            if index == frames.NACK:
+                self._confirm(*frames.read_confirm(data, start), Outcome.REFUSED)
+                return True
+            if index == frames.RETURN:
+                self._is_returning = True
+                return True
+            return super().accept_bytes(frame_type, data, start, end)
+        if not self._is_returning:
+            raise pamqp.exceptions.AMQPUnexpectedFrame("A header or body out of place")
+        if frame_type == frames.HEADER:
+            sequence_number = frames.read_correlation_id(data, start)
+            returned = self._unconfirmed.get(sequence_number or 0)
+            if returned is not None:
+                returned.is_returned = True
+        return True
+
+    def _confirm(self, sequence_number: int, multiple: bool, outcome: Outcome) -> None:
+        if not multiple:
+            self._settle(sequence_number, outcome)
+            return
+        # Sequence numbers stand in order: those meant are at the front.
+        while self._unconfirmed:
+            oldest = next(iter(self._unconfirmed))
+            if oldest > sequence_number:
+                break
+            self._settle(oldest, outcome)
+
+    def _settle(self, sequence_number: int, outcome: Outcome) -> None:
+        # It may be unknown here: its time was over, and it counts as UNKNOWN already.
+        message = self._unconfirmed.pop(sequence_number, None)
+        if message is not None:
+            resolve(message.future, Outcome.RETURNED if message.is_returned else outcome)
+
+    def _end(self, culprit_exc: Exception, others_exc: Exception) -> None:
+        self._ended = True
+        super()._end(culprit_exc, others_exc)
+        if isinstance(culprit_exc, carehare.ChannelClosedByServer):
+            self._on_end(culprit_exc)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        unconfirmed, self._unconfirmed = self._unconfirmed, {}
+        for message in unconfirmed.values():
+            resolve(message.future, Outcome.RETURNED if message.is_returned else Outcome.UNKNOWN)

@@ -1,0 +1,161 @@
+"""``Connection``: carehare's, with a time limit on everything, and the layer's AMQP channels."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+import ssl
+from collections.abc import Callable
+
+import carehare
+
+from .amqp_channels import ConsumerChannel, PublisherChannel, TopologyChannel
+from .protocol import FAREWELL_TIMEOUT, Protocol
+from .url import BrokerUrl
+
+
+@functools.lru_cache(maxsize=32)
+def _default_ssl_context(url: BrokerUrl) -> ssl.SSLContext:
+    """Return the TLS settings that an ``amqps://`` URL asks for. Cached: loading CAs takes long."""
+    context = ssl.create_default_context(cafile=url.cacertfile)
+    if url.certfile is not None:
+        context.load_cert_chain(url.certfile, url.keyfile)
+    if not url.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+class Connection(carehare.Connection):
+    """A ``carehare.Connection`` of the layer's.
+
+    All of carehare's methods work as documented there. ``connection_name`` is what operators see
+    in RabbitMQ's lists. ``on_blocked`` is called with the broker's reason when it stops reading
+    from publishers (an alarm), and with None when it goes on; the broker says so only to a
+    connection that has published since.
+    """
+
+    _protocol: Protocol
+
+    def __init__(
+        self,
+        url: BrokerUrl,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        connection_name: str = "channels_rabbitmq",
+    ) -> None:
+        super().__init__(str(url))
+        self._broker_url = url
+        self._ssl_context = ssl_context
+        self._connection_name = connection_name
+        self.on_blocked: Callable[[str | None], None] = lambda reason: None
+
+    def __repr__(self) -> str:
+        return f"<Connection {self._connection_name!r} to {self._broker_url}>"
+
+    async def connect(self) -> None:
+        """Connect, log in, and open the virtual host.
+
+        Every address of the host name is tried in turn. There is no time limit but the one of
+        the URL (``connection_timeout``): the caller sets it, by cancelling. Whatever ends it, no
+        socket is left open unless it returns. Raises OSError, ssl.SSLError or an exception of
+        carehare's.
+        """
+        url = self._broker_url
+        loop = asyncio.get_running_loop()
+        addresses = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+        for position, (family, _, _, _, address) in enumerate(addresses, 1):
+            try:
+                return await self._connect_to(str(address[0]), family)
+            except Exception:
+                if position == len(addresses):
+                    raise
+        raise OSError(f"The host name {url.host} has no address")
+
+    async def _connect_to(self, address: str, family: int) -> None:
+        url = self._broker_url
+        context = (self._ssl_context or _default_ssl_context(url)) if url.tls else None
+        protocol: Protocol | None = None
+
+        def make_protocol() -> Protocol:
+            nonlocal protocol
+            protocol = Protocol(
+                url,
+                connection_name=self._connection_name,
+                on_blocked=lambda reason: self.on_blocked(reason),
+            )
+            return protocol
+
+        opened = False
+        try:
+            await asyncio.get_running_loop().create_connection(
+                make_protocol,
+                address,
+                url.port,
+                family=family,
+                ssl=context,
+                server_hostname=(url.server_name_indication or url.host) if context else None,
+            )
+            assert protocol is not None
+            # Not `await protocol.open`: cancelling that would cancel the protocol's own future.
+            await asyncio.wait([protocol.open])
+            protocol.open.result()
+            self._protocol = protocol
+            opened = True
+        finally:
+            if not opened and protocol is not None and hasattr(protocol, "_transport"):
+                protocol.abort()
+
+    async def close(self) -> None:
+        """Say goodbye to the broker and close; may be called at any time, any number of times.
+
+        Takes a second at most: a broker that doesn't answer is left alone then. Raises nothing.
+        Cancelling it closes the socket at once.
+        """
+        if not self.is_open:
+            return
+        protocol = self._protocol
+        try:
+            protocol.send_close_if_allowed()
+            await asyncio.wait([protocol.ended], timeout=FAREWELL_TIMEOUT)
+        finally:
+            protocol.abort()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages can be written: connected, and not closed since."""
+        return hasattr(self, "_protocol") and not self._protocol.ended.done()
+
+    @property
+    def ended(self) -> asyncio.Future[Exception | None]:
+        """Done when the connection has ended, with the reason, None if it was ``close``.
+
+        For the layer itself, which never cancels it; ``closed`` is the users'.
+        """
+        return self._protocol.ended
+
+    def open_consumer(
+        self, *, on_delivery: Callable[[bytes, int], None], on_end: Callable[[Exception], None]
+    ) -> ConsumerChannel:
+        """Return a new AMQP channel that declares and consumes."""
+        protocol = self._protocol
+        return protocol.add_channel(
+            lambda amqp_channel_id: ConsumerChannel(
+                protocol, amqp_channel_id, on_delivery=on_delivery, on_end=on_end
+            )
+        )
+
+    def open_topology(self) -> TopologyChannel:
+        """Return a new AMQP channel that binds and unbinds."""
+        protocol = self._protocol
+        return protocol.add_channel(
+            lambda amqp_channel_id: TopologyChannel(protocol, amqp_channel_id)
+        )
+
+    def open_publisher(self, *, on_end: Callable[[Exception], None]) -> PublisherChannel:
+        """Return a new AMQP channel that publishes."""
+        protocol = self._protocol
+        return protocol.add_channel(
+            lambda amqp_channel_id: PublisherChannel(protocol, amqp_channel_id, on_end=on_end)
+        )

@@ -1,0 +1,368 @@
+"""One AMQP connection's bytes, handshake and end: carehare's ``Protocol``, repaired and faster.
+
+carehare answers for the life cycle of its RPCs, exchanges and consumers; here is what it lacks or
+gets wrong:
+
+* bytes: cut into frames by one offset, and given undecoded to the layer's own AMQP channels;
+  damaged ones end the connection with AMQP's error code instead of leaving it deaf;
+* handshake: heartbeat and limits are negotiated, the connection has a name, the broker may tell
+  when it blocks publishers or cancels a consumer, the password is in no debug log;
+* end: whoever waits gets an answer, whatever happened and whoever was cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import carehare
+import carehare._protocol
+import pamqp.commands
+import pamqp.exceptions
+import pamqp.header
+import pamqp.heartbeat
+
+from . import frames
+from .amqp_channels import BytesChannel, CallChannel
+from .carehare_channels import (
+    AckingConsumer,
+    ChannelIds,
+    ConfirmingExchange,
+    QuietFrameWriter,
+    Rpc,
+)
+from .futures import fail, resolve
+from .heartbeat import Heartbeat
+from .transport import CoalescingTransport
+from .url import BrokerUrl
+
+# How long a peer may take to read our last words before the socket is closed on it.
+FAREWELL_TIMEOUT = 1.0
+
+# AMQP 0-9-1, section 1.2: reply codes of connection errors.
+_FRAME_ERROR = 501
+_SYNTAX_ERROR = 502
+_CHANNEL_ERROR = 504
+_INTERNAL_ERROR = 541
+
+# A broker that sets no frame_max (0) still doesn't send a frame larger than this; a damaged size
+# would have us wait for gigabytes otherwise.
+_LARGEST_FRAME = 256 * 1024 * 1024
+
+_OwnChannel = TypeVar("_OwnChannel", bound=CallChannel)
+
+
+class ProtocolError(carehare.BadBytesFromServer):
+    """The broker broke the protocol; ``reply_code`` is what it is told."""
+
+    def __init__(self, reply_code: int, text: str) -> None:
+        super().__init__(text)
+        self.reply_code = reply_code
+
+
+class Protocol(carehare._protocol.Protocol):
+    """See the module; ``open`` and ``closed`` are futures that need not be looked at."""
+
+    def __init__(
+        self, url: BrokerUrl, *, connection_name: str, on_blocked: Callable[[str | None], None]
+    ) -> None:
+        super().__init__(
+            username=url.username, password=url.password, virtual_host=url.virtual_host
+        )
+        self._url = url
+        self._connection_name = connection_name
+        # Called with the broker's reason when it blocks publishers, with None when no more.
+        self._on_blocked = on_blocked
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # The same for the layer, with the reason as its result; users have and may cancel `closed`.
+        self.ended: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        self.frame_max = 0  # as negotiated; 0: no limit
+        self._frame_limit = _LARGEST_FRAME
+        self._rest = bytearray()  # the start of a frame that isn't whole yet
+        self._wanted = frames.OVERHEAD  # bytes that it takes to go on with _rest
+        self._heartbeat: Heartbeat | None = None
+        self._channel_id_store: ChannelIds
+        self._exchange_channels: dict[str, ConfirmingExchange]  # type: ignore[assignment]  # narrower
+        self._is_lost = False  # connection_lost() was called
+        self._is_ending = False  # one side said goodbye, or broke the rules: nothing is read now
+        self._abort_timer: asyncio.TimerHandle | None = None
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            pamqp.heartbeat.Heartbeat: lambda frame: None,  # data_received() saw it
+            pamqp.commands.Connection.Start: self._accept_start,
+            pamqp.commands.Connection.Tune: self._accept_tune,
+            pamqp.commands.Connection.OpenOk: self._accept_open_ok,
+            pamqp.commands.Connection.Close: self._accept_close,
+            pamqp.commands.Connection.CloseOk: self._accept_close_ok,
+            pamqp.commands.Connection.Blocked: lambda frame: self._on_blocked(frame.reason),
+            pamqp.commands.Connection.Unblocked: lambda frame: self._on_blocked(None),
+        }
+
+    # Bytes
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport: Any = CoalescingTransport(transport)
+        self.write: Callable[[bytes], None] = self._transport.write
+        self.write(pamqp.header.ProtocolHeader().marshal())
+
+    def data_received(self, data: bytes) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.received()
+        if self._is_ending:
+            return
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._wanted:
+                return
+            data = bytes(self._rest)
+            self._rest.clear()
+        try:
+            offset = self._accept_frames(data)
+        except Exception as err:
+            self._crash(err)
+        else:
+            if offset < len(data):
+                self._rest += data[offset:]
+
+    def _accept_frames(self, data: bytes) -> int:
+        """Handle all whole frames; return where the first that isn't whole begins."""
+        end = len(data)
+        offset = 0
+        self._wanted = frames.OVERHEAD
+        while offset + frames.OVERHEAD <= end:
+            frame_type, amqp_channel_id, size = frames.read_frame_head(data, offset)
+            if size > self._frame_limit:
+                raise ProtocolError(_FRAME_ERROR, "RabbitMQ sent a frame larger than agreed")
+            next_offset = offset + size + frames.OVERHEAD
+            if next_offset > end:
+                self._wanted = next_offset - offset
+                break
+            if data[next_offset - 1] != frames.FRAME_END:
+                raise ProtocolError(_FRAME_ERROR, "RabbitMQ sent a frame with a wrong end")
+            amqp_channel = self._channels.get(amqp_channel_id)
+            if not (
+                isinstance(amqp_channel, BytesChannel)
+                and amqp_channel.accept_bytes(frame_type, data, offset + 7, next_offset - 1)
+            ):
+                self.accept_frame(frames.decode(data[offset:next_offset]), amqp_channel_id)
+            offset = next_offset
+        return offset
+
+    def accept_frame(self, frame: Any, channel_id: int) -> None:
+        handler = self._handlers.get(type(frame))
+        if handler is not None:
+            self._assert_channel_id_0(frame, channel_id)
+            handler(frame)
+        elif isinstance(frame, pamqp.commands.Channel.Flow):
+            self.write(frames.encode(pamqp.commands.Channel.FlowOk(frame.active), channel_id))
+        elif channel_id not in self._channels:
+            raise ProtocolError(
+                _CHANNEL_ERROR, f"RabbitMQ sent {type(frame).__name__} on a channel that isn't open"
+            )
+        else:
+            super().accept_frame(frame, channel_id)
+
+    def _crash(self, exc: Exception) -> None:
+        """End the connection over an error; ``closed`` (or ``open``) gets it."""
+        self._crash_exc = exc
+        if self.open.done() and not self._closing:
+            if isinstance(exc, ProtocolError):
+                code = exc.reply_code
+            elif isinstance(exc, pamqp.exceptions.PAMQPException):
+                code = getattr(exc, "value", _SYNTAX_ERROR)
+            elif isinstance(exc, carehare.BadBytesFromServer):
+                code = _SYNTAX_ERROR
+            else:
+                code = _INTERNAL_ERROR
+            self.send_close_if_allowed(reply_code=code, reply_text=type(exc).__name__)
+        self._end()
+
+    def _end(self) -> None:
+        """Close the socket once what was written has gone out, or soon anyway."""
+        self._is_ending = True
+        self._transport.close()
+        if self._abort_timer is None:
+            self._abort_timer = asyncio.get_running_loop().call_later(
+                FAREWELL_TIMEOUT, self._transport.abort
+            )
+
+    # Handshake
+
+    def _accept_start(self, frame: pamqp.commands.Connection.Start) -> None:
+        if "PLAIN" not in (frame.mechanisms or "").split():
+            raise carehare.ConnectionClosed("RabbitMQ offers no login by name and password (PLAIN)")
+        # Not through carehare's writer, whose debug log would hold the password.
+        self.write(
+            frames.encode(
+                pamqp.commands.Connection.StartOk(
+                    client_properties={
+                        "product": "channels_rabbitmq",
+                        "platform": f"{platform.python_implementation()} "
+                        f"{platform.python_version()}",
+                        "connection_name": self._connection_name,
+                        "capabilities": {
+                            "authentication_failure_close": True,
+                            "basic.nack": True,
+                            "connection.blocked": True,
+                            "consumer_cancel_notify": True,
+                            "publisher_confirms": True,
+                        },
+                    },
+                    mechanism="PLAIN",
+                    response=f"\0{self._username}\0{self._password}",
+                ),
+                0,
+            )
+        )
+
+    def _accept_tune(self, frame: pamqp.commands.Connection.Tune) -> None:
+        # frame_max is echoed: RabbitMQ 4.1 refuses a client that asks for less than 8192.
+        self.frame_max = frame.frame_max or 0
+        if self.frame_max:
+            self._frame_limit = self.frame_max
+        channel_max = _least(frame.channel_max or 0, self._url.channel_max or 0)
+        heartbeat = _least(frame.heartbeat or 0, self._url.heartbeat) if self._url.heartbeat else 0
+        self.write(
+            frames.encode(
+                pamqp.commands.Connection.TuneOk(
+                    channel_max=channel_max, frame_max=self.frame_max, heartbeat=heartbeat
+                ),
+                0,
+            )
+            + frames.encode(pamqp.commands.Connection.Open(virtual_host=self._virtual_host), 0)
+        )
+        # carehare reads frame_max here when users publish.
+        self._lifecycle[pamqp.commands.Connection.Tune] = frame
+        self._channel_id_store = ChannelIds(channel_max)
+        self._heartbeat = Heartbeat(heartbeat, write=self.write, on_dead=self._accept_silence)
+
+    def _accept_open_ok(self, frame: pamqp.commands.Connection.OpenOk) -> None:
+        # For carehare's send_close_if_allowed().
+        self._frame_writer = QuietFrameWriter(self._transport, 0)
+        resolve(self.open, None)
+
+    # End
+
+    def _accept_close(self, frame: pamqp.commands.Connection.Close) -> None:
+        self._close_frame = frame
+        self.write(frames.encode(pamqp.commands.Connection.CloseOk(), 0))
+        self._end()
+
+    def _accept_silence(self) -> None:
+        self._crash_exc = carehare.ConnectionClosedByHeartbeatMonitor(
+            "RabbitMQ has been silent for almost two heartbeat intervals"
+        )
+        self._transport.abort()
+
+    def _accept_close_ok(self, frame: pamqp.commands.Connection.CloseOk) -> None:
+        self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_lost = True
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
+        reason: Exception | None
+        if self._crash_exc is not None:
+            reason = self._crash_exc
+        elif self._close_frame is not None:
+            reason = carehare.ConnectionClosedByServer(
+                self._close_frame.reply_code or 0, self._close_frame.reply_text
+            )
+        elif self._closing:
+            reason = None  # we said goodbye
+        else:
+            reason = exc or carehare.ConnectionClosed("RabbitMQ ended the connection")
+
+        channels, self._channels = self._channels, {}
+        self._closing_channels.clear()
+        for amqp_channel in channels.values():
+            amqp_channel.accept_connection_closed(
+                carehare.ConnectionClosed(str(reason or "The connection was closed"))
+            )
+        if not self.open.done():
+            fail(self.open, reason or carehare.ConnectionClosed("The connection was given up"))
+        if reason is None:
+            resolve(self.closed, None)
+        else:
+            fail(self.closed, reason)
+        resolve(self.ended, reason)
+
+    def abort(self) -> None:
+        """Close the socket at once, without a word to the broker."""
+        self._closing = True
+        self._transport.abort()
+
+    # AMQP channels
+
+    def _refuse_if_ended(self) -> None:
+        if self._is_lost or self._is_ending or self._closing:
+            raise carehare.ConnectionClosed("The connection is closed")
+
+    def add_channel(self, make: Callable[[int], _OwnChannel]) -> _OwnChannel:
+        """Make one of the layer's own AMQP channels by ``make(amqp_channel_id)``."""
+        self._refuse_if_ended()
+        amqp_channel_id = self._channel_id_store.acquire()
+        amqp_channel = make(amqp_channel_id)
+        self._channels[amqp_channel_id] = amqp_channel
+        return amqp_channel
+
+    def rpc(
+        self, frame: Any, ignored_frame_types: frozenset[type] = frozenset()
+    ) -> asyncio.Future[None]:
+        """As carehare's; waits for a free AMQP channel, and fails once the connection is closed."""
+        rpc = Rpc(frame, ignored_frame_types)
+        try:
+            self._refuse_if_ended()
+        except carehare.ConnectionClosed as err:
+            fail(rpc.done, err)
+            return rpc.done
+
+        def start(amqp_channel_id: int) -> None:
+            self._channels[amqp_channel_id] = rpc
+            self._closing_channels[amqp_channel_id] = None
+            rpc.start(QuietFrameWriter(self._transport, amqp_channel_id))
+
+        self._channel_id_store.acquire_later(start)
+        return rpc.done
+
+    def acking_consumer(
+        self, queue_name: str, *, prefetch_size: int, prefetch_count: int
+    ) -> AckingConsumer:
+        """As carehare's; raises ConnectionClosed once the connection is closed."""
+        self._refuse_if_ended()
+        amqp_channel_id = self._channel_id_store.acquire()
+
+        def on_closing() -> None:
+            self._closing_channels[amqp_channel_id] = None
+
+        consumer = AckingConsumer(
+            QuietFrameWriter(self._transport, amqp_channel_id, on_closing=on_closing),
+            queue_name=queue_name,
+            prefetch_size=prefetch_size,
+            prefetch_count=prefetch_count,
+        )
+        self._channels[amqp_channel_id] = consumer
+        return consumer
+
+    def _get_exchange_channel(self, exchange_name: str) -> ConfirmingExchange:
+        amqp_channel = self._exchange_channels.get(exchange_name)
+        if amqp_channel is None:
+            self._refuse_if_ended()
+            amqp_channel_id = self._channel_id_store.acquire()
+            amqp_channel = ConfirmingExchange(
+                exchange_name,
+                frame_writer=QuietFrameWriter(self._transport, amqp_channel_id),
+                frame_max=self.frame_max,
+            )
+            self._channels[amqp_channel_id] = amqp_channel
+            self._exchange_channels[exchange_name] = amqp_channel
+        return amqp_channel
+
+
+def _least(ours: int, theirs: int) -> int:
+    """Return the smaller of two limits, where 0 stands for none."""
+    return min(ours, theirs) if ours and theirs else ours or theirs
