@@ -1,0 +1,122 @@
+"""Sending to one channel, through its process's queue, and what to do when there is none.
+
+A direct send is *mandatory*: the broker returns it if no queue is bound to its key, and then
+another try can't duplicate it. Most often the receiving process is reconnecting and back in a
+moment, so the message is tried again for a while. Meanwhile later sends to the same process wait
+behind it (a *lane*), which keeps their order. A process that stayed away is remembered for a
+minute: messages to it get one try and are dropped, until one gets through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from ._amqp.amqp_channels import Outcome
+from ._publisher import Publisher
+
+# Seconds for which a returned message is tried again; for the first seconds after a reconnect of
+# our own it is as long as the call may take, because the receiver has probably lost its connection
+# too and may be at the longest delay of its back-off.
+RETRY_TIMEOUT = 2.0
+RECONNECT_GRACE = 10.0
+# Seconds between two tries: the first delay, and the longest.
+_FIRST_PAUSE = 0.02
+_LONGEST_PAUSE = 0.25
+# Seconds for which an id is remembered as unreachable.
+UNREACHABLE_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where messages for the channels of one process go."""
+
+    exchange: str
+    routing_key: str
+
+
+class _Lane:
+    """Sends to one address while a returned message is being tried again."""
+
+    __slots__ = ("lock", "users")
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()  # first come, first served
+        self.users = 0
+
+
+class DirectSender:
+    """Sends bodies to addresses by a ``Publisher``."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._lanes: dict[Address, _Lane] = {}
+        self._unreachable: dict[Address, float] = {}  # until when, in loop time
+
+    async def send(self, address: Address, body: bytes, deadline: float) -> Outcome:
+        """Send; RETURNED means that nobody was there, after all tries.
+
+        ``deadline`` and errors are those of ``Publisher.publish``. With one sender that awaits each
+        call, messages to one address arrive in order.
+        """
+        if address not in self._lanes:
+            outcome = await self._try(address, body, deadline)
+            if outcome is not Outcome.RETURNED or self._is_unreachable(address):
+                return outcome
+        lane = self._lanes.get(address)
+        if lane is None:
+            lane = self._lanes[address] = _Lane()
+        lane.users += 1
+        try:
+            async with lane.lock:
+                return await self._try_again(address, body, deadline)
+        finally:
+            lane.users -= 1
+            if not lane.users:
+                del self._lanes[address]
+
+    async def _try(self, address: Address, body: bytes, deadline: float) -> Outcome:
+        outcome = await self._publisher.publish(
+            body,
+            exchange=address.exchange,
+            routing_key=address.routing_key,
+            mandatory=True,
+            deadline=deadline,
+        )
+        if outcome in (Outcome.CONFIRMED, Outcome.REFUSED):
+            self._unreachable.pop(address, None)
+        return outcome
+
+    async def _try_again(self, address: Address, body: bytes, deadline: float) -> Outcome:
+        loop = asyncio.get_running_loop()
+        retry_deadline = min(deadline, loop.time() + RETRY_TIMEOUT)
+        pause = _FIRST_PAUSE
+        if loop.time() >= deadline:
+            return Outcome.RETURNED  # all its time went by in the lane
+        while True:
+            outcome = await self._try(address, body, deadline)
+            if outcome is not Outcome.RETURNED or self._is_unreachable(address):
+                return outcome
+            now = loop.time()
+            if now < self._publisher.connected_at + RECONNECT_GRACE:
+                retry_deadline = deadline
+            if now + pause > retry_deadline:
+                self._remember_unreachable(address, now)
+                return outcome
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _is_unreachable(self, address: Address) -> bool:
+        until = self._unreachable.get(address)
+        if until is None:
+            return False
+        return asyncio.get_running_loop().time() < until
+
+    def _remember_unreachable(self, address: Address, now: float) -> None:
+        # Oldest first, so what is over is at the front.
+        for old, until in list(self._unreachable.items()):
+            if until > now:
+                break
+            del self._unreachable[old]
+        self._unreachable.pop(address, None)
+        self._unreachable[address] = now + UNREACHABLE_TIMEOUT

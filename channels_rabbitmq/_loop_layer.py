@@ -1,0 +1,313 @@
+"""``LoopLayer``: the channel layer of one event loop, made of the parts that do the work.
+
+::
+
+    send, group_send --> codec --> Publisher ~~~> RabbitMQ
+
+    RabbitMQ ~~~> Subscriber --> codec --> router --> receive
+                      ^                      ^
+                   bindings <----------- members <--- group_add, group_discard
+
+Its channels' names begin with its id, by which other processes' messages find it. They are valid
+as long as it lives, whatever becomes of its connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from channels.exceptions import ChannelFull
+
+from ._amqp.amqp_channels import Outcome
+from ._amqp.connection import Connection
+from ._bindings import Bindings
+from ._codec import MalformedBody, MessageCodec
+from ._direct_sender import Address, DirectSender
+from ._members import Members
+from ._probe import Probe
+from ._publisher import Publisher
+from ._reporter import Reporter
+from ._router import Router
+from ._settings import Settings
+from ._statistics import Counters
+from ._subscriber import Subscriber, direct_routing_key
+from ._supervisor import Supervisor
+from .exceptions import BrokerUnavailable
+
+logger = logging.getLogger(__name__)
+
+_ID_PREFIX = "crq."
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
+_ID_LENGTH = 16
+_RANDOM_LENGTH = 12
+_LONGEST_NAME = 99
+
+
+def _random_text(length: int) -> str:
+    # Not from `random`, which users seed: two processes would get the same names.
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+class UserConnection:
+    """The connection behind ``carehare_connection``: for the user's own queues, nothing set up."""
+
+    name = "carehare_connection"
+
+    def __init__(self, settings: Settings, *, connection_name: str) -> None:
+        self.supervisor = Supervisor(self, settings, connection_name=connection_name)
+
+    async def set_up(self, connection: Connection) -> None:
+        pass
+
+    def ready(self) -> None:
+        pass
+
+    def lost(self, reason: str) -> None:
+        pass
+
+
+class LoopLayer:
+    """Everything of a layer that belongs to the running event loop, on which it must be made.
+
+    Nothing connects before it is needed: sending opens the Publisher's connection, ``new_channel``,
+    ``receive`` and ``group_add`` the Subscriber's. No call but ``receive`` waits longer than
+    ``operation_timeout`` for the broker. Cancelling a call harms no other.
+    """
+
+    def __init__(self, settings: Settings, capacity_of: Callable[[str], int]) -> None:
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self.id = _ID_PREFIX + _random_text(_ID_LENGTH)
+        self._prefix = self.id + "!"  # of the names of its channels
+        self.counters = Counters()
+        self._reporter = Reporter(logger, self.id)
+        self._codec = MessageCodec(
+            max_message_size=settings.max_message_size,
+            symmetric_encryption_keys=settings.symmetric_encryption_keys,
+        )
+        self._members = Members()
+        self._router = Router(
+            members=self._members,
+            local_capacity=settings.local_capacity,
+            local_expiry=settings.local_expiry,
+            capacity_of=capacity_of,
+            counters=self.counters,
+            report=self._reporter.report,
+            clock=self._loop.time,
+        )
+        self._tick_timer: asyncio.TimerHandle | None = None
+        self._bindings = Bindings(clock=self._loop.time)
+        self._subscriber = Subscriber(
+            self.id,
+            settings,
+            self._bindings,
+            connection_name=self._connection_name(Subscriber.name),
+            on_delivery=self._accept_delivery,
+            on_lost=self._router.connection_lost,
+        )
+        self._publisher = Publisher(
+            settings,
+            self.counters,
+            connection_name=self._connection_name(Publisher.name),
+            report=self._reporter.report,
+            on_no_exchange=self._accept_no_exchange,
+        )
+        self._direct_sender = DirectSender(self._publisher)
+        self._user_connection = UserConnection(
+            settings, connection_name=self._connection_name(UserConnection.name)
+        )
+        self._probe = Probe(
+            self._subscriber.supervisor,
+            send=self._send_probe,
+            is_full=lambda: self._router.in_use >= settings.local_capacity,
+        )
+        self._probe_task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<LoopLayer {self.id}: {self._router!r} {self._bindings!r}>"
+
+    def _connection_name(self, role: str) -> str:
+        return f"channels_rabbitmq {role} {self.id} ({socket.gethostname()}, pid {os.getpid()})"
+
+    def _deadline(self) -> float:
+        return self._loop.time() + self._settings.operation_timeout
+
+    # Sending
+
+    async def send(self, channel: str, message: dict[str, Any]) -> None:
+        """Send to one channel, of this or any other process."""
+        body = self._codec.encode_for_channel(channel, message)
+        deadline = self._deadline()
+        if channel.startswith(self._prefix):
+            # The message could only come back as long as our own queue isn't there.
+            self._start_subscriber()
+            await self._subscriber.supervisor.wait_ready(deadline)
+        outcome = await self._direct_sender.send(self._address(channel), body, deadline)
+        if outcome is Outcome.REFUSED:
+            self.counters.refused += 1
+            raise ChannelFull(f"The queue of the process that serves {channel} is full")
+        if outcome is Outcome.BLOCKED:
+            raise ChannelFull("RabbitMQ takes no messages: it is low on memory or disk space")
+        if outcome is Outcome.RETURNED:
+            self.counters.unreachable += 1
+            self._reporter.report("unreachable", channel)
+
+    def _address(self, channel: str) -> Address:
+        id_ = channel.partition("!")[0]
+        if id_.startswith("channels_"):
+            # channels_rabbitmq 4.x: its queue has the name of its id, on the default exchange.
+            return Address("", id_)
+        return Address(self._settings.groups_exchange, direct_routing_key(id_))
+
+    async def group_send(self, group: str, message: dict[str, Any]) -> None:
+        """Send to all channels of a group, in all processes."""
+        body = self._codec.encode_for_group(group, message)
+        deadline = self._deadline()
+        if self._members.has_members(group) and not self._bindings.is_bound(group):
+            # After a reconnect. The other half of the time is for the other processes' sake.
+            try:
+                await self._subscriber.wait_bound(
+                    group, deadline - self._settings.operation_timeout / 2
+                )
+            except BrokerUnavailable as err:
+                logger.debug("group_send(%r) without members of this process: %s", group, err)
+        outcome = await self._publisher.publish(
+            body,
+            exchange=self._settings.groups_exchange,
+            routing_key=group,
+            mandatory=False,
+            deadline=deadline,
+        )
+        if outcome is Outcome.REFUSED:
+            self.counters.refused_by_a_queue += 1
+            self._reporter.report("refused by a queue", group)
+        elif outcome is Outcome.BLOCKED:
+            self._reporter.report("blocked", group)
+
+    # Groups
+
+    async def group_add(self, group: str, channel: str) -> None:
+        """Make a channel of this event loop a member; returns when the broker has confirmed."""
+        self._require_own(channel)
+        self._start_subscriber()
+        membership = self._members.join(group, channel)
+        is_bound = False
+        try:
+            self._subscriber.want(group)
+            await self._subscriber.wait_bound(group, self._deadline())
+            is_bound = True
+        finally:
+            if self._members.settle(membership, is_bound):
+                self._subscriber.release(group)
+
+    def group_discard(self, group: str, channel: str) -> None:
+        """Stop delivering a group to a channel of this event loop."""
+        self._require_own(channel)
+        if self._members.leave(group, channel):
+            self._subscriber.release(group)
+
+    # Receiving
+
+    def new_channel(self, prefix: str) -> str:
+        """Return a name that nobody had before."""
+        self._start_subscriber()
+        room = _LONGEST_NAME - len(self._prefix) - _RANDOM_LENGTH
+        return f"{self._prefix}{prefix[:room]}{_random_text(_RANDOM_LENGTH)}"
+
+    async def receive(self, channel: str) -> dict[str, Any]:
+        """Return the next message of a channel of this event loop, or change nothing."""
+        self._require_own(channel)
+        self._start_subscriber()
+        return await self._router.receive(channel)
+
+    def _require_own(self, channel: str) -> None:
+        if not channel.startswith(self._prefix):
+            raise ValueError(
+                f"The channel {channel} belongs to another process or event loop: only the one "
+                "that made it by new_channel() can receive from it, or add it to groups"
+            )
+
+    def _start_subscriber(self) -> None:
+        if self._probe_task is None:
+            self._subscriber.supervisor.start()
+            self._probe_task = self._loop.create_task(
+                self._probe.run(), name="channels_rabbitmq probe"
+            )
+
+    def _accept_delivery(self, body: bytes, ack: Callable[[], None]) -> None:
+        self.counters.delivered += 1
+        self._probe.heard()
+        try:
+            envelope = self._codec.decode(body)
+        except MalformedBody as err:
+            self.counters.malformed += 1
+            self._reporter.report("malformed", str(err))
+            ack()
+            return
+        channel = envelope.channel
+        if channel is not None:
+            if channel == self._prefix:  # our own probe
+                ack()
+                return
+            if not channel.startswith(self._prefix):
+                self.counters.unwanted += 1
+                self._reporter.report("foreign", channel)
+                ack()
+                return
+        self._router.deliver(envelope, ack)
+        if self._tick_timer is None:
+            self._schedule_tick(self._router.next_tick_at())
+
+    def _schedule_tick(self, at: float | None) -> None:
+        self._tick_timer = None if at is None else self._loop.call_at(at, self._tick)
+
+    def _tick(self) -> None:
+        self._schedule_tick(self._router.tick())
+        if self._router.in_use >= self._settings.local_capacity:
+            for channel, messages in self._router.fullest_channels():
+                self._reporter.report("back-pressure", channel, messages)
+
+    async def _send_probe(self) -> Outcome:
+        return await self._publisher.publish(
+            self._codec.encode_for_channel(self._prefix, {}),
+            exchange=self._settings.groups_exchange,
+            routing_key=direct_routing_key(self.id),
+            mandatory=True,
+            deadline=self._deadline(),
+        )
+
+    def _accept_no_exchange(self) -> None:
+        self._subscriber.supervisor.give_up_connection("the groups exchange was deleted")
+
+    # The user's connection, and the end
+
+    async def user_connection(self) -> Connection:
+        """Return an open connection for the user's own purposes."""
+        return await self._user_connection.supervisor.wait_ready(self._deadline())
+
+    async def close(self) -> None:
+        """End everything: see ``RabbitmqChannelLayer.close``."""
+        self._router.close()
+        if self._tick_timer is not None:
+            self._tick_timer.cancel()
+            self._tick_timer = None
+        self._reporter.close()
+        # All are told before anything is waited for: so a cancelled close() still ends all.
+        supervisors = [
+            self._subscriber.supervisor,
+            self._publisher.supervisor,
+            self._user_connection.supervisor,
+        ]
+        for supervisor in supervisors:
+            supervisor.stop()
+        if self._probe_task is not None:
+            self._probe_task.cancel()
+            await asyncio.wait([self._probe_task])
+        for supervisor in supervisors:
+            await supervisor.wait_stopped()

@@ -1,0 +1,24 @@
+"""Which names of channels and groups are allowed (channel layer specification, "Channels")."""
+
+from __future__ import annotations
+
+import re
+
+# The specification allows ASCII only; Channels' own expressions also let other digits pass, and a
+# line feed at the end.
+_CHANNEL = re.compile(r"[a-zA-Z0-9._-]+(?:![a-zA-Z0-9._-]*)?")
+_GROUP = re.compile(r"[a-zA-Z0-9._-]+")
+_LONGEST = 99  # as in BaseChannelLayer: "length < 100"
+_RULE = "it must be a str of at most 99 ASCII letters, digits, hyphens, underscores and periods"
+
+
+def require_channel_name(name: object) -> None:
+    """Raise TypeError unless ``name`` may be a channel's."""
+    if not (isinstance(name, str) and len(name) <= _LONGEST and _CHANNEL.fullmatch(name)):
+        raise TypeError(f"Invalid channel name {name!r}: {_RULE}, with at most one '!' among them")
+
+
+def require_group_name(name: object) -> None:
+    """Raise TypeError unless ``name`` may be a group's."""
+    if not (isinstance(name, str) and len(name) <= _LONGEST and _GROUP.fullmatch(name)):
+        raise TypeError(f"Invalid group name {name!r}: {_RULE}")

@@ -1,0 +1,146 @@
+"""``Publisher``: a connection that publishes with confirms, and nothing else.
+
+Nothing else, so that acks, binds and deliveries, on the Subscriber's connection, go on when the
+broker stops reading from publishers (a memory or disk alarm, flow control).
+
+The broker tells a connection that it blocks publishers only after that connection has published,
+1 to 2 ms later. So the set-up ends with a probe that no queue takes: either its confirm comes, and
+the way is free, or ``connection.blocked``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import carehare
+import pamqp.commands
+
+from ._amqp.amqp_channels import Outcome, PublisherChannel
+from ._amqp.connection import Connection
+from ._settings import Settings
+from ._statistics import Counters
+from ._supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
+
+# No group's name and no channel's id holds or begins with "!", so nothing is bound to this key.
+_PROBE_KEY = "!probe"
+
+_NOT_FOUND = 404  # AMQP 0-9-1, section 1.2
+
+
+class Publisher:
+    """Publishes on one connection, in the order of the calls.
+
+    ``on_no_exchange()`` is called when the groups exchange turns out to be gone: somebody deleted
+    it, and with it everybody's bindings. (The reconnect declares it again.)
+    """
+
+    name = "publisher"
+
+    def __init__(
+        self,
+        settings: Settings,
+        counters: Counters,
+        *,
+        connection_name: str,
+        report: Callable[[str, str, int], None],
+        on_no_exchange: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._counters = counters
+        self._report = report
+        self._on_no_exchange = on_no_exchange
+        self._amqp_channel: PublisherChannel | None = None  # while connected
+        self._is_blocked = False
+        self._blocked_at_set_up: asyncio.Future[None] | None = None
+        self._end_exc: Exception | None = None  # why the AMQP channel has ended
+        self.supervisor = Supervisor(self, settings, connection_name=connection_name)
+        self.connected_at = float("-inf")  # loop time
+
+    # Role
+
+    async def set_up(self, connection: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        self._is_blocked = False
+        self._end_exc = None
+        blocked = self._blocked_at_set_up = loop.create_future()
+        connection.on_blocked = self._accept_blocked
+        amqp_channel = connection.open_publisher(on_end=self._accept_end)
+        await amqp_channel.call(
+            pamqp.commands.Exchange.Declare(
+                exchange=self._settings.groups_exchange, exchange_type="direct"
+            )
+        )
+        probe = amqp_channel.publish(
+            b"",
+            exchange=self._settings.groups_exchange,
+            routing_key=_PROBE_KEY,
+            mandatory=False,
+            deadline=loop.time() + self._settings.operation_timeout,
+        )
+        await asyncio.wait([probe, blocked], return_when=asyncio.FIRST_COMPLETED)
+        if probe.done() and probe.result() is not Outcome.CONFIRMED:
+            raise self._end_exc or carehare.ConnectionClosed("RabbitMQ took no message in time")
+        self._amqp_channel = amqp_channel
+
+    def ready(self) -> None:
+        self.connected_at = asyncio.get_running_loop().time()
+
+    def lost(self, reason: str) -> None:
+        self._amqp_channel = None
+
+    def _accept_blocked(self, reason: str | None) -> None:
+        self._is_blocked = reason is not None
+        if self._is_blocked:
+            logger.warning("publisher: RabbitMQ blocks publishers: %s", reason)
+            if self._blocked_at_set_up is not None and not self._blocked_at_set_up.done():
+                self._blocked_at_set_up.set_result(None)
+        else:
+            logger.info("publisher: RabbitMQ takes messages again")
+
+    def _accept_end(self, exc: Exception) -> None:
+        self._end_exc = exc
+        if self._amqp_channel is None:
+            return  # still in set_up(), which raises it
+        self.supervisor.give_up_connection(str(exc))
+        if isinstance(exc, carehare.ChannelClosedByServer) and exc.reply_code == _NOT_FOUND:
+            self._on_no_exchange()
+
+    # Publishing
+
+    async def publish(
+        self, body: bytes, *, exchange: str, routing_key: str, mandatory: bool, deadline: float
+    ) -> Outcome:
+        """Publish one message and return what became of it.
+
+        Waits for a connection and for the confirm until ``deadline`` (loop time). Raises
+        BrokerUnavailable if there was no connection by then: nothing was written. Cancelling it
+        while it waits for the confirm takes nothing back.
+        """
+        amqp_channel = self._amqp_channel
+        while amqp_channel is None:
+            await self.supervisor.wait_ready(deadline)
+            amqp_channel = self._amqp_channel
+        if self._is_blocked:
+            self._counters.blocked += 1
+            return Outcome.BLOCKED
+        counters = self._counters
+        counters.published += 1
+        outcome = await amqp_channel.publish(
+            body,
+            exchange=exchange,
+            routing_key=routing_key,
+            mandatory=mandatory,
+            deadline=deadline,
+        )
+        if outcome is Outcome.CONFIRMED:
+            counters.confirmed += 1
+        elif outcome is Outcome.UNKNOWN:
+            counters.unknown += 1
+            self._report("unknown", routing_key, 1)
+        elif outcome is Outcome.RETURNED:
+            counters.returned += 1
+        return outcome

@@ -1,0 +1,71 @@
+"""Log lines about what may happen a thousand times a second."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+
+# Seconds between two lines about the same, and before the first: one incident, one line.
+INTERVAL = 5.0
+_FIRST_INTERVAL = 0.1
+# How many names a line shows.
+_SHOWN = 5
+
+_SENTENCES = {
+    "back-pressure": "%d times all of local_capacity was in use: receivers are slower than senders",
+    "blocked": "%d group messages dropped: RabbitMQ blocks publishers",
+    "expired": "%d messages dropped: no receive() took them within local_expiry",
+    "foreign": "%d messages dropped: for channels of another process",
+    "malformed": "%d messages dropped: not in this layer's format",
+    "overflowed": "%d messages dropped: channels that nobody reads hold more than their capacity",
+    "refused by a queue": "%d group messages refused by at least one full queue; others got them",
+    "unknown": "%d messages written but not confirmed: they may or may not arrive",
+    "unreachable": "%d messages dropped: the process of their channel is gone",
+}
+
+
+class Reporter:
+    """Warns of events in a moment, and of more of the same in one line every few seconds.
+
+    Serves one event loop.
+    """
+
+    def __init__(self, logger: logging.Logger, owner: str) -> None:
+        self._logger = logger
+        self._owner = owner
+        self._counts: dict[str, Counter[str]] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def report(self, reason: str, name: str, times: int = 1) -> None:
+        """Note an event about the channel or group ``name``."""
+        self._counts.setdefault(reason, Counter())[name] += times
+        if reason not in self._timers:
+            self._schedule(reason, _FIRST_INTERVAL)
+
+    def _schedule(self, reason: str, delay: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._timers[reason] = loop.call_later(delay, self._flush, reason)
+
+    def _flush(self, reason: str) -> None:
+        self._timers.pop(reason, None)
+        counts = self._counts.pop(reason, None)
+        if counts is None:
+            return  # quiet again
+        self._log(reason, counts)
+        self._schedule(reason, INTERVAL)
+
+    def _log(self, reason: str, counts: Counter[str]) -> None:
+        worst = ", ".join(f"{name} ({n})" for name, n in counts.most_common(_SHOWN))
+        more = f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else ""
+        text = _SENTENCES[reason] % sum(counts.values())
+        self._logger.warning("%s: %s: %s%s", self._owner, text, worst, more)
+
+    def close(self) -> None:
+        """Log what is left and stop the timers."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        for reason, counts in self._counts.items():
+            self._log(reason, counts)
+        self._counts.clear()

@@ -1,0 +1,248 @@
+"""Keep one connection open for ever.
+
+*For each delay of the back-off: connect, set up, serve until lost.* What the connection is for is
+its ``Role``'s business; the supervisor knows when there is one. Its task ends only by ``stop()``
+or by being cancelled (``asyncio.run`` does that at its end): any ``Exception`` is logged in one
+line and answered by another attempt; ``CancelledError`` closes the connection and ends the task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import random
+import ssl
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import carehare
+
+from ._amqp.connection import Connection
+from ._amqp.url import BrokerUrl
+from ._settings import Settings
+from ._waiting import Waiters, run_until
+from .exceptions import BrokerUnavailable
+
+logger = logging.getLogger(__name__)
+
+# Seconds: the first delay after a loss, and the longest.
+_FIRST_DELAY = 0.1
+_LONGEST_DELAY = 10.0
+# Seconds for which the same reason for not connecting isn't logged as a warning again.
+_REMINDER_INTERVAL = 60.0
+
+_CONNECTION_TROUBLE = (
+    OSError,  # ssl.SSLError and TimeoutError among them
+    asyncio.TimeoutError,  # until Python 3.10 not a TimeoutError
+    carehare.BadBytesFromServer,
+    carehare.ChannelClosed,
+    carehare.ChannelClosedByServer,
+    carehare.ConnectionClosed,
+    carehare.ConnectionClosedByHeartbeatMonitor,
+    carehare.ConnectionClosedByServer,
+)
+
+
+class State(enum.Enum):
+    """Where a supervised connection is in its life."""
+
+    IDLE = "not asked for yet"
+    CONNECTING = "connecting"
+    READY = "connected"
+    WAITING = "waiting to reconnect"
+    CLOSED = "closed"
+
+
+class Role(Protocol):
+    """What a supervised connection is for."""
+
+    name: str  # in logs and in RabbitMQ's list of connections
+
+    async def set_up(self, connection: Connection) -> None:
+        """Prepare a fresh connection; an exception means another attempt."""
+
+    def ready(self) -> None:
+        """The connection is set up and whoever waited for it goes on."""
+
+    def lost(self, reason: str) -> None:
+        """The connection is gone, or its set-up failed."""
+
+
+def back_off() -> Iterator[float]:
+    """Yield delays in seconds, doubling, with jitter so that not all processes come at once."""
+    delay = _FIRST_DELAY
+    while True:
+        yield delay * random.uniform(0.5, 1.0)
+        delay = min(delay * 2, _LONGEST_DELAY)
+
+
+def describe(exc: BaseException) -> str:
+    """Return one line about an error, without secrets."""
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return f"TLS certificate refused: {exc.verify_message}"
+    text = " ".join(str(exc).split())
+    if isinstance(exc, (TimeoutError, asyncio.TimeoutError)) and not text:
+        return "timed out"
+    if isinstance(exc, _CONNECTION_TROUBLE) and text:
+        return text
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
+
+
+class Supervisor:
+    """Owns the task, and the one connection that it keeps open, for a ``Role``."""
+
+    def __init__(self, role: Role, settings: Settings, *, connection_name: str) -> None:
+        self._role = role
+        self._settings = settings
+        self._connection_name = connection_name
+        self._task: asyncio.Task[None] | None = None
+        self._waiters = Waiters()
+        # Ends with a reason when the role gives the present connection up.
+        self._given_up: asyncio.Future[str] | None = None
+        self._logged: tuple[str, float] = ("", 0.0)  # the last warning, and when
+        self.connection: Connection | None = None  # while READY
+        self.state = State.IDLE
+        self.last_reason = ""  # why there is no connection, or why the last one was lost
+
+    def __repr__(self) -> str:
+        return f"<Supervisor {self._role.name}: {self.state.value}>"
+
+    def start(self) -> None:
+        """Connect, if nobody asked for it before. Must be called on the loop that it serves."""
+        if self._task is None and self.state is not State.CLOSED:
+            self._set_state(State.CONNECTING)
+            self._task = asyncio.get_running_loop().create_task(
+                self._run(), name=f"channels_rabbitmq {self._role.name}"
+            )
+
+    async def wait_ready(self, deadline: float) -> Connection:
+        """Return the connection once it is set up.
+
+        Raises BrokerUnavailable with the last reason if that isn't so by ``deadline`` (loop time).
+        """
+        self.start()
+        while self.connection is None:
+            if self.state is State.CLOSED:
+                raise BrokerUnavailable("The channel layer is closed")
+            if not await self._waiters.wait(deadline):
+                raise BrokerUnavailable(
+                    f"No connection to RabbitMQ in time: {self.last_reason or 'still connecting'}"
+                )
+        return self.connection
+
+    def give_up_connection(self, reason: str) -> None:
+        """Close the present connection, if there is one, and reconnect."""
+        if self._given_up is not None and not self._given_up.done():
+            self._given_up.set_result(reason)
+
+    def stop(self) -> None:
+        """End the task and its connection, in a moment; whoever waits gets BrokerUnavailable."""
+        self._set_state(State.CLOSED)
+        self._waiters.wake()
+        if self._task is not None:
+            self._task.cancel()
+
+    async def wait_stopped(self) -> None:
+        """Wait until everything has ended after ``stop``: about a second at most."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def _set_state(self, state: State) -> None:
+        if state is not self.state and self.state is not State.CLOSED:
+            logger.debug("%s: %s -> %s", self._role.name, self.state.value, state.value)
+            self.state = state
+
+    async def _run(self) -> None:
+        try:
+            await self._keep_connected()
+        finally:
+            self._set_state(State.CLOSED)
+            self._waiters.wake()
+
+    async def _keep_connected(self) -> None:
+        delays = back_off()
+        while True:
+            urls = list(self._settings.urls)
+            random.shuffle(urls)
+            for url in urls:
+                if await self._connect_and_serve(url):
+                    delays = back_off()
+                    break
+            delay = next(delays)
+            self._set_state(State.WAITING)
+            logger.info("%s: reconnecting in %.1f s: %s", self._role.name, delay, self.last_reason)
+            await asyncio.sleep(delay)
+
+    async def _connect_and_serve(self, url: BrokerUrl) -> bool:
+        """Make one attempt; return True, when the connection is lost, if there was one."""
+        self._set_state(State.CONNECTING)
+        connection = Connection(
+            url, ssl_context=self._settings.ssl_context, connection_name=self._connection_name
+        )
+        loop = asyncio.get_running_loop()
+        self._given_up = loop.create_future()
+        timeout = url.connection_timeout or self._settings.connect_timeout
+        was_ready = False
+        try:
+            await run_until(loop.time() + timeout, self._connect(connection))
+            was_ready = True
+            self.connection = connection
+            self._set_state(State.READY)
+            logger.info("%s: connected to %s", self._role.name, url)
+            self._role.ready()
+            self._waiters.wake()
+            self.last_reason = await self._serve(connection, self._given_up)
+        except asyncio.CancelledError:
+            self.last_reason = "closed on this side"
+            self._set_state(State.CLOSED)
+            raise
+        except (TimeoutError, asyncio.TimeoutError):
+            self.last_reason = f"no answer from {url} within {timeout:g} s"
+        except _CONNECTION_TROUBLE as err:
+            self.last_reason = describe(err)
+        except Exception as err:
+            # Not expected, so with its traceback; and survived all the same.
+            self.last_reason = describe(err)
+            logger.exception("%s: unexpected error", self._role.name)
+        finally:
+            self.connection = None
+            self._given_up = None
+            self._role.lost(self.last_reason)
+            if self.state is not State.CLOSED:
+                self._log_loss(url, was_ready)
+            await connection.close()
+        return was_ready
+
+    async def _serve(self, connection: Connection, given_up: asyncio.Future[str]) -> str:
+        """Wait until the connection is lost or given up; return why."""
+        futures: list[asyncio.Future[Any]] = [connection.ended, given_up]
+        await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+        if given_up.done():
+            return given_up.result()
+        exc = connection.ended.result()
+        return "closed on this side" if exc is None else describe(exc)
+
+    async def _connect(self, connection: Connection) -> None:
+        await connection.connect()
+        try:
+            await self._role.set_up(connection)
+        except Exception:
+            # If the connection has ended, its own reason says more than "connection closed".
+            if connection.ended.done() and (exc := connection.ended.result()) is not None:
+                raise exc from None
+            raise
+
+    def _log_loss(self, url: BrokerUrl, was_ready: bool) -> None:
+        """Warn of a loss; of an attempt that failed only when there is news, or now and then."""
+        if was_ready:
+            logger.warning(
+                "%s: lost the connection to %s: %s", self._role.name, url, self.last_reason
+            )
+            return
+        reason, logged_at = self._logged
+        now = time.monotonic()
+        if reason != self.last_reason or now - logged_at > _REMINDER_INTERVAL:
+            self._logged = (self.last_reason, now)
+            logger.warning("%s: cannot connect to %s: %s", self._role.name, url, self.last_reason)

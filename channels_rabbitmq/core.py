@@ -1,0 +1,177 @@
+"""``RabbitmqChannelLayer``: what a Django project names in ``CHANNEL_LAYERS``."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable
+from typing import Any
+
+import carehare
+from channels.exceptions import ChannelFull, InvalidChannelLayerError, MessageTooLarge
+from channels.layers import BaseChannelLayer
+
+from ._loop_layer import LoopLayer
+from ._names import require_channel_name, require_group_name
+from ._settings import Settings
+
+
+class RabbitmqChannelLayer(BaseChannelLayer):
+    """A channel layer on RabbitMQ. Its options are those of the README.
+
+    May be made anywhere: at import time, in a thread, without an event loop; nothing connects
+    until a call needs it. Each event loop that uses the layer has connections, and channels, of its
+    own. All coroutines may be cancelled at any time, and none but ``receive`` waits longer than
+    ``operation_timeout`` (seconds).
+
+    Raises ``InvalidChannelLayerError`` for an option that doesn't exist or has a bad value.
+
+    A message is a ``dict`` with ``str`` keys all the way down, and values of ``bytes``, ``str``,
+    ``int`` (signed, 64 bits), ``float``, ``list``, ``tuple`` (arrives as a ``list``), ``dict``,
+    ``bool`` and ``None``. Anything else is a ``TypeError`` for the sender. A name that the
+    specification doesn't allow is a ``TypeError`` too.
+    """
+
+    extensions = ["groups"]  # noqa: RUF012 - the specification asks for a list
+
+    # The specification wants both as attributes of the layer.
+    ChannelFull = ChannelFull
+    MessageTooLarge = MessageTooLarge
+
+    def __init__(self, **config: Any) -> None:
+        try:
+            self._settings = Settings.from_config(config)
+        except ValueError as err:
+            raise InvalidChannelLayerError(f"{type(self).__name__}: {err}") from None
+        super().__init__(  # type: ignore[no-untyped-call]  # Channels has few types
+            expiry=self._settings.expiry,
+            capacity=self._settings.capacity,
+            channel_capacity=self._settings.channel_capacity,
+        )
+        # As the base class's get_capacity() wants it.
+        self.channel_capacity = self.compile_capacities(  # type: ignore[no-untyped-call]  # as above
+            self.channel_capacity
+        )
+        self._loop_layers: dict[asyncio.AbstractEventLoop, LoopLayer] = {}
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        hosts = ", ".join(map(str, self._settings.urls))
+        return f"<{type(self).__name__}: {hosts}>"
+
+    def _loop_layer(self) -> LoopLayer:
+        """Return the part of this layer that belongs to the running event loop."""
+        loop = asyncio.get_running_loop()
+        loop_layer = self._loop_layers.get(loop)
+        if loop_layer is None:
+            with self._lock:
+                # Those of loops that have ended go now: async_to_sync makes a loop for each call.
+                for other in [other for other in self._loop_layers if other.is_closed()]:
+                    del self._loop_layers[other]
+                loop_layer = self._loop_layers[loop] = LoopLayer(self._settings, self.get_capacity)
+        return loop_layer
+
+    async def send(self, channel: str, message: dict[str, Any]) -> None:
+        """Send a message to one channel: at most once, in the order of one sender's calls.
+
+        Returns when the broker has confirmed that it has the message. Also returns, with a
+        warning in the log, when the outcome is unknown (the connection was lost meanwhile) and when
+        the process of the channel is gone.
+
+        Raises ``ChannelFull`` if the queue of the channel's process is full or the broker takes no
+        messages now, ``MessageTooLarge``, and ``BrokerUnavailable`` if there is no connection
+        within ``operation_timeout``. Cancelling it may or may not take the message back.
+        """
+        require_channel_name(channel)
+        _require_specific(channel)
+        await self._loop_layer().send(channel, message)
+
+    async def receive(self, channel: str) -> dict[str, Any]:
+        """Wait for the next message of a channel which ``new_channel`` made on this event loop.
+
+        The message is the receiver's own copy. A channel's messages come in the order in which
+        they arrived; of several calls that wait for one channel each gets another message.
+        Cancelling loses nothing: either a message is returned, or it is still there.
+
+        Raises ``StopConsumer`` once the layer is closed, and ``ValueError`` for a channel of
+        another process. A lost connection is no error: it waits for the next one.
+        """
+        require_channel_name(channel)
+        _require_specific(channel)
+        return await self._loop_layer().receive(channel)
+
+    async def new_channel(self, prefix: str = "specific.") -> str:
+        """Return the name of a new channel, that this event loop receives from.
+
+        Doesn't wait for the broker. Nothing needs to be undone when the channel isn't used any
+        more.
+        """
+        require_channel_name(prefix)
+        if "!" in prefix:
+            raise TypeError(f"The prefix {prefix!r} holds a '!'")
+        return self._loop_layer().new_channel(prefix)
+
+    async def group_add(self, group: str, channel: str) -> None:
+        """Add a channel of this event loop to a group; no error if it is a member.
+
+        When it returns, each ``group_send`` that any process calls from then on reaches it. Raises
+        ``BrokerUnavailable`` if the broker doesn't confirm within ``operation_timeout``, and
+        ``ValueError`` for a channel of another process. If it raises or is cancelled, the channel
+        is what it was before: a member or not.
+        """
+        require_group_name(group)
+        require_channel_name(channel)
+        _require_specific(channel)
+        await self._loop_layer().group_add(group, channel)
+
+    async def group_discard(self, group: str, channel: str) -> None:
+        """Take a channel out of a group; no error if it isn't in it. Doesn't wait for the broker.
+
+        When it returns, nothing more is put into the channel for this group. Raises ``ValueError``
+        for a channel of another process.
+        """
+        require_group_name(group)
+        require_channel_name(channel)
+        _require_specific(channel)
+        self._loop_layer().group_discard(group, channel)
+
+    async def group_send(self, group: str, message: dict[str, Any]) -> None:
+        """Send a message to all channels of a group, at most once each.
+
+        Returns when the broker has confirmed. Never raises ``ChannelFull``: processes whose queue
+        is full, and all while the broker takes no messages, go without, with a warning in the log.
+        Raises ``MessageTooLarge``, and ``BrokerUnavailable`` as ``send`` does.
+        """
+        require_group_name(group)
+        await self._loop_layer().group_send(group, message)
+
+    @property
+    def carehare_connection(self) -> Awaitable[carehare.Connection]:
+        """An open connection for queues of your own: ``await layer.carehare_connection``.
+
+        It is not the layer's own, so nothing you do on it disturbs the layer. It is opened at the
+        first use on an event loop, then the same each time, and a new one once that is lost;
+        don't close it. Raises ``BrokerUnavailable`` as ``send`` does.
+        """
+        return self._loop_layer().user_connection()
+
+    current_connection = carehare_connection
+
+    async def close(self) -> None:
+        """Close this event loop's connections, and with them its queue, groups and messages.
+
+        Pending and later ``receive`` calls raise ``StopConsumer``, other calls
+        ``BrokerUnavailable``. Takes about a second at most, raises nothing, may be called any
+        number of times; cancelled, it ends everything all the same, a moment later.
+        """
+        await self._loop_layer().close()
+
+
+def _require_specific(channel: str) -> None:
+    if "!" not in channel:
+        raise NotImplementedError(
+            f"{channel!r} is a normal channel (it holds no '!'), which channels_rabbitmq doesn't "
+            "have. For work queues use Celery, or a queue of your own on `await "
+            "layer.carehare_connection`; for messages to a websocket, the name that "
+            "new_channel() returned"
+        )
