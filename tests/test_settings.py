@@ -1,0 +1,373 @@
+"""Settings: every option, and errors that name it without showing secrets."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import sys
+import warnings
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+from channels.layers import BaseChannelLayer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from channels_rabbitmq._amqp.url import BrokerUrl
+from channels_rabbitmq._settings import Settings
+
+
+def test_defaults() -> None:
+    assert Settings.from_config({}) == Settings(
+        urls=(BrokerUrl.parse("amqp://guest:guest@127.0.0.1/asgi"),),
+        ssl_context=None,
+        expiry=60.0,
+        local_expiry=60.0,
+        remote_capacity=100,
+        local_capacity=100,
+        capacity=100,
+        channel_capacity={},
+        groups_exchange="groups",
+        connect_timeout=10.0,
+        operation_timeout=10.0,
+        max_message_size=16 * 1024 * 1024,
+        symmetric_encryption_keys=(),
+    )
+
+
+def test_every_option_is_taken() -> None:
+    context = ssl.create_default_context()
+    pattern = re.compile("chat.*")
+    result = Settings.from_config(
+        {
+            "host": ["amqps://a:x@one/v", "amqps://a:x@two:5/v?heartbeat=3"],
+            "ssl_context": context,
+            "expiry": 30,
+            "local_expiry": 4.5,
+            "remote_capacity": 7,
+            "local_capacity": 8,
+            "capacity": 9,
+            "channel_capacity": {"http.*": 10, pattern: 11},
+            "groups_exchange": "my-groups",
+            "connect_timeout": 0.5,
+            "operation_timeout": 3,
+            "max_message_size": 1000,
+            "symmetric_encryption_keys": ["one", b"two"],
+        }
+    )
+    assert result == Settings(
+        urls=(
+            BrokerUrl.parse("amqps://a:x@one/v"),
+            BrokerUrl.parse("amqps://a:x@two:5/v?heartbeat=3"),
+        ),
+        ssl_context=context,
+        expiry=30.0,
+        local_expiry=4.5,
+        remote_capacity=7,
+        local_capacity=8,
+        capacity=9,
+        channel_capacity={"http.*": 10, pattern: 11},
+        groups_exchange="my-groups",
+        connect_timeout=0.5,
+        operation_timeout=3.0,
+        max_message_size=1000,
+        symmetric_encryption_keys=("one", b"two"),
+    )
+
+
+def test_settings_are_frozen_and_apart_from_the_config() -> None:
+    config: dict[str, Any] = {"channel_capacity": {"a": 1}, "host": ["amqp://one"]}
+    result = Settings.from_config(config)
+    config["channel_capacity"]["b"] = 2
+    config["host"].append("amqp://two")
+    assert result.channel_capacity == {"a": 1}
+    assert len(result.urls) == 1
+    with pytest.raises(FrozenInstanceError):
+        result.capacity = 3  # type: ignore[misc]  # that it is refused is the point
+    with pytest.raises(TypeError):
+        result.channel_capacity["b"] = 2  # type: ignore[index]  # as above
+
+
+def test_channel_capacity_suits_channels() -> None:
+    """BaseChannelLayer compiles it, so its order and its two kinds of key must last."""
+    result = Settings.from_config({"channel_capacity": {"a.*": 1, re.compile("^a"): 2}})
+    layer = BaseChannelLayer(capacity=3)
+    layer.channel_capacity = layer.compile_capacities(result.channel_capacity)
+    assert [layer.get_capacity(name) for name in ("a.b", "ab", "b")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("config", "local_expiry"),
+    [
+        ({}, 60),
+        ({"expiry": 5}, 5),
+        ({"expiry": 1500}, 1500),
+        ({"expiry": 86400}, 1500),
+        ({"expiry": None}, 1500),
+        ({"expiry": 5, "local_expiry": None}, 5),
+        ({"expiry": 5, "local_expiry": 100}, 100),
+        ({"expiry": None, "local_expiry": 1500}, 1500),
+    ],
+)
+def test_local_expiry_is_expiry_up_to_1500_seconds(
+    config: dict[str, Any], local_expiry: float
+) -> None:
+    assert Settings.from_config(config).local_expiry == local_expiry
+
+
+def test_no_limits() -> None:
+    result = Settings.from_config(
+        {
+            "expiry": None,
+            "remote_capacity": None,
+            "channel_capacity": None,
+            "symmetric_encryption_keys": None,
+        }
+    )
+    assert result.expiry is None
+    assert result.remote_capacity is None
+    assert result.channel_capacity == {}
+    assert result.symmetric_encryption_keys == ()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("expiry", 0.001),
+        ("expiry", 4294967.295),
+        ("local_expiry", 0.0001),
+        ("remote_capacity", 1),
+        ("local_capacity", 1),
+        ("local_capacity", 65535),
+        ("capacity", 1),
+        ("max_message_size", 1),
+        ("connect_timeout", 0.01),
+        ("operation_timeout", 86400),
+        ("groups_exchange", 127 * "g"),
+        ("groups_exchange", "Amq. groups/ä"),
+    ],
+)
+def test_limits_are_within(option: str, value: object) -> None:
+    assert getattr(Settings.from_config({option: value}), option) == value
+
+
+NUMBERS = [
+    "expiry",
+    "local_expiry",
+    "remote_capacity",
+    "local_capacity",
+    "capacity",
+    "connect_timeout",
+    "operation_timeout",
+    "max_message_size",
+]
+
+
+@pytest.mark.parametrize("option", NUMBERS)
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (True, "not bool"),
+        ("10", "not str"),
+        ([1], "not list"),
+        (0, "not 0"),
+        (-1, "not -1"),
+        (float("nan"), "not "),
+        (float("inf"), "not "),
+        (float("-inf"), "not "),
+        pytest.param(-(10**5000), "not so large a number", id="huge"),
+    ],
+)
+def test_what_is_no_number_in_range(option: str, value: object, problem: str) -> None:
+    with pytest.raises(ValueError, match=f"^{option} must be a .*{problem}"):
+        Settings.from_config({option: value})
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "local_capacity",
+        "capacity",
+        "max_message_size",
+        "connect_timeout",
+        "operation_timeout",
+        "groups_exchange",
+    ],
+)
+def test_options_that_need_a_value(option: str) -> None:
+    with pytest.raises(ValueError, match=f"^{option} must be a .*not NoneType"):
+        Settings.from_config({option: None})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [
+        ("expiry", 0.0009, "from 0.001 up to 4294967, not 0.0009"),
+        ("expiry", 4294967.296, "not 4294967.296"),
+        pytest.param("expiry", 10**5000, "not so large a number", id="huge expiry"),
+        ("local_expiry", 1500.1, "above 0 up to 1500, not 1500.1"),
+        ("connect_timeout", 86401, "not 86401"),
+        pytest.param("operation_timeout", 10**5000, "not so large a number", id="huge timeout"),
+        ("local_capacity", 65536, "from 1 to 65535, not 65536"),
+        ("local_capacity", 10.0, "not float"),
+        ("remote_capacity", 2**31, "not 2147483648"),
+        ("capacity", 1.5, "not float"),
+        ("channel_capacity", [("a", 1)], "channel_capacity must be a dict, not list"),
+        ("channel_capacity", {"a.*": 0}, "channel_capacity['a.*'] must be a whole number"),
+        ("channel_capacity", {re.compile("b"): "1"}, "channel_capacity['b'] must be"),
+        ("channel_capacity", {1: 1}, "a key of channel_capacity must be a str"),
+        ("channel_capacity", {re.compile(b"b"): 1}, "a key of channel_capacity must be a str"),
+        ("groups_exchange", b"groups", "groups_exchange must be a str, not bytes"),
+        ("groups_exchange", "", "groups_exchange must not be empty"),
+        ("groups_exchange", "amq.direct", "groups_exchange must not start with amq."),
+        ("groups_exchange", 128 * "g", "groups_exchange must not exceed 127 bytes"),
+        ("groups_exchange", 64 * "ä", "groups_exchange must not exceed 127 bytes"),
+        ("groups_exchange", "a\nb", "groups_exchange must not hold a character"),
+        ("groups_exchange", "\udcff", "groups_exchange must not hold a character"),
+        ("symmetric_encryption_keys", "hush", "must be a list of str or bytes, not str"),
+        ("symmetric_encryption_keys", b"hush", "must be a list of str or bytes, not bytes"),
+        ("symmetric_encryption_keys", {"hush"}, "must be a list of str or bytes, not set"),
+        ("symmetric_encryption_keys", ["hush", 1], "symmetric_encryption_keys[1] must be a str"),
+        ("symmetric_encryption_keys", ["hush", ""], "symmetric_encryption_keys[1] must not be"),
+        ("symmetric_encryption_keys", ["hush\udcff"], "symmetric_encryption_keys[0] is a str with"),
+        ("host", None, "host must be a URL or a list of URLs, not NoneType"),
+        ("host", b"amqp://a:hush@b", "host must be a URL or a list of URLs, not bytes"),
+        ("host", {"amqp://a:hush@b"}, "host must be a URL or a list of URLs, not set"),
+        ("host", [], "host must be a URL or a list of URLs; the list is empty"),
+        ("host", "", "host: the URL must start with amqp://"),
+        ("host", "a:hush@b", "host: the URL must start with amqp://"),
+        ("host", "amqp://a:hu/sh@b", "host: the URL has an @"),
+        ("host", ["amqp://b", "amqp://a:hush@:1"], "host[1]: the URL names no host"),
+        ("host", ("amqp://b", ("hush", 1)), "host[1] must be a URL, a str, not tuple"),
+        ("ssl_context", True, "ssl_context must be None or an ssl.SSLContext, not bool"),
+    ],
+)
+def test_what_is_refused(option: str, value: object, problem: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(problem)) as caught:
+        Settings.from_config({option: value})
+    assert option in str(caught.value)
+    assert "hush" not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ("hosts", "unknown option 'hosts'; did you mean host?"),
+        ("local_capcity", "did you mean local_capacity?"),
+        ("symmetric_encryption_key", "did you mean symmetric_encryption_keys?"),
+        ("zzz", "unknown option 'zzz'; known are host, ssl_context, expiry,"),
+        (1, "an option's name must be a str, not int"),
+    ],
+)
+def test_an_unknown_option_names_the_nearest(option: Any, problem: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        Settings.from_config({option: "hush"})
+
+
+def test_ssl_context_needs_amqps_everywhere() -> None:
+    context = ssl.create_default_context()
+    with pytest.raises(ValueError, match="ssl_context needs amqps:// in host") as caught:
+        Settings.from_config(
+            {"host": ["amqps://a:hush@one", "amqp://a:hush@two"], "ssl_context": context}
+        )
+    assert "amqp://a@two:5672/%2F" in str(caught.value)
+    assert "hush" not in str(caught.value)
+    with pytest.raises(ValueError, match="ssl_context needs amqps:// in host"):
+        Settings.from_config({"ssl_context": context})
+
+
+@pytest.mark.parametrize("query", ["cacertfile=a", "certfile=a", "verify=verify_none"])
+def test_ssl_context_and_tls_parameters_exclude_each_other(query: str) -> None:
+    host = f"amqps://broker?{query}"
+    assert Settings.from_config({"host": host}).ssl_context is None
+    with pytest.raises(ValueError, match=r"ssl_context excludes the parameters .* in host"):
+        Settings.from_config({"host": host, "ssl_context": ssl.create_default_context()})
+
+
+def test_the_name_to_expect_goes_with_ssl_context() -> None:
+    host = "amqps://10.0.0.1?server_name_indication=broker&verify=verify_peer"
+    context = ssl.create_default_context()
+    assert Settings.from_config({"host": host, "ssl_context": context}).ssl_context is context
+
+
+def test_encryption_without_cryptography(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    monkeypatch.setitem(sys.modules, "cryptography.fernet", None)
+    with pytest.raises(ValueError, match=r"symmetric_encryption_keys .*\[cryptography\]") as caught:
+        Settings.from_config({"symmetric_encryption_keys": ["hush"]})
+    assert "hush" not in str(caught.value)
+    # As channels_redis has it, an empty list means no encryption.
+    assert Settings.from_config({"symmetric_encryption_keys": []}).symmetric_encryption_keys == ()
+
+
+def test_group_expiry_warns_and_does_nothing() -> None:
+    class Layer:
+        def __init__(self, **config: object) -> None:
+            self.settings = Settings.from_config(config)
+
+    with pytest.warns(DeprecationWarning, match="a membership lasts until") as caught:
+        layer = Layer(group_expiry=86400)
+    assert len(caught) == 1
+    # The warning points at whoever made the layer.
+    assert caught[0].filename == __file__
+    assert layer.settings == Settings.from_config({})
+
+
+def test_nothing_else_warns() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Settings.from_config({"host": "amqp://broker/"})
+
+
+def test_repr_shows_no_secrets() -> None:
+    result = Settings.from_config(
+        {"host": "amqp://alice:hush@broker", "symmetric_encryption_keys": ["hush", b"hush"]}
+    )
+    assert "alice" in repr(result)
+    assert "hush" not in repr(result)
+
+
+values = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(),
+        st.binary(),
+        st.sampled_from(["amqp://broker", "amqps://broker", "groups"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner),
+        st.tuples(inner),
+        st.dictionaries(st.one_of(st.text(), st.integers()), inner),
+    ),
+    max_leaves=4,
+)
+options = st.sampled_from(
+    [
+        *NUMBERS,
+        "host",
+        "ssl_context",
+        "channel_capacity",
+        "groups_exchange",
+        "symmetric_encryption_keys",
+    ]
+)
+
+
+@settings(deadline=None)
+@given(config=st.dictionaries(options, values, max_size=3))
+def test_any_config_gives_settings_or_a_value_error(config: dict[str, object]) -> None:
+    try:
+        result: Settings | ValueError = Settings.from_config(config)
+    except ValueError as exc:
+        result = exc
+    if isinstance(result, ValueError):
+        assert type(result) is ValueError
+        assert any(option in str(result) for option in config)
+    else:
+        assert 0 < result.local_expiry <= 1500
+        assert 1 <= result.local_capacity <= 65535
