@@ -1,0 +1,173 @@
+"""Who is in which group while adds run, fail, are cancelled, and meet discards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from channels_rabbitmq._members import Members, Membership
+
+
+@pytest.fixture
+def members() -> Members:
+    return Members()
+
+
+def test_channel_hears_group_while_its_add_is_pending(members: Members) -> None:
+    """The first message after the bind must find the member, whoever runs first."""
+    members.join("g", "a")
+    assert list(members.channels("g")) == ["a"]
+    assert members.has_members("g")
+
+
+def test_failed_add_leaves_no_member(members: Members) -> None:
+    membership = members.join("g", "a")
+    assert members.settle(membership, False) is True
+    assert list(members.channels("g")) == []
+    assert not members.has_members("g")
+
+
+def test_failed_add_beside_other_members_does_not_empty_the_group(members: Members) -> None:
+    members.settle(members.join("g", "a"), True)
+    assert members.settle(members.join("g", "b"), False) is False
+    assert list(members.channels("g")) == ["a"]
+
+
+@pytest.mark.parametrize("cancelled_first", [True, False])
+def test_one_of_two_concurrent_adds_cancelled(members: Members, cancelled_first: bool) -> None:
+    """The one that succeeds counts, in whatever order they end."""
+    one, two = members.join("g", "a"), members.join("g", "a")
+    assert members.settle(one, not cancelled_first) is False
+    assert members.settle(two, cancelled_first) is False
+    assert list(members.channels("g")) == ["a"]
+
+
+def test_both_of_two_concurrent_adds_cancelled(members: Members) -> None:
+    one, two = members.join("g", "a"), members.join("g", "a")
+    assert members.settle(one, False) is False
+    assert members.has_members("g")
+    assert members.settle(two, False) is True
+    assert not members.has_members("g")
+
+
+def test_cancelled_second_add_of_a_member_leaves_it_a_member(members: Members) -> None:
+    members.settle(members.join("g", "a"), True)
+    assert members.settle(members.join("g", "a"), False) is False
+    assert list(members.channels("g")) == ["a"]
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_discard_during_add_wins(members: Members, ok: bool) -> None:
+    membership = members.join("g", "a")
+    assert members.leave("g", "a") is True
+    assert members.settle(membership, ok) is False
+    assert not members.has_members("g")
+
+
+def test_add_after_discard_wins(members: Members) -> None:
+    members.settle(members.join("g", "a"), True)
+    members.leave("g", "a")
+    members.settle(members.join("g", "a"), True)
+    assert list(members.channels("g")) == ["a"]
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_add_discarded_meanwhile_does_not_touch_the_next_one(members: Members, ok: bool) -> None:
+    """add, discard, add: the end of the first add says nothing about the second."""
+    first = members.join("g", "a")
+    members.leave("g", "a")
+    second = members.join("g", "a")
+    members.settle(first, ok)
+    assert list(members.channels("g")) == ["a"]
+    assert members.settle(second, False) is True
+    assert not members.has_members("g")
+
+
+def test_leave_says_when_the_group_is_empty(members: Members) -> None:
+    for channel in "ab":
+        members.settle(members.join("g", channel), True)
+    assert members.leave("g", "a") is False
+    assert members.leave("g", "a") is False  # It is no member any more: no error.
+    assert members.leave("g", "b") is True
+    assert members.leave("g", "b") is False
+    assert members.leave("never heard of", "b") is False
+
+
+def test_counts_and_lists_groups(members: Members) -> None:
+    members.join("g", "a")
+    members.join("g", "b")
+    members.join("h", "a")
+    assert len(members) == 2
+    assert list(members.groups()) == ["g", "h"]
+    assert repr(members) == "<Members: 3 memberships in 2 groups>"
+    members.leave("h", "a")
+    assert len(members) == 1
+
+
+def test_membership_repr_tells_its_state(members: Members) -> None:
+    membership = members.join("g", "a")
+    assert repr(membership) == "<Membership: a in g, pending, claims=1>"
+    members.settle(membership, True)
+    assert repr(membership) == "<Membership: a in g, confirmed, claims=0>"
+
+
+class MembersMachine(RuleBasedStateMachine):
+    """Any interleaving of adds, their ends, and discards, against the plain definition:
+    a channel is a member if, since it last left, an add ended well or one is running."""
+
+    claims: Bundle[Any] = Bundle("claims")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.members = Members()
+        self.confirmed: set[tuple[str, str]] = set()
+        self.running: dict[int, tuple[str, str]] = {}
+        self.next_claim = 0
+
+    def expected(self) -> set[tuple[str, str]]:
+        return self.confirmed | set(self.running.values())
+
+    def has_members(self, group: str) -> bool:
+        return any(member_of == group for member_of, _ in self.expected())
+
+    @rule(target=claims, group=st.sampled_from("gh"), channel=st.sampled_from("abc"))
+    def join(self, group: str, channel: str) -> tuple[int, Membership]:
+        self.next_claim += 1
+        self.running[self.next_claim] = (group, channel)
+        return self.next_claim, self.members.join(group, channel)
+
+    @rule(claim=consumes(claims), ok=st.booleans())
+    def settle(self, claim: tuple[int, Membership], ok: bool) -> None:
+        number, membership = claim
+        had_members = self.has_members(membership.group)
+        member = self.running.pop(number, None)
+        if ok and member is not None:
+            self.confirmed.add(member)
+        emptied = had_members and not self.has_members(membership.group)
+        assert self.members.settle(membership, ok) is emptied
+
+    @rule(group=st.sampled_from("gh"), channel=st.sampled_from("abc"))
+    def leave(self, group: str, channel: str) -> None:
+        had_members = self.has_members(group)
+        self.confirmed.discard((group, channel))
+        self.running = {n: m for n, m in self.running.items() if m != (group, channel)}
+        emptied = had_members and not self.has_members(group)
+        assert self.members.leave(group, channel) is emptied
+
+    @invariant()
+    def members_are_as_defined(self) -> None:
+        actual = {
+            (g, channel) for g in self.members.groups() for channel in self.members.channels(g)
+        }
+        assert actual == self.expected()
+        assert len(self.members) == len({group for group, _ in actual})
+        for group in "gh":
+            assert self.members.has_members(group) is self.has_members(group)
+
+
+TestMembersMachine = MembersMachine.TestCase
+TestMembersMachine.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
