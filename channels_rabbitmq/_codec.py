@@ -152,10 +152,10 @@ class MessageCodec:
             raise TypeError(f"message has a reserved key: {reserved[0]}")
 
         if self._fernet is None:
-            body = _pack({**message, recipient_key: recipient})
+            body = _pack({**message, recipient_key: recipient}, message)
         else:
-            token = self._fernet.encrypt(_pack({**message}))
-            body = _pack({recipient_key: recipient, ENCRYPTED_KEY: token})
+            token = self._fernet.encrypt(_pack({**message}, message))
+            body = msgpack.packb({recipient_key: recipient, ENCRYPTED_KEY: token})
         if len(body) > self._max_message_size:
             raise MessageTooLarge(
                 f"the encoded message has {len(body)} bytes; "
@@ -195,16 +195,19 @@ def _make_fernet(keys: Sequence[str | bytes]) -> MultiFernet | None:
     return MultiFernet([Fernet(base64.urlsafe_b64encode(digest.digest())) for digest in digests])
 
 
-def _pack(message: dict[str, Any]) -> bytes:
-    """``message`` as msgpack; raises TypeError for what a message can't hold."""
+def _pack(content: dict[str, Any], message: dict[str, Any]) -> bytes:
+    """``content`` as msgpack; raises TypeError about ``message`` for what that can't hold.
+
+    ``content`` is a shallow copy of the caller's message, perhaps with a recipient.
+    """
     packed: bytes | None
     try:
-        packed = msgpack.packb(message)
+        packed = msgpack.packb(content)
     # RecursionError comes from msgpack without its C code.
     except (TypeError, ValueError, OverflowError, RecursionError):
         packed = None
     # Packing first: it ends soon if the message contains itself, the walk would not.
-    if packed is None or not _is_carriable(message):
+    if packed is None or not _is_carriable(content):
         _raise_fault(message)
     return packed
 
@@ -306,7 +309,7 @@ def _atom_fault(value: object) -> str | None:
     if isinstance(value, int):
         if _MIN_INT <= value <= _MAX_INT:
             return None
-        return f"is an {_type_name(value)} beyond 64 bits (signed)"
+        return f"is of type {_type_name(value)} and beyond 64 bits (signed)"
     if value is None or isinstance(value, (bytes, float)):
         return None
     return (
