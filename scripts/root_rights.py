@@ -1,0 +1,67 @@
+"""Installing Debian packages, where we may."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import interrupts
+
+# policy-rc.d keeps Debian from starting the services of what is installed, and disabling keeps
+# them from starting with the machine: nobody asked for a service. Services that were there before
+# are left alone.
+_INSTALL = """\
+set -e
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+    printf '#!/bin/sh\\nexit 101\\n' > $policy
+    chmod +x $policy
+    trap 'rm -f $policy' EXIT
+    trap 'exit 1' HUP INT TERM
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -qq -y --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"
+"""
+_DISABLE = "if command -v systemctl; then systemctl disable rabbitmq-server; fi"
+
+
+def may_install() -> bool:
+    """Is this Debian (or Ubuntu), and are we root or have sudo without a password?"""
+    if shutil.which("apt-get") is None:
+        return False
+    return os.geteuid() == 0 or (
+        shutil.which("sudo") is not None and _succeeds(["sudo", "-n", "true"])
+    )
+
+
+def install(*packages: str) -> bool:
+    """``apt-get install``; the services of these packages stay stopped. False if it failed."""
+    print(f"Installing {' '.join(packages)} with apt-get...", flush=True)
+    done = _as_root(_INSTALL, *packages)
+    if "rabbitmq-server" in packages:
+        _as_root(_DISABLE)
+    return done
+
+
+def _as_root(script: str, *args: str) -> bool:
+    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    # Killing a package manager halfway leaves a mess. Ctrl-C reaches it, too, and it knows better
+    # how to stop.
+    with interrupts.held():
+        done = subprocess.run(
+            [*sudo, "sh", "-c", script, "sh", *args],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    if done.returncode:
+        print(done.stdout, file=sys.stderr)
+    return done.returncode == 0
+
+
+def _succeeds(command: list[str]) -> bool:
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
