@@ -1,0 +1,164 @@
+"""What becomes of a message that the broker returned: tried again, in order, not for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from typing import Any, cast
+
+import pytest
+
+from channels_rabbitmq import _direct_sender
+from channels_rabbitmq._amqp.amqp_channels import Outcome
+from channels_rabbitmq._direct_sender import Address, DirectSender
+from channels_rabbitmq._publisher import Publisher
+
+ADDRESS = Address("groups", "crq.a!")
+OTHER = Address("groups", "crq.b!")
+
+
+class FakePublisher:
+    """A broker on which only some addresses have a queue; what they took, in order."""
+
+    def __init__(self) -> None:
+        self.connected_at = float("-inf")
+        self.reachable: set[str] = set()
+        self.taken: list[bytes] = []
+        self.tries: dict[str, int] = defaultdict(int)
+        self.tried = asyncio.Event()
+
+    async def publish(self, body: bytes, *, routing_key: str, **options: Any) -> Outcome:
+        assert options["mandatory"]
+        await asyncio.sleep(0)  # as long as a confirm takes: others run
+        self.tries[routing_key] += 1
+        self.tried.set()
+        if routing_key not in self.reachable:
+            return Outcome.RETURNED
+        self.taken.append(body)
+        return Outcome.CONFIRMED
+
+    async def wait_for_tries(self, address: Address, count: int) -> None:
+        while self.tries[address.routing_key] < count:
+            self.tried.clear()
+            await asyncio.wait_for(self.tried.wait(), 10)
+
+
+@pytest.fixture
+def publisher() -> FakePublisher:
+    return FakePublisher()
+
+
+@pytest.fixture
+def sender(publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch) -> DirectSender:
+    monkeypatch.setattr(_direct_sender, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(_direct_sender, "_LONGEST_PAUSE", 0.001)
+    return DirectSender(cast(Publisher, publisher))
+
+
+def deadline(seconds: float = 30.0) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+async def test_a_message_that_is_taken_is_written_once(
+    sender: DirectSender, publisher: FakePublisher
+) -> None:
+    publisher.reachable.add("crq.a!")
+    assert await sender.send(ADDRESS, b"m", deadline()) is Outcome.CONFIRMED
+    assert publisher.tries == {"crq.a!": 1}
+
+
+async def test_a_returned_message_is_tried_again_until_the_receiver_is_back(
+    sender: DirectSender, publisher: FakePublisher
+) -> None:
+    sending = asyncio.create_task(sender.send(ADDRESS, b"m", deadline()))
+    await publisher.wait_for_tries(ADDRESS, 3)
+    publisher.reachable.add("crq.a!")
+    assert await sending is Outcome.CONFIRMED
+    assert publisher.taken == [b"m"]
+
+
+async def test_later_messages_wait_behind_and_keep_their_order(
+    sender: DirectSender, publisher: FakePublisher
+) -> None:
+    bodies = [b"%d" % n for n in range(20)]
+    sending = [asyncio.create_task(sender.send(ADDRESS, bodies[0], deadline()))]
+    await publisher.wait_for_tries(ADDRESS, 2)
+    sending += [asyncio.create_task(sender.send(ADDRESS, body, deadline())) for body in bodies[1:]]
+    await publisher.wait_for_tries(ADDRESS, 5)
+    publisher.reachable.add("crq.a!")
+    assert set(await asyncio.gather(*sending)) == {Outcome.CONFIRMED}
+    assert publisher.taken == bodies
+
+
+async def test_messages_to_others_do_not_wait(
+    sender: DirectSender, publisher: FakePublisher
+) -> None:
+    sending = asyncio.create_task(sender.send(ADDRESS, b"m", deadline()))
+    await publisher.wait_for_tries(ADDRESS, 2)
+    publisher.reachable.add("crq.b!")
+    assert await sender.send(OTHER, b"other", deadline()) is Outcome.CONFIRMED
+    assert not sending.done()
+    sending.cancel()
+    await asyncio.wait([sending])
+
+
+async def test_who_stayed_away_gets_one_try_a_message_until_one_gets_through(
+    sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.01)
+    assert await sender.send(ADDRESS, b"lost", deadline()) is Outcome.RETURNED
+    tries = publisher.tries["crq.a!"]
+    assert tries > 1
+    assert await sender.send(ADDRESS, b"lost", deadline()) is Outcome.RETURNED
+    assert publisher.tries["crq.a!"] == tries + 1
+
+    publisher.reachable.add("crq.a!")
+    assert await sender.send(ADDRESS, b"m", deadline()) is Outcome.CONFIRMED
+    publisher.reachable.clear()
+    tries = publisher.tries["crq.a!"]
+    assert await sender.send(ADDRESS, b"lost", deadline()) is Outcome.RETURNED
+    assert publisher.tries["crq.a!"] > tries + 1, "forgotten, so it is tried for a while again"
+
+
+async def test_who_stayed_away_is_forgotten_after_a_while(
+    sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.01)
+    monkeypatch.setattr(_direct_sender, "UNREACHABLE_TIMEOUT", 0.0)
+    for _ in range(2):
+        tries = publisher.tries["crq.a!"]
+        assert await sender.send(ADDRESS, b"lost", deadline()) is Outcome.RETURNED
+        assert publisher.tries["crq.a!"] > tries + 1
+
+
+async def test_after_our_own_reconnect_it_is_tried_as_long_as_the_call_may_take(
+    sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.0)
+    publisher.connected_at = asyncio.get_running_loop().time()
+    sending = asyncio.create_task(sender.send(ADDRESS, b"m", deadline()))
+    await publisher.wait_for_tries(ADDRESS, 10)
+    publisher.reachable.add("crq.a!")
+    assert await sending is Outcome.CONFIRMED
+
+
+async def test_the_deadline_ends_it(sender: DirectSender, publisher: FakePublisher) -> None:
+    publisher.connected_at = asyncio.get_running_loop().time()
+    assert await sender.send(ADDRESS, b"lost", deadline(0.02)) is Outcome.RETURNED
+
+
+async def test_a_cancelled_send_lets_those_behind_it_go_on(
+    sender: DirectSender, publisher: FakePublisher
+) -> None:
+    first = asyncio.create_task(sender.send(ADDRESS, b"first", deadline()))
+    await publisher.wait_for_tries(ADDRESS, 2)
+    second = asyncio.create_task(sender.send(ADDRESS, b"second", deadline()))
+    third = asyncio.create_task(sender.send(ADDRESS, b"third", deadline()))
+    await publisher.wait_for_tries(ADDRESS, 4)
+    first.cancel()
+    second.cancel()
+    await asyncio.wait([first, second])
+    publisher.reachable.add("crq.a!")
+    assert await third is Outcome.CONFIRMED
+    assert publisher.taken == [b"third"]
+    assert not sender._lanes

@@ -1,0 +1,80 @@
+"""One line for an incident, however many messages; one every few seconds for more of the same."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from channels_rabbitmq import _reporter
+from channels_rabbitmq._reporter import Reporter
+
+logger = logging.getLogger("tests.reporter")
+
+
+class Lines(logging.Handler):
+    """Collects log lines; ``next`` waits for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: asyncio.Queue[str] = asyncio.Queue()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.put_nowait(record.getMessage())
+
+    async def next(self) -> str:
+        return await asyncio.wait_for(self._lines.get(), 10)
+
+    def empty(self) -> bool:
+        return self._lines.empty()
+
+
+@pytest.fixture
+def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_reporter, "INTERVAL", 0.02)
+    monkeypatch.setattr(_reporter, "_FIRST_INTERVAL", 0.01)
+
+
+@pytest.fixture
+def lines() -> Lines:
+    handler = Lines()
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+@pytest.mark.usefixtures("short_intervals")
+async def test_a_burst_is_one_line_with_the_worst_names(lines: Lines) -> None:
+    reporter = Reporter(logger, "crq.x")
+    for n in range(7):
+        for _ in range(n + 1):
+            reporter.report("expired", f"channel{n}")
+    line = await lines.next()
+    assert line == (
+        "crq.x: 28 messages dropped: no receive() took them within local_expiry: "
+        "channel6 (7), channel5 (6), channel4 (5), channel3 (4), channel2 (3) and 2 more"
+    )
+    reporter.close()
+    assert lines.empty()
+
+
+@pytest.mark.usefixtures("short_intervals")
+async def test_more_of_the_same_comes_in_a_later_line(lines: Lines) -> None:
+    reporter = Reporter(logger, "crq.x")
+    reporter.report("blocked", "g")
+    assert "1 group messages dropped" in await lines.next()
+    reporter.report("blocked", "g")
+    reporter.report("blocked", "g")
+    assert "2 group messages dropped" in await lines.next()
+    reporter.close()
+
+
+async def test_close_logs_what_is_left_and_stops(lines: Lines) -> None:
+    reporter = Reporter(logger, "crq.x")
+    reporter.report("unknown", "g")
+    assert lines.empty()
+    reporter.close()
+    assert "1 messages written but not confirmed" in await lines.next()
+    reporter.close()
+    assert lines.empty()
