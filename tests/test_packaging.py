@@ -1,0 +1,151 @@
+"""What a user installs: the wheel's metadata and files, built as pip builds it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import channels_rabbitmq
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source archive, made in a clean copy, and the wheel made from that."""
+    folder = tmp_path_factory.mktemp("packaging")
+    copy = folder / "copy"
+    shutil.copytree(
+        ROOT,
+        copy,
+        ignore=shutil.ignore_patterns(
+            ".*", "__pycache__", "*.egg-info", "build", "dist", "certs", "node_modules"
+        ),
+    )
+    result = subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(folder / "dist"), str(copy)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout
+    return folder / "dist"
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    wheels = list(dist.glob("*.whl"))
+    assert [path.name for path in wheels] == [
+        f"channels_rabbitmq-{channels_rabbitmq.__version__}-py3-none-any.whl"
+    ]
+    return wheels[0]
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        return Parser().parsestr(archive.read(name).decode())
+
+
+def requirements(metadata: Message, extra: str | None) -> set[str]:
+    """What the wheel requires, by itself or for an extra, with sorted version limits."""
+    found = set()
+    for line in metadata.get_all("Requires-Dist", []):
+        requirement, _, marker = line.partition(";")
+        match = re.search("extra == [\"'](.*)[\"']", marker)
+        if (match.group(1) if match else None) == extra:
+            parts = re.fullmatch(r"([\w-]+)(.*)", requirement.strip())
+            assert parts is not None
+            found.add(parts.group(1) + ",".join(sorted(parts.group(2).split(","))))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_metadata(metadata: Message) -> None:
+    assert metadata["Name"].replace("-", "_") == "channels_rabbitmq"
+    assert metadata["Version"] == channels_rabbitmq.__version__
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert "MIT" in (metadata["License-Expression"], metadata["License"])
+    assert metadata["License-File"] == "LICENSE"
+    assert metadata["Description-Content-Type"] == "text/x-rst"
+    classifiers = metadata.get_all("Classifier", [])
+    for version in ("3.10", "3.11", "3.12", "3.13"):
+        assert f"Programming Language :: Python :: {version}" in classifiers
+    assert "Framework :: Django" in classifiers
+    assert "Typing :: Typed" in classifiers
+    readme = ROOT / "README.rst"
+    if readme.exists():
+        assert str(metadata.get_payload()).strip() == readme.read_text(encoding="utf-8").strip()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_requirements(metadata: Message) -> None:
+    assert requirements(metadata, None) == {
+        "asgiref<4,>=3.6",
+        "carehare<1.1,>=1.0.2",
+        "channels>=4.1",
+        "msgpack<2,>=1",
+    }
+    assert metadata.get_all("Provides-Extra") == ["cryptography", "tests"]
+    assert requirements(metadata, "cryptography") == {"cryptography>=3.4"}
+    names = {re.split("[<>=~]", line)[0] for line in requirements(metadata, "tests")}
+    assert {"pytest", "hypothesis", "mypy", "ruff", "cryptography"} <= names
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_files_of_the_wheel(dist: Path, wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        tops = {name.partition("/")[0] for name in archive.namelist()}
+    copy = dist.parent / "copy"
+    expected = {
+        path.relative_to(copy).as_posix()
+        for path in (copy / "channels_rabbitmq").rglob("*")
+        if path.is_file()
+    }
+    assert names == expected
+    assert "channels_rabbitmq/py.typed" in names
+    assert "channels_rabbitmq/_amqp/__init__.py" in names
+    assert tops == {
+        "channels_rabbitmq",
+        f"channels_rabbitmq-{channels_rabbitmq.__version__}.dist-info",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_source_archive_holds_the_tests(dist: Path) -> None:
+    [path] = dist.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for name in (
+        "LICENSE",
+        "CHANGELOG.rst",
+        "pyproject.toml",
+        "setup.py",
+        "channels_rabbitmq/py.typed",
+        "scripts/private_broker.py",
+        "tests/test_packaging.py",
+    ):
+        assert name in names
+    assert not [name for name in names if name.startswith("ssl/certs") or name.endswith(".pyc")]
+
+
+def test_the_metadata_stand_in_setup_py_alone() -> None:
+    """With a [project] table in pyproject.toml the wheel silently loses its requirements."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert not re.search(r"^\[project[\].]", text, re.MULTILINE)
