@@ -299,15 +299,11 @@ class LoopLayer:
             self._tick_timer = None
         self._reporter.close()
         # All are told before anything is waited for: so a cancelled close() still ends all.
-        supervisors = [
-            self._subscriber.supervisor,
-            self._publisher.supervisor,
-            self._user_connection.supervisor,
-        ]
-        for supervisor in supervisors:
-            supervisor.stop()
+        self._subscriber.stop()
+        self._publisher.supervisor.stop()
+        self._user_connection.supervisor.stop()
         if self._probe_task is not None:
             self._probe_task.cancel()
             await asyncio.wait([self._probe_task])
-        for supervisor in supervisors:
-            await supervisor.wait_stopped()
+        for role in (self._subscriber, self._publisher, self._user_connection):
+            await role.supervisor.wait_stopped()

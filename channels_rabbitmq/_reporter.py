@@ -13,7 +13,7 @@ _FIRST_INTERVAL = 0.1
 _SHOWN = 5
 
 _SENTENCES = {
-    "back-pressure": "%d times all of local_capacity was in use: receivers are slower than senders",
+    "back-pressure": "all of local_capacity is in use, %d messages wait: receivers are too slow",
     "blocked": "%d group messages dropped: RabbitMQ blocks publishers",
     "expired": "%d messages dropped: no receive() took them within local_expiry",
     "foreign": "%d messages dropped: for channels of another process",

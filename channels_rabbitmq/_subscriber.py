@@ -34,7 +34,7 @@ from ._amqp.amqp_channels import TopologyChannel
 from ._amqp.connection import Connection
 from ._bindings import Bindings, Command
 from ._settings import Settings
-from ._supervisor import Supervisor, describe
+from ._supervisor import State, Supervisor, describe
 from ._waiting import Waiters
 from .exceptions import BrokerUnavailable
 
@@ -192,6 +192,8 @@ class Subscriber:
             finally:
                 if not waiters and self._waiters.get(group) is waiters:
                     del self._waiters[group]
+            if self.supervisor.state is State.CLOSED:
+                raise BrokerUnavailable("The channel layer is closed")
             if group in self._refusals:
                 raise BrokerUnavailable(
                     f"RabbitMQ refused to bind the group {group!r}: {self._refusals[group]}"
@@ -256,3 +258,10 @@ class Subscriber:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def stop(self) -> None:
+        """Close the connection, in a moment; the broker deletes queue, bindings and exchange."""
+        self._cancel_timer()
+        self.supervisor.stop()
+        for waiters in list(self._waiters.values()):
+            waiters.wake()

@@ -123,7 +123,8 @@ class Supervisor:
         Raises BrokerUnavailable with the last reason if that isn't so by ``deadline`` (loop time).
         """
         self.start()
-        while self.connection is None:
+        # One that has just ended is not noticed yet.
+        while self.connection is None or not self.connection.is_open:
             if self.state is State.CLOSED:
                 raise BrokerUnavailable("The channel layer is closed")
             if not await self._waiters.wait(deadline):

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from collections.abc import Iterator
 
 import pytest
+from log_lines import LogLines, log_lines
 
 from channels_rabbitmq import _reporter
 from channels_rabbitmq._reporter import Reporter
 
-logger = logging.getLogger("tests.reporter")
-
-
-class Lines(logging.Handler):
-    """Collects log lines; ``next`` waits for one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lines: asyncio.Queue[str] = asyncio.Queue()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._lines.put_nowait(record.getMessage())
-
-    async def next(self) -> str:
-        return await asyncio.wait_for(self._lines.get(), 10)
-
-    def empty(self) -> bool:
-        return self._lines.empty()
+logger = logging.getLogger("channels_rabbitmq.tests")
 
 
 @pytest.fixture
@@ -37,30 +21,28 @@ def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def lines() -> Lines:
-    handler = Lines()
-    logger.addHandler(handler)
-    yield handler
-    logger.removeHandler(handler)
+def lines() -> Iterator[LogLines]:
+    with log_lines() as lines:
+        yield lines
 
 
 @pytest.mark.usefixtures("short_intervals")
-async def test_a_burst_is_one_line_with_the_worst_names(lines: Lines) -> None:
+async def test_a_burst_is_one_line_with_the_worst_names(lines: LogLines) -> None:
     reporter = Reporter(logger, "crq.x")
     for n in range(7):
         for _ in range(n + 1):
             reporter.report("expired", f"channel{n}")
     line = await lines.next()
     assert line == (
-        "crq.x: 28 messages dropped: no receive() took them within local_expiry: "
+        "WARNING crq.x: 28 messages dropped: no receive() took them within local_expiry: "
         "channel6 (7), channel5 (6), channel4 (5), channel3 (4), channel2 (3) and 2 more"
     )
     reporter.close()
-    assert lines.empty()
+    assert lines.rest() == []
 
 
 @pytest.mark.usefixtures("short_intervals")
-async def test_more_of_the_same_comes_in_a_later_line(lines: Lines) -> None:
+async def test_more_of_the_same_comes_in_a_later_line(lines: LogLines) -> None:
     reporter = Reporter(logger, "crq.x")
     reporter.report("blocked", "g")
     assert "1 group messages dropped" in await lines.next()
@@ -70,11 +52,11 @@ async def test_more_of_the_same_comes_in_a_later_line(lines: Lines) -> None:
     reporter.close()
 
 
-async def test_close_logs_what_is_left_and_stops(lines: Lines) -> None:
+async def test_close_logs_what_is_left_and_stops(lines: LogLines) -> None:
     reporter = Reporter(logger, "crq.x")
     reporter.report("unknown", "g")
-    assert lines.empty()
+    assert lines.rest() == []
     reporter.close()
     assert "1 messages written but not confirmed" in await lines.next()
     reporter.close()
-    assert lines.empty()
+    assert lines.rest() == []

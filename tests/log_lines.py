@@ -1,0 +1,47 @@
+"""Waiting for a log line."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
+
+
+class LogLines(logging.Handler):
+    """The lines that the package logs, to be waited for one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: asyncio.Queue[str] = asyncio.Queue()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.put_nowait(self.format(record))
+
+    async def next(self, pattern: str = "", *, timeout: float = 20.0) -> str:
+        """Return the next line in which ``pattern`` is found, leaving out those before it."""
+        while True:
+            line = await asyncio.wait_for(self._lines.get(), timeout)
+            if re.search(pattern, line):
+                return line
+
+    def rest(self) -> list[str]:
+        """Return all lines that came since and nobody waited for."""
+        return [self._lines.get_nowait() for _ in range(self._lines.qsize())]
+
+
+@contextlib.contextmanager
+def log_lines(level: int = logging.INFO) -> Iterator[LogLines]:
+    """Collect what ``channels_rabbitmq`` logs, with its tracebacks, from ``level`` upwards."""
+    logger = logging.getLogger("channels_rabbitmq")
+    handler = LogLines()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    before = logger.level
+    logger.setLevel(level)
+    logger.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)

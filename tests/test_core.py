@@ -1,0 +1,670 @@
+"""The channel layer specification, clause by clause, on a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import carehare
+import pytest
+from channels.exceptions import (
+    ChannelFull,
+    InvalidChannelLayerError,
+    MessageTooLarge,
+    StopConsumer,
+)
+from channels.layers import BaseChannelLayer
+from conftest import Broker
+from fake_servers import silent_server
+from log_lines import log_lines
+
+from channels_rabbitmq import _direct_sender
+from channels_rabbitmq._supervisor import State
+from channels_rabbitmq.core import RabbitmqChannelLayer
+from channels_rabbitmq.exceptions import BrokerUnavailable
+from private_broker import free_port
+
+OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
+
+MESSAGE = {"type": "test.message"}
+END = {"type": "end"}
+
+
+async def receive(layer: RabbitmqChannelLayer, channel: str) -> dict[str, Any]:
+    """Receive, with a limit so that a lost message fails here and not at the test's limit."""
+    return await asyncio.wait_for(layer.receive(channel), 10)
+
+
+async def receive_until_end(layer: RabbitmqChannelLayer, channel: str) -> list[dict[str, Any]]:
+    messages = []
+    while (message := await receive(layer, channel)) != END:
+        messages.append(message)
+    return messages
+
+
+class TestConstruction:
+    def test_made_without_a_loop_and_in_a_thread(self) -> None:
+        made = [RabbitmqChannelLayer()]
+        thread = threading.Thread(target=lambda: made.append(RabbitmqChannelLayer()))
+        thread.start()
+        thread.join()
+        assert len(made) == 2
+
+    @pytest.mark.parametrize(
+        ("config", "option"),
+        [
+            ({"hosts": ["amqp://x"]}, "hosts"),
+            ({"local_capacity": -1}, "local_capacity"),
+            ({"expiry": "60"}, "expiry"),
+            ({"host": "http://x"}, "host"),
+        ],
+    )
+    def test_a_bad_option_is_named(self, config: dict[str, Any], option: str) -> None:
+        with pytest.raises(InvalidChannelLayerError, match=option):
+            RabbitmqChannelLayer(**config)
+
+    def test_the_password_is_in_no_repr(self) -> None:
+        layer = RabbitmqChannelLayer(host="amqp://user:s3cret@example.com/vhost")
+        assert repr(layer) == "<RabbitmqChannelLayer: amqp://user@example.com:5672/vhost>"
+
+    def test_attributes_of_the_specification_and_the_base_class(self) -> None:
+        layer = RabbitmqChannelLayer(
+            expiry=5,
+            capacity=7,
+            channel_capacity={"http.*": 3, re.compile(r"^slow"): 2},
+        )
+        assert isinstance(layer, BaseChannelLayer)
+        assert layer.extensions == ["groups"]
+        assert layer.ChannelFull is ChannelFull
+        assert layer.MessageTooLarge is MessageTooLarge
+        assert (layer.expiry, layer.capacity) == (5, 7)
+        assert [layer.get_capacity(c) for c in ("http.x", "slow!a", "other")] == [3, 2, 7]
+
+
+class TestMessages:
+    async def test_every_allowed_type_arrives(self, open_layer: OpenLayer) -> None:
+        layer = await open_layer()
+        channel = await layer.new_channel()
+        message = {
+            "type": "t",
+            "bytes": b"\x00\xff",
+            "str": "grüße \U0001f407",
+            "int": [0, -1, 2**63 - 1, -(2**63)],
+            "float": [0.5, -1e300],
+            "bool": [True, False],
+            "none": None,
+            "tuple": (1, (2,)),
+            "dict": {"a": {"b": [{}]}},
+        }
+        await layer.send(channel, message)
+        expected = {**message, "tuple": [1, [2]]}
+        assert await receive(layer, channel) == expected
+        await layer.send(channel, {"nan": math.nan})
+        assert math.isnan((await receive(layer, channel))["nan"])
+
+    async def test_what_cannot_be_sent_fails_at_the_sender_and_harms_nobody(
+        self, open_layer: OpenLayer
+    ) -> None:
+        layer = await open_layer()
+        channel = await layer.new_channel()
+        await layer.group_add("g", channel)
+        for bad in ({"counts": {1: 2}}, {"when": object()}, {"big": 2**64}):
+            with pytest.raises(TypeError, match="message"):
+                await layer.send(channel, bad)
+            with pytest.raises(TypeError, match="message"):
+                await layer.group_send("g", bad)
+        await layer.send(channel, END)
+        assert await receive_until_end(layer, channel) == []
+
+    async def test_large_messages(self, open_layer: OpenLayer) -> None:
+        layer = await open_layer()
+        channel = await layer.new_channel()
+        # Around the size of a frame, and beyond the megabyte that the specification demands.
+        for size in (131000, 131050, 131064, 131072, 262144, 2**20, 3 * 2**20):
+            await layer.send(channel, {"body": b"x" * size})
+            assert await receive(layer, channel) == {"body": b"x" * size}
+
+    async def test_too_large_a_message_is_refused_before_anything_is_sent(
+        self, open_layer: OpenLayer
+    ) -> None:
+        layer = await open_layer(max_message_size=1000)
+        channel = await layer.new_channel()
+        with pytest.raises(MessageTooLarge, match="1000"):
+            await layer.send(channel, {"body": b"x" * 1000})
+        with pytest.raises(MessageTooLarge, match="1000"):
+            await layer.group_send("g", {"body": b"x" * 1000})
+        assert layer._loop_layer()._publisher.supervisor.state is State.IDLE
+
+
+class TestChannels:
+    async def test_names_are_valid_unique_and_of_their_process(self, open_layer: OpenLayer) -> None:
+        layer = await open_layer()
+        names = [await layer.new_channel() for _ in range(100)]
+        names += [await layer.new_channel("my-prefix"), await layer.new_channel("x" * 99)]
+        assert len(set(names)) == len(names)
+        assert all(len(name) < 100 for name in names)
+        assert {name.partition("!")[0] for name in names} == {layer._loop_layer().id}
+        assert re.fullmatch(r"crq\.[a-z2-7]{16}", layer._loop_layer().id)
+        assert "!my-prefix" in names[-2]
+
+    async def test_names_do_not_come_from_the_generator_that_users_seed(
+        self, open_layer: OpenLayer
+    ) -> None:
+        ids = set()
+        for _ in range(2):
+            random.seed(1)
+            ids.add((await (await open_layer()).new_channel()).partition("!")[0])
+        assert len(ids) == 2
+
+    async def test_between_layers(self, open_layer: OpenLayer) -> None:
+        sender, receiver = await open_layer(), await open_layer()
+        channel = await receiver.new_channel()
+        await sender.send(channel, MESSAGE)
+        assert await receive(receiver, channel) == MESSAGE
+
+    async def test_who_only_receives_connects_too(self, open_layer: OpenLayer) -> None:
+        sender, receiver = await open_layer(), await open_layer()
+        channel = await receiver.new_channel()
+        receiving = asyncio.create_task(receive(receiver, channel))
+        await sender.send(channel, MESSAGE)
+        assert await receiving == MESSAGE
+        assert receiver._loop_layer()._publisher.supervisor.state is State.IDLE
+
+    async def test_who_only_sends_opens_no_queue(self, open_layer: OpenLayer) -> None:
+        sender = await open_layer()
+        await sender.group_send("g", MESSAGE)
+        assert sender._loop_layer()._subscriber.supervisor.state is State.IDLE
+
+    async def test_one_senders_messages_keep_their_order_sends_and_group_sends_alike(
+        self, open_layer: OpenLayer
+    ) -> None:
+        sender, receiver = await open_layer(), await open_layer()
+        channel = await receiver.new_channel()
+        await receiver.group_add("g", channel)
+
+        async def send_all() -> None:
+            for n in range(500):
+                await sender.send(channel, {"n": 2 * n})
+                await sender.group_send("g", {"n": 2 * n + 1})
+
+        sending = asyncio.create_task(send_all())
+        assert [(await receive(receiver, channel))["n"] for _ in range(1000)] == list(range(1000))
+        await sending
+
+    async def test_several_waiters_on_a_channel_get_one_message_each(
+        self, open_layer: OpenLayer
+    ) -> None:
+        layer = await open_layer()
+        channel = await layer.new_channel()
+        receiving = [asyncio.create_task(receive(layer, channel)) for _ in range(10)]
+        for n in range(10):
+            await layer.send(channel, {"n": n})
+        assert sorted([(await r)["n"] for r in receiving]) == list(range(10))
+
+    async def test_a_cancelled_receive_loses_nothing(self, open_layer: OpenLayer) -> None:
+        layer = await open_layer(local_capacity=1000, remote_capacity=1000)
+        channel = await layer.new_channel()
+        count = 500
+
+        async def send_all() -> None:
+            for n in range(count):
+                await layer.send(channel, {"n": n})
+
+        sending = asyncio.create_task(send_all())
+        chance = random.Random(1)
+        received: list[int] = []
+        while len(received) < count:
+            receiving = asyncio.create_task(layer.receive(channel))
+            for _ in range(chance.randrange(4)):
+                await asyncio.sleep(0)  # lets the message arrive, or not, before the cancellation
+            if chance.random() < 0.5:
+                receiving.cancel()
+            await asyncio.wait([receiving], timeout=10)
+            if not receiving.cancelled():
+                received.append(receiving.result()["n"])
+        assert received == list(range(count))
+        await sending
+
+    async def test_cancelled_sends_leave_the_connection_up_and_others_unharmed(
+        self, open_layer: OpenLayer
+    ) -> None:
+        sender = await open_layer()
+        receiver = await open_layer(local_capacity=5000, remote_capacity=5000)
+        cancelled_channel, channel = await receiver.new_channel(), await receiver.new_channel()
+        await sender.send(channel, {"n": -1})
+        connection = sender._loop_layer()._publisher.supervisor.connection
+        chance = random.Random(2)
+
+        async def send_and_cancel() -> None:
+            sending = asyncio.create_task(sender.send(cancelled_channel, MESSAGE))
+            for _ in range(chance.randrange(5)):
+                await asyncio.sleep(0)  # so that it is cancelled at different stages
+            sending.cancel()
+            await asyncio.wait([sending])
+
+        async def send_all() -> None:
+            for n in range(1000):
+                await sender.send(channel, {"n": n})
+
+        sending = asyncio.create_task(send_all())
+        for _ in range(100):
+            await asyncio.gather(*(send_and_cancel() for _ in range(10)))
+        await sending
+        received = [(await receive(receiver, channel))["n"] for _ in range(1001)]
+        assert received == list(range(-1, 1000))
+        assert sender._loop_layer()._publisher.supervisor.connection is connection
+
+    async def test_a_full_queue_is_channel_full_and_what_was_taken_arrives(
+        self, open_layer: OpenLayer
+    ) -> None:
+        receiver = await open_layer(local_capacity=2, remote_capacity=3)
+        sender = await open_layer()
+        channel = await receiver.new_channel()
+        taken: list[int] = []
+
+        async def fill() -> None:
+            while True:
+                await sender.send(channel, {"n": len(taken)})
+                taken.append(len(taken))
+
+        with pytest.raises(ChannelFull, match="is full"):
+            await fill()
+        # What is on its way to the receiver counts with neither capacity for a moment.
+        assert 5 <= len(taken) < 20
+        received = [(await receive(receiver, channel))["n"] for _ in taken]
+        assert received == taken
+        await sender.send(channel, END)
+        assert await receive_until_end(receiver, channel) == []
+
+    async def test_a_group_send_never_raises_channel_full(self, open_layer: OpenLayer) -> None:
+        receiver = await open_layer(local_capacity=1, remote_capacity=1)
+        sender = await open_layer()
+        channel = await receiver.new_channel()
+        await receiver.group_add("g", channel)
+        for _ in range(50):
+            await sender.group_send("g", MESSAGE)
+        assert sender._loop_layer().counters.refused_by_a_queue > 0
+        assert await receive(receiver, channel) == MESSAGE
+
+    async def test_a_message_expires_in_memory(self, open_layer: OpenLayer) -> None:
+        layer = await open_layer(local_expiry=0.05)
+        channel = await layer.new_channel()
+        with log_lines() as lines:
+            await layer.send(channel, MESSAGE)
+            assert channel in await lines.next("1 messages dropped: .* within local_expiry")
+        await layer.send(channel, END)
+        assert await receive_until_end(layer, channel) == []
+
+    async def test_a_message_expires_on_the_broker(self, open_layer: OpenLayer) -> None:
+        # The first is unacked and keeps the others on the broker until local_expiry is over.
+        layer = await open_layer(local_capacity=1, expiry=0.05, local_expiry=0.5)
+        channel = await layer.new_channel()
+        with log_lines() as lines:
+            for _ in range(5):
+                await layer.send(channel, MESSAGE)
+            await lines.next("messages dropped: .* within local_expiry")
+        await layer.send(channel, END)
+        assert await receive_until_end(layer, channel) == []
+        assert layer._loop_layer().counters.delivered < 6
+
+    async def test_a_message_for_a_process_that_is_gone_is_dropped_and_counted(
+        self, open_layer: OpenLayer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.05)
+        monkeypatch.setattr(_direct_sender, "RECONNECT_GRACE", 0.0)
+        gone, sender = await open_layer(), await open_layer()
+        channel = await gone.new_channel()
+        await sender.send(channel, MESSAGE)
+        await receive(gone, channel)
+        await gone.close()
+        await sender.send(channel, MESSAGE)
+        await sender.send(channel, MESSAGE)
+        assert sender._loop_layer().counters.unreachable == 2
+
+    async def test_a_channel_of_another_process_is_refused_in_words(
+        self, open_layer: OpenLayer
+    ) -> None:
+        one, other = await open_layer(), await open_layer()
+        channel = await one.new_channel()
+        for call in (
+            other.receive(channel),
+            other.group_add("g", channel),
+            other.group_discard("g", channel),
+        ):
+            with pytest.raises(ValueError, match="belongs to another process"):
+                await call
+
+    async def test_normal_channels_are_refused_with_the_alternative(
+        self, open_layer: OpenLayer
+    ) -> None:
+        layer = await open_layer()
+        for call in (
+            layer.send("normal", MESSAGE),
+            layer.receive("normal"),
+            layer.group_add("g", "normal"),
+        ):
+            with pytest.raises(NotImplementedError, match="carehare_connection"):
+                await call
+
+    async def test_names_are_checked(self, open_layer: OpenLayer) -> None:
+        layer = await open_layer()
+        channel = await layer.new_channel()
+        for call in (
+            layer.send("a b!c", MESSAGE),
+            layer.receive("x" * 100),
+            layer.new_channel("ä"),
+            layer.new_channel("a!"),
+            layer.group_add("g!", channel),
+            layer.group_discard("", channel),
+            layer.group_send("a/b", MESSAGE),
+        ):
+            with pytest.raises(TypeError):
+                await call
+
+
+class TestGroups:
+    async def test_members_of_all_processes_get_each_message_once(
+        self, open_layer: OpenLayer
+    ) -> None:
+        layers = [await open_layer() for _ in range(3)]
+        members = [(layer, await layer.new_channel()) for layer in layers for _ in range(3)]
+        for layer, channel in members:
+            await layer.group_add("g", channel)
+        for n in range(5):
+            await layers[0].group_send("g", {"n": n})
+        await layers[0].group_send("g", END)
+        for layer, channel in members:
+            assert [m["n"] for m in await receive_until_end(layer, channel)] == list(range(5))
+
+    async def test_adding_twice_and_discarding_twice(self, open_layer: OpenLayer) -> None:
+        layer = await open_layer()
+        channel = await layer.new_channel()
+        await layer.group_discard("g", channel)
+        await layer.group_add("g", channel)
+        await layer.group_add("g", channel)
+        await layer.group_send("g", MESSAGE)
+        await layer.send(channel, END)
+        assert await receive_until_end(layer, channel) == [MESSAGE]
+        await layer.group_discard("g", channel)
+        await layer.group_discard("g", channel)
+        await layer.group_send("g", MESSAGE)
+        await layer.send(channel, END)
+        assert await receive_until_end(layer, channel) == []
+
+    async def test_each_member_gets_its_own_copy(self, open_layer: OpenLayer) -> None:
+        layer = await open_layer()
+        channels = [await layer.new_channel() for _ in range(3)]
+        for channel in channels:
+            await layer.group_add("g", channel)
+        await layer.group_send("g", {"nested": {"list": [1]}})
+        for channel in channels:
+            message = await receive(layer, channel)
+            assert message == {"nested": {"list": [1]}}
+            message["nested"]["list"].append(2)
+
+    async def test_what_is_sent_after_group_add_arrives_for_later_joiners_too(
+        self, open_layer: OpenLayer
+    ) -> None:
+        sender, receiver = await open_layer(), await open_layer()
+        channels = [await receiver.new_channel() for _ in range(2)]
+        await sender.group_send("warm-up", MESSAGE)
+
+        async def join_and_hear(group: str, channel: str) -> None:
+            await receiver.group_add(group, channel)
+            await sender.group_send(group, {"for": channel})
+            while (await receive(receiver, channel))["for"] != channel:
+                pass  # the other's
+
+        for n in range(100):
+            # At the same moment: the second must not return before the first's bind is confirmed.
+            await asyncio.gather(*(join_and_hear(f"g{n}", channel) for channel in channels))
+
+    async def test_leaving_and_joining_at_the_same_moment_ends_bound(
+        self, open_layer: OpenLayer
+    ) -> None:
+        layer = await open_layer()
+        # No linger: each leave is followed by its unbind at once.
+        layer._loop_layer()._bindings._linger = 0.0
+        one, two = await layer.new_channel(), await layer.new_channel()
+        await layer.group_add("g", one)
+        for n in range(200):
+            stays, leaves = (one, two) if n % 2 else (two, one)
+            await asyncio.gather(layer.group_discard("g", leaves), layer.group_add("g", stays))
+            await layer.group_send("g", {"n": n})
+            assert await receive(layer, stays) == {"n": n}
+
+    async def test_five_thousand_joins_at_once(self, open_layer: OpenLayer) -> None:
+        layer = await open_layer()
+        channel = await layer.new_channel()
+        await asyncio.gather(*(layer.group_add(f"g{n}", channel) for n in range(5000)))
+        for n in (0, 2046, 4999):
+            await layer.group_send(f"g{n}", {"n": n})
+            assert await receive(layer, channel) == {"n": n}
+
+    async def test_a_cancelled_add_leaves_the_channel_as_it_was(
+        self, open_layer: OpenLayer
+    ) -> None:
+        layer = await open_layer()
+        member, other = await layer.new_channel(), await layer.new_channel()
+        await layer.group_add("g", member)
+        members = layer._loop_layer()._members
+
+        adding = asyncio.create_task(layer.group_add("new", other))
+        await asyncio.sleep(0)  # lets it begin to wait for the broker
+        adding.cancel()
+        await asyncio.wait([adding])
+        assert not members.has_members("new")
+
+        adding = asyncio.create_task(layer.group_add("g", member))
+        await asyncio.sleep(0)  # the same
+        adding.cancel()
+        await asyncio.wait([adding])
+        assert list(members.channels("g")) == [member]
+
+    async def test_discarding_while_adding_ends_the_add_at_once(
+        self, open_layer: OpenLayer
+    ) -> None:
+        layer = await open_layer()
+        channel = await layer.new_channel()
+        adding = asyncio.create_task(layer.group_add("g", channel))
+        await asyncio.sleep(0)  # lets it begin to wait for the broker
+        await layer.group_discard("g", channel)
+        await asyncio.wait_for(adding, 5)
+        assert not layer._loop_layer()._members.has_members("g")
+
+
+class TestNoBroker:
+    async def test_every_call_ends_with_the_reason(self, open_layer: OpenLayer) -> None:
+        layer = await open_layer(
+            host=f"amqp://guest:s3cret@127.0.0.1:{free_port()}", operation_timeout=0.3
+        )
+        channel = await layer.new_channel()
+        for call in (
+            layer.send(channel, MESSAGE),
+            layer.group_send("g", MESSAGE),
+            layer.group_add("g", channel),
+            layer.carehare_connection,
+        ):
+            with pytest.raises(BrokerUnavailable, match=r"No connection|not bound") as caught:
+                await call
+            assert isinstance(caught.value, ConnectionError)
+            assert "s3cret" not in str(caught.value)
+        assert not layer._loop_layer()._members.has_members("g")
+
+    async def test_a_wrong_password_is_in_the_words_of_the_error(
+        self, open_layer: OpenLayer, broker: Broker
+    ) -> None:
+        host = re.sub(r"//.*@", "//guest:s3cret@", broker.url)
+        layer = await open_layer(host=host, operation_timeout=1)
+        with pytest.raises(BrokerUnavailable, match="ACCESS_REFUSED"):
+            await layer.group_send("g", MESSAGE)
+
+    async def test_a_cancelled_call_does_not_disturb_others_that_wait_to_connect(
+        self, open_layer: OpenLayer
+    ) -> None:
+        layer = await open_layer()
+        channel = await layer.new_channel()
+        sending = [asyncio.create_task(layer.send(channel, {"n": n})) for n in range(10)]
+        await asyncio.sleep(0)  # lets them begin to wait
+        for task in sending[::2]:
+            task.cancel()
+        await asyncio.wait(sending)
+        received = [(await receive(layer, channel))["n"] for _ in range(5)]
+        assert received == [1, 3, 5, 7, 9]
+
+
+class TestUserConnection:
+    async def test_it_is_open_and_the_same_each_time(self, open_layer: OpenLayer) -> None:
+        layer = await open_layer()
+        connection = await layer.carehare_connection
+        assert isinstance(connection, carehare.Connection)
+        assert await layer.current_connection is connection
+        await connection.queue_declare("", exclusive=True)
+
+    async def test_what_goes_wrong_on_it_leaves_the_layer_alone(
+        self, open_layer: OpenLayer
+    ) -> None:
+        layer = await open_layer()
+        channel = await layer.new_channel()
+        connection = await layer.carehare_connection
+        with pytest.raises(carehare.ChannelClosedByServer):
+            await connection.queue_declare("does-not-exist", passive=True)
+        await connection.close()
+        await layer.send(channel, MESSAGE)
+        assert await receive(layer, channel) == MESSAGE
+
+        assert await layer.carehare_connection is not connection
+        await (await layer.carehare_connection).queue_declare("", exclusive=True)
+
+
+class TestClose:
+    async def test_pending_and_later_receives_stop(self, open_layer: OpenLayer) -> None:
+        layer = await open_layer()
+        channel = await layer.new_channel()
+        receiving = [asyncio.create_task(layer.receive(channel)) for _ in range(3)]
+        await layer.send(await layer.new_channel(), MESSAGE)
+        await layer.close()
+        for task in receiving:
+            with pytest.raises(StopConsumer):
+                await task
+        with pytest.raises(StopConsumer):
+            await layer.receive(channel)
+
+    async def test_other_calls_end_too(self, open_layer: OpenLayer) -> None:
+        async with silent_server() as server:
+            layer = await open_layer(host=server.url)
+            channel = await layer.new_channel()
+            calls = [
+                asyncio.create_task(call)
+                for call in (
+                    layer.send(channel, MESSAGE),
+                    layer.group_send("g", MESSAGE),
+                    layer.group_add("g", channel),
+                )
+            ]
+            await server.accepted_one()
+            await layer.close()
+            for task in calls:
+                with pytest.raises(BrokerUnavailable, match="closed"):
+                    await asyncio.wait_for(task, 10)
+            with pytest.raises(BrokerUnavailable, match="closed"):
+                await layer.group_send("g", MESSAGE)
+            await server.all_gone()
+
+    async def test_closing_unused_twice_and_at_once(self, open_layer: OpenLayer) -> None:
+        layer = await open_layer()
+        await layer.close()
+        await layer.close()
+        layer = await open_layer()
+        await layer.group_send("g", MESSAGE)
+        await asyncio.gather(layer.close(), layer.close())
+
+    async def test_cancelling_close_still_ends_everything(self, open_layer: OpenLayer) -> None:
+        async with silent_server() as server:
+            layer = await open_layer(host=server.url)
+            await layer.new_channel()
+            await server.accepted_one()
+            closing = asyncio.create_task(layer.close())
+            await asyncio.sleep(0)  # lets it begin
+            closing.cancel()
+            await asyncio.wait([closing])
+            await server.all_gone()
+
+    @pytest.mark.parametrize("close", [True, False])
+    def test_the_end_of_asyncio_run_leaves_no_trace(self, broker: Broker, close: bool) -> None:
+        code = f"""
+import asyncio
+from channels_rabbitmq.core import RabbitmqChannelLayer
+
+layer = RabbitmqChannelLayer(host={broker.url!r})
+
+async def main():
+    channel = await layer.new_channel()
+    receiving = asyncio.create_task(layer.receive(channel))
+    await layer.group_add("g", channel)
+    await layer.group_send("g", {{"type": "x"}})
+    print(await receiving)
+    asyncio.create_task(layer.receive(channel))
+    await layer.carehare_connection
+    if {close}:
+        await layer.close()
+
+asyncio.run(main())
+asyncio.run(main())
+"""
+        done = subprocess.run(
+            [sys.executable, "-X", "dev", "-W", "error", "-c", code],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+        expected = "{'type': 'x'}\n" * 2
+        # Closing ends the pending receive with StopConsumer, which that task keeps to itself.
+        errors = done.stderr.replace("Task exception was never retrieved", "")
+        assert done.stdout == expected
+        if close:
+            assert "Task was destroyed" not in errors
+            assert "Warning" not in errors
+        else:
+            assert done.stderr == ""
+
+
+async def test_each_event_loop_has_connections_and_channels_of_its_own(
+    open_layer: OpenLayer, broker: Broker
+) -> None:
+    layer = await open_layer()
+    channel = await layer.new_channel()
+
+    def use_in_another_loop() -> None:
+        async def use() -> None:
+            other = await layer.new_channel()
+            assert other.partition("!")[0] != channel.partition("!")[0]
+            await layer.send(other, MESSAGE)
+            assert await receive(layer, other) == MESSAGE
+            await layer.send(channel, {"from": "another loop"})
+
+        asyncio.run(use())
+
+    for _ in range(2):
+        await asyncio.to_thread(use_in_another_loop)
+        assert await receive(layer, channel) == {"from": "another loop"}
+    await layer.send(channel, END)
+    assert await receive_until_end(layer, channel) == []
+    assert len(layer._loop_layers) <= 2, "layers of closed loops are forgotten"
+
+
+async def test_back_pressure_is_logged_with_the_worst_channel(open_layer: OpenLayer) -> None:
+    layer = await open_layer(local_capacity=3)
+    channel = await layer.new_channel()
+    with log_lines() as lines:
+        for _ in range(4):
+            await layer.send(channel, MESSAGE)
+        assert f"{channel} (3" in await lines.next("all of local_capacity is in use")
