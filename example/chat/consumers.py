@@ -71,6 +71,7 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
         )
         self.roster = Roster(patience=3 * BEAT + ROOM_TIMEOUT)
         self.is_member = False
+        self.can_hear = False
         self.room_is_up = False
         self.heard_myself = asyncio.Event()
         await self.accept()
@@ -97,7 +98,7 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
         self.me = replace(self.me, name=name.strip()[:MAX_NAME] or "Anonymous")
         if self.stay is None:
             self.stay = asyncio.create_task(self.stay_in_room())
-        elif self.room_is_up:
+        elif self.can_hear:
             with contextlib.suppress(*LayerError):  # the next sign of life says the same
                 await self.tell_room("chat.here")
 
@@ -120,6 +121,10 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
         still here; and hearing it oneself proves that the room is within reach. When it isn't
         (RabbitMQ restarts, say), the channel layer reconnects by itself: all there is to do here
         is to tell the page, and to try again.
+
+        The processes come back one by one, and who isn't back yet misses what is said. So the room
+        counts as within reach when everybody who was here has been heard again (who can be heard
+        can hear: group_send waits for the sender's own group) or has been silent for too long.
         """
         try:
             # Cancelling alone would not do: before Python 3.12, wait_for may swallow it.
@@ -127,13 +132,12 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
                 try:
                     await asyncio.wait_for(self.give_sign_of_life(), ROOM_TIMEOUT)
                 except (*LayerError, asyncio.TimeoutError):
-                    self.room_is_up = False
+                    self.can_hear = False
                 else:
-                    self.room_is_up = True
-                await self.send_json({"type": "room", "up": self.room_is_up})
-                await asyncio.sleep(BEAT if self.room_is_up else BEAT / 10)
-                if self.room_is_up:
+                    self.can_hear = True
                     await self.miss_the_silent()
+                await self.show_room()
+                await asyncio.sleep(BEAT if self.can_hear else BEAT / 10)
         except Exception:
             logger.exception("The stay in %s ended", self.group)
             await self.close()  # the page will come back
@@ -144,7 +148,7 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
             await self.channel_layer.group_add(self.group, self.channel_name)
             self.is_member = True
             await self.tell_room("chat.joined")
-        if not self.room_is_up:
+        if not self.can_hear:
             # New here, or deaf until now: whoever came and went meanwhile, we missed it.
             self.roster.start_over()
             await self.tell_room("chat.roll_call", reply_channel=self.channel_name)
@@ -156,7 +160,7 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
         """Say good-bye, as far as that is possible."""
         # Where this fails, the others will notice by the missing signs of life.
         with contextlib.suppress(*LayerError, asyncio.TimeoutError):
-            if self.room_is_up:
+            if self.can_hear:
                 await asyncio.wait_for(self.tell_room("chat.left"), ROOM_TIMEOUT)
         await self.channel_layer.group_discard(self.group, self.channel_name)
 
@@ -185,6 +189,8 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
             self.heard_myself.set()
         if self.roster.hear(person):
             await self.show_people()
+        if not self.room_is_up:
+            await self.show_room()  # this may have been the last one missing
 
     async def chat_roll_call(self, event: dict[str, Any]) -> None:
         with contextlib.suppress(*LayerError):
@@ -200,6 +206,10 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
             await self.send_json({"type": "left", "person": asdict(person)})
         if silent:
             await self.show_people()
+
+    async def show_room(self) -> None:
+        self.room_is_up = self.can_hear and self.roster.is_complete
+        await self.send_json({"type": "room", "up": self.room_is_up})
 
     async def show_people(self) -> None:
         people = [asdict(person) for person in self.roster.people()]

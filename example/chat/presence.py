@@ -29,16 +29,19 @@ class Roster:
         self._clock = clock
         self._people: dict[str, Person] = {}
         self._last_heard: dict[str, float] = {}
+        self._missing: set[str] = set()  # not heard since we started over
 
     def hear(self, person: Person) -> bool:
         """Note a sign of life. True if it tells something new."""
         is_news = self._people.get(person.id) != person
         self._people[person.id] = person
         self._last_heard[person.id] = self._clock()
+        self._missing.discard(person.id)
         return is_news
 
     def remove(self, person_id: str) -> Person | None:
         self._last_heard.pop(person_id, None)
+        self._missing.discard(person_id)
         return self._people.pop(person_id, None)
 
     def remove_silent(self) -> list[Person]:
@@ -50,6 +53,12 @@ class Roster:
     def start_over(self) -> None:
         """Be patient with everybody again: it was we who couldn't hear."""
         self._last_heard = dict.fromkeys(self._people, self._clock())
+        self._missing = set(self._people)
+
+    @property
+    def is_complete(self) -> bool:
+        """Has everybody been heard, or given up, since we started over?"""
+        return not self._missing
 
     def people(self) -> list[Person]:
         return sorted(self._people.values(), key=lambda person: (person.name.lower(), person.id))
