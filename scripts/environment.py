@@ -48,7 +48,8 @@ def prepare(purpose: str) -> Path:
         if purpose not in prepared["purposes"]:
             print(f"Installing what is needed into {FOLDER.name}...", flush=True)
             _pip_install(*_REQUIREMENTS[purpose])
-            prepared["purposes"].append(purpose)
+            # The tests need all that the demo needs.
+            prepared["purposes"] = ["demo"] if purpose == "demo" else ["demo", "tests"]
             stamp.write_text(json.dumps(prepared))
     return PYTHON
 
@@ -89,7 +90,7 @@ def _try_to_make() -> str | None:
 
 
 def _pip_install(*args: str) -> None:
-    command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command = [str(PYTHON), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     # Where this runs from within another environment, that one's settings don't count here.
     environment = {key: v for key, v in os.environ.items() if key not in ("PYTHONPATH", "PIP_USER")}
     done = subprocess.run([*command, *args], cwd=ROOT, stdin=subprocess.DEVNULL, env=environment)

@@ -1,0 +1,135 @@
+"""Runs every check of this project: lint, types, all tests, the demo's check, other versions.
+
+Arguments which this command doesn't know are pytest's: then nothing but pytest runs, so
+``scripts/test -k router`` is the quick way to some of the tests. A failing step doesn't keep the
+others from running; the exit status is 0 only if all steps passed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import environment
+import interrupts
+from brokers import NoBroker, PrivateNode, get_broker
+from environment import ROOT, EnvironmentFailed
+from pythons import find_pythons
+
+_STOP_TIMEOUT = 30.0  # seconds for an interrupted step to clean up
+
+
+@dataclass
+class Step:
+    """One command; its output goes where ours goes."""
+
+    name: str
+    command: Sequence[str | Path]
+    seconds: float = 0.0
+    outcome: str = "not run"
+
+    def run(self) -> None:
+        _print_heading(self.name)
+        start = time.monotonic()
+        # In a session of its own: of Ctrl-C it hears from us, once.
+        with interrupts.held():
+            process = subprocess.Popen(
+                self.command, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        try:
+            self.outcome = "FAILED" if process.wait() else "passed"
+        except KeyboardInterrupt:
+            self.outcome = "interrupted"
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_TIMEOUT)
+            raise
+        finally:
+            self.seconds = time.monotonic() - start
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="scripts/test", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    _, pytest_args = parser.parse_known_args()
+    interrupts.let_signals_interrupt()
+    try:
+        python = environment.prepare("tests")
+        with contextlib.ExitStack() as stack:
+            broker = get_broker()
+            if not isinstance(broker, PrivateNode):  # else the tests start their own
+                stack.enter_context(broker)
+                print(f"RabbitMQ: {broker.description}", flush=True)
+            os.environ.update(broker.variables())
+            if pytest_args:
+                return _run_all([Step("pytest", [python, "-m", "pytest", *pytest_args])])
+            return _run_all(_steps(python))
+    except KeyboardInterrupt:
+        return 130
+    except (EnvironmentFailed, NoBroker) as exc:
+        print(exc, file=sys.stderr)
+        return 1
+
+
+def _steps(python: Path) -> list[Step]:
+    return [
+        Step("ruff check", [python, "-m", "ruff", "check", "."]),
+        Step("ruff format", [python, "-m", "ruff", "format", "--check", "."]),
+        Step("mypy", [python, "-m", "mypy", "--strict", "channels_rabbitmq"]),
+        Step("pytest", [python, "-m", "pytest"]),
+        Step("scripts/demo --check", [ROOT / "scripts" / "demo", "--check"]),
+        _tox_step(python),
+    ]
+
+
+def _tox_step(python: Path) -> Step:
+    """The fast tests on the other Pythons, and on the oldest Channels everywhere."""
+    current = f"{sys.version_info.major}{sys.version_info.minor}"
+    pythons = find_pythons()
+    environments = [
+        f"py{version}-{channels}"
+        for version in pythons
+        for channels in ("oldest", "newest")
+        # The newest Channels on this Python: that was the step "pytest".
+        if (version, channels) != (current, "newest")
+    ]
+    return Step(
+        "tox",
+        [
+            *(python, "-m", "tox", "run", "--skip-missing-interpreters", "false"),
+            *("--discover", *pythons.values()),
+            *("-e", ",".join(environments)),
+            *("--", "-q", "-m", "not slow"),
+        ],
+    )
+
+
+def _run_all(steps: list[Step]) -> int:
+    try:
+        for step in steps:
+            step.run()
+    finally:
+        _print_heading("summary")
+        for step in steps:
+            print(f"{step.outcome:>12} {step.seconds:7.1f} s   {step.name}")
+        print(f"{'':12} {sum(step.seconds for step in steps):7.1f} s", flush=True)
+    return 0 if all(step.outcome == "passed" for step in steps) else 1
+
+
+def _print_heading(text: str) -> None:
+    print(f"\n=== {text} {'=' * (72 - len(text))}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
