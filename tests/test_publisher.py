@@ -1,0 +1,145 @@
+"""The connection that publishes: what its set-up finds out, and how a full or sick broker shows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pamqp.commands
+import pytest
+from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
+from channels.exceptions import ChannelFull
+from conftest import Broker
+from log_lines import log_lines
+
+from channels_rabbitmq.core import RabbitmqChannelLayer
+from channels_rabbitmq.exceptions import BrokerUnavailable
+
+OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
+
+MESSAGE = {"type": "test.message"}
+commands = pamqp.commands
+
+
+async def test_set_up_declares_the_groups_exchange_and_probes_the_way(
+    open_layer: OpenLayer, broker: Broker, groups_exchange: str
+) -> None:
+    declared: list[Any] = []
+    published: list[Any] = []
+    async with AmqpProxy(broker.url) as proxy:
+        proxy.rule(TO_BROKER, commands.Exchange.Declare, lambda f: declared.append(f.decode()) or f)
+        proxy.rule(TO_BROKER, commands.Basic.Publish, lambda f: published.append(f.decode()) or f)
+        layer = await open_layer(host=proxy.url)
+        await layer.group_send("g", MESSAGE)
+    (exchange,) = declared
+    # As channels_rabbitmq 4.x and other programs declare it; anything else would be refused.
+    assert (exchange.exchange, exchange.exchange_type) == (groups_exchange, "direct")
+    assert not any([exchange.durable, exchange.auto_delete, exchange.internal])
+    assert [(p.exchange, p.routing_key, p.mandatory) for p in published] == [
+        (groups_exchange, "!probe", False),
+        (groups_exchange, "g", False),
+    ]
+
+
+async def test_blocked_while_connecting(open_layer: OpenLayer, broker: Broker) -> None:
+    async with AmqpProxy(broker.url) as proxy:
+        # An alarm: the probe's confirm doesn't come, "blocked" does.
+        blocked = commands.Connection.Blocked(reason="low on tests")
+        proxy.rule(
+            TO_CLIENT,
+            commands.Basic.Ack,
+            lambda frame: proxy.inject(blocked),
+            times=1,
+        )
+        layer = await open_layer(host=proxy.url)
+        channel = await layer.new_channel()
+        with log_lines() as lines:
+            with pytest.raises(ChannelFull, match="low on memory"):
+                await layer.send(channel, MESSAGE)
+            await lines.next("WARNING publisher: RabbitMQ blocks publishers: low on tests")
+            await layer.group_send("g", MESSAGE)
+            assert layer._loop_layer().counters.blocked == 2
+            await lines.next("1 group messages dropped: RabbitMQ blocks publishers: g ")
+            proxy.inject(commands.Connection.Unblocked())
+            await lines.next("INFO publisher: RabbitMQ takes messages again")
+        await layer.send(channel, MESSAGE)
+        assert await layer.receive(channel) == MESSAGE
+
+
+async def test_a_nack_is_channel_full_for_a_channel_and_a_count_for_a_group(
+    open_layer: OpenLayer, broker: Broker
+) -> None:
+    async with AmqpProxy(broker.url) as proxy:
+        layer = await open_layer(host=proxy.url)
+        channel = await layer.new_channel()
+        await layer.send(channel, MESSAGE)
+
+        def refuse(frame: Any) -> Any:
+            ack = frame.decode()
+            return commands.Basic.Nack(delivery_tag=ack.delivery_tag, multiple=ack.multiple)
+
+        proxy.rule(TO_CLIENT, commands.Basic.Ack, refuse)
+        with pytest.raises(ChannelFull, match="is full"):
+            await layer.send(channel, MESSAGE)
+        await layer.group_send("g", MESSAGE)
+        counters = layer._loop_layer().counters
+        assert (counters.refused, counters.refused_by_a_queue) == (1, 1)
+
+
+async def test_a_probe_without_an_answer_is_another_attempt(
+    open_layer: OpenLayer, broker: Broker
+) -> None:
+    async with AmqpProxy(broker.url) as proxy:
+        proxy.drop(TO_CLIENT, commands.Basic.Ack, times=1)
+        layer = await open_layer(host=proxy.url, connect_timeout=0.5)
+        await layer.group_send("g", MESSAGE)
+        assert proxy.opened == 2
+
+
+async def test_a_body_too_large_for_the_broker_costs_a_reconnect_not_the_layer(
+    open_layer: OpenLayer, broker: Broker
+) -> None:
+    async with AmqpProxy(broker.url) as proxy:
+        layer = await open_layer(host=proxy.url)
+        await layer.group_send("g", MESSAGE)
+        too_large = commands.Channel.Close(
+            reply_code=406, reply_text="PRECONDITION_FAILED", class_id=60, method_id=40
+        )
+        proxy.rule(
+            TO_BROKER,
+            commands.Basic.Publish,
+            lambda frame: proxy.inject(too_large, channel=frame.channel),
+            times=1,
+        )
+        with log_lines() as lines:
+            await layer.group_send("g", MESSAGE)
+            await lines.next("WARNING publisher: lost .* 406 PRECONDITION_FAILED")
+        assert layer._loop_layer().counters.unknown == 1
+        await layer.group_send("g", MESSAGE)
+        assert layer._loop_layer().counters.unknown == 1
+
+
+async def test_calls_that_wait_for_the_connection_are_sent_in_their_order(
+    open_layer: OpenLayer,
+) -> None:
+    layer = await open_layer()
+    channel = await layer.new_channel()
+    sending = [asyncio.create_task(layer.send(channel, {"n": n})) for n in range(50)]
+    assert [(await layer.receive(channel))["n"] for _ in range(50)] == list(range(50))
+    await asyncio.gather(*sending)
+
+
+async def test_nothing_is_written_when_the_time_was_over_before_there_was_a_connection(
+    open_layer: OpenLayer, broker: Broker
+) -> None:
+    async with AmqpProxy(broker.url) as proxy:
+        released = proxy.hold(TO_CLIENT, commands.Connection.Tune)
+        layer = await open_layer(host=proxy.url, operation_timeout=0.1)
+        with pytest.raises(BrokerUnavailable):
+            await layer.group_send("late", MESSAGE)
+        released.set()
+        await layer._loop_layer()._publisher.supervisor.wait_ready(
+            asyncio.get_running_loop().time() + 10
+        )
+        assert layer._loop_layer().counters.published == 0

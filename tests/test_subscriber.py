@@ -1,0 +1,215 @@
+"""Queues, exchanges and bindings: what the broker is told, and what a reconnect makes of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pamqp.commands
+import pytest
+from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
+from conftest import Broker
+from log_lines import log_lines
+
+from channels_rabbitmq import _subscriber
+from channels_rabbitmq.core import RabbitmqChannelLayer
+from channels_rabbitmq.exceptions import BrokerUnavailable
+
+OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
+
+MESSAGE = {"type": "test.message"}
+commands = pamqp.commands
+
+
+class Told:
+    """What the broker was told through a proxy: methods, in order."""
+
+    def __init__(self, proxy: AmqpProxy, *kinds: type) -> None:
+        self.methods: list[Any] = []
+        for kind in kinds:
+            proxy.rule(TO_BROKER, kind, self._note)
+
+    def _note(self, frame: Frame) -> Frame:
+        self.methods.append(frame.decode())
+        return frame
+
+    def of(self, kind: type) -> list[Any]:
+        return [method for method in self.methods if isinstance(method, kind)]
+
+
+async def connected(layer: RabbitmqChannelLayer) -> None:
+    await layer._loop_layer()._subscriber.supervisor.wait_ready(
+        asyncio.get_running_loop().time() + 10
+    )
+
+
+async def reconnect(layer: RabbitmqChannelLayer) -> None:
+    with log_lines() as lines:
+        layer._loop_layer()._subscriber.supervisor.give_up_connection("for a test")
+        await lines.next("WARNING subscriber: lost .*: for a test")
+        await lines.next("INFO subscriber: connected")
+
+
+async def test_the_queue_and_the_private_exchange(
+    open_layer: OpenLayer, broker: Broker, groups_exchange: str
+) -> None:
+    async with AmqpProxy(broker.url) as proxy:
+        told = Told(
+            proxy,
+            commands.Queue.Declare,
+            commands.Queue.Bind,
+            commands.Exchange.Declare,
+            commands.Exchange.Bind,
+            commands.Exchange.Delete,
+            commands.Basic.Qos,
+            commands.Basic.Consume,
+        )
+        layer = await open_layer(host=proxy.url, local_capacity=7, remote_capacity=8, expiry=1.5)
+        id_ = (await layer.new_channel()).partition("!")[0]
+        await connected(layer)
+        (queue,) = told.of(commands.Queue.Declare)
+        assert (queue.queue, queue.exclusive, queue.durable) == (id_, True, False)
+        assert queue.arguments == {
+            "x-queue-type": "classic",
+            "x-max-length": 8,
+            "x-overflow": "reject-publish",
+            "x-message-ttl": 1500,
+        }
+        _, private = told.of(commands.Exchange.Declare)
+        assert (private.exchange, private.exchange_type) == (f"{id_}.1", "fanout")
+        assert (private.durable, private.auto_delete) == (False, True)
+        (bind,) = told.of(commands.Exchange.Bind)
+        assert (bind.source, bind.destination, bind.routing_key) == (
+            groups_exchange,
+            f"{id_}.1",
+            f"{id_}!",
+        )
+        (qos,) = told.of(commands.Basic.Qos)
+        assert (qos.prefetch_count, qos.global_) == (7, False)
+
+        told.methods.clear()
+        await reconnect(layer)
+        (queue,) = told.of(commands.Queue.Declare)
+        assert queue.queue == f"{id_}.2"
+        # The former exchange goes before the new one is bound: no message goes to both.
+        kinds = [type(method) for method in told.methods]
+        assert kinds.index(commands.Exchange.Delete) < kinds.index(commands.Exchange.Bind)
+        (delete,) = told.of(commands.Exchange.Delete)
+        assert delete.exchange == f"{id_}.1"
+
+
+async def test_no_limits_are_no_arguments(open_layer: OpenLayer, broker: Broker) -> None:
+    async with AmqpProxy(broker.url) as proxy:
+        told = Told(proxy, commands.Queue.Declare)
+        layer = await open_layer(host=proxy.url, remote_capacity=None, expiry=None)
+        await layer.new_channel()
+        await connected(layer)
+        assert told.methods[0].arguments == {"x-queue-type": "classic"}
+
+
+async def test_a_page_reload_costs_the_broker_nothing(
+    open_layer: OpenLayer, broker: Broker
+) -> None:
+    async with AmqpProxy(broker.url) as proxy:
+        layer = await open_layer(host=proxy.url)
+        channel = await layer.new_channel()
+        await layer.group_add("g", channel)
+        binds = proxy.count(TO_BROKER, commands.Queue.Bind)
+        for _ in range(10):
+            await layer.group_discard("g", channel)
+            await layer.group_add("g", channel)
+        await layer.group_send("g", MESSAGE)
+        assert await layer.receive(channel) == MESSAGE
+        assert proxy.count(TO_BROKER, commands.Queue.Bind) == binds
+        assert proxy.count(TO_BROKER, commands.Queue.Unbind) == 0
+
+
+async def test_a_group_that_nobody_wants_any_more_is_unbound_after_its_linger(
+    open_layer: OpenLayer, broker: Broker
+) -> None:
+    async with AmqpProxy(broker.url) as proxy:
+        layer = await open_layer(host=proxy.url)
+        layer._loop_layer()._bindings._linger = 0.05
+        channel = await layer.new_channel()
+        await layer.group_add("g", channel)
+        await layer.group_discard("g", channel)
+        await layer.group_send("g", MESSAGE)  # lingering: arrives, and nobody wants it
+        await proxy.seen(TO_CLIENT, commands.Queue.UnbindOk)
+        await layer.send(channel, {"n": 1})
+        assert await layer.receive(channel) == {"n": 1}
+        assert layer._loop_layer().counters.unwanted == 1
+
+
+async def test_after_a_reconnect_groups_wait_a_little_but_not_those_somebody_waits_for(
+    open_layer: OpenLayer, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with AmqpProxy(broker.url) as proxy:
+        layer = await open_layer(host=proxy.url)
+        channel = await layer.new_channel()
+        await asyncio.gather(*(layer.group_add(f"g{n}", channel) for n in range(20)))
+        # So long that only what doesn't wait for it can happen in this test.
+        monkeypatch.setattr(_subscriber, "REBIND_DELAY_PER_GROUP", 60.0)
+        monkeypatch.setattr(_subscriber, "LONGEST_REBIND_DELAY", 60.0)
+        await reconnect(layer)
+        told = Told(proxy, commands.Queue.Bind)
+        await layer.group_send("g7", MESSAGE)  # of a member here: waits for its own group
+        assert await layer.receive(channel) == MESSAGE
+        await layer.group_add("new", channel)
+        assert [bind.routing_key for bind in told.methods] == ["g7", "new"]
+        layer._loop_layer()._subscriber._stop_holding_back()
+        await layer.group_add("g19", channel)
+        assert {bind.routing_key for bind in told.methods} == {
+            "new",
+            *(f"g{n}" for n in range(20)),
+        }
+
+
+async def test_one_refused_bind_is_told_and_does_not_stop_the_rest(
+    open_layer: OpenLayer, broker: Broker
+) -> None:
+    other = await open_layer()
+    locked = (await other.new_channel()).partition("!")[0]
+    await connected(other)
+
+    def bind_anothers_queue(frame: Frame) -> Any:
+        bind = frame.decode()
+        if bind.routing_key == "g7":
+            bind.queue = locked  # 405 RESOURCE_LOCKED
+        return bind
+
+    async with AmqpProxy(broker.url) as proxy:
+        layer = await open_layer(host=proxy.url)
+        channel = await layer.new_channel()
+        await asyncio.gather(*(layer.group_add(f"g{n}", channel) for n in range(20)))
+        rule = proxy.rule(TO_BROKER, commands.Queue.Bind, bind_anothers_queue)
+        with log_lines() as lines:
+            await reconnect(layer)
+            await asyncio.gather(*(layer.group_add(f"g{n}", channel) for n in range(20) if n != 7))
+            with pytest.raises(BrokerUnavailable, match=r"'g7': .* 405 RESOURCE_LOCKED"):
+                await layer.group_add("g7", channel)
+            await lines.next("ERROR subscriber: RabbitMQ refused to bind the group 'g7': .* 405")
+        # It was a member before, so it still is; and the next attempt works.
+        proxy.remove(rule)
+        await layer.group_add("g7", channel)
+        await layer.group_send("g7", MESSAGE)
+        assert await layer.receive(channel) == MESSAGE
+
+
+@pytest.mark.slow
+async def test_a_dead_queue_that_lingers_has_no_say_in_what_the_new_one_takes(
+    open_layer: OpenLayer, broker: Broker
+) -> None:
+    async with AmqpProxy(broker.url) as proxy:
+        sender = await open_layer()
+        receiver = await open_layer(host=proxy.url, remote_capacity=2, local_capacity=2)
+        channel = await receiver.new_channel()
+        await sender.send(channel, MESSAGE)
+        assert await receiver.receive(channel) == MESSAGE
+        # Half-open: the broker doesn't hear that the connection ends, its queue stays.
+        released = proxy.hold(TO_BROKER, commands.Connection.Close, name="subscriber")
+        await reconnect(receiver)
+        for n in range(50):
+            await sender.send(channel, {"n": n})
+            assert await receiver.receive(channel) == {"n": n}
+        released.set()
