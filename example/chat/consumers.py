@@ -158,11 +158,11 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
 
     async def leave_room(self) -> None:
         """Say good-bye, as far as that is possible."""
+        await self.channel_layer.group_discard(self.group, self.channel_name)
         # Where this fails, the others will notice by the missing signs of life.
         with contextlib.suppress(*LayerError, asyncio.TimeoutError):
             if self.can_hear:
                 await asyncio.wait_for(self.tell_room("chat.left"), ROOM_TIMEOUT)
-        await self.channel_layer.group_discard(self.group, self.channel_name)
 
     async def tell_room(self, message_type: str, **content: Any) -> None:
         await self.channel_layer.group_send(

@@ -84,9 +84,9 @@ function showState(state, text) {
   element.textContent = text;
 }
 
-function onLost(delay) {
+function onLost() {
   isRoomUp = false;
-  showState("lost", delay < 2000 ? "Reconnecting…" : `Reconnecting in ${Math.round(delay / 1000)} s…`);
+  showState("lost", "Reconnecting…");
   document.body.classList.add("away");
   giveUpOn(() => true);
 }
@@ -99,6 +99,8 @@ const handlers = {
   },
 
   room({ up }) {
+    // What was on its way when the room went out of reach has arrived by now, if ever.
+    if (up && !isRoomUp) giveUpOn(() => true);
     isRoomUp = up;
     document.body.classList.toggle("away", !up);
     if (up) {

@@ -12,7 +12,7 @@ export class Connection {
   #retryTimer = 0;
   #lastHeard = 0;
 
-  // events: onMessage(object), onLost(ms until the next attempt)
+  // events: onMessage(object), onLost()
   constructor(url, events) {
     this.#url = url;
     this.#events = events;
@@ -49,7 +49,7 @@ export class Connection {
     const backOff = Math.min(LONGEST_DELAY, FIRST_DELAY * 2 ** this.#attempts++);
     const delay = backOff * (0.5 + Math.random() / 2); // so that not all pages come at once
     this.#retryTimer = setTimeout(() => this.#connect(), delay);
-    this.#events.onLost(delay);
+    this.#events.onLost();
   }
 
   #checkSilence() {
