@@ -360,7 +360,8 @@ class PrivateBroker:
             # Our own node's, not that of another one which took the port a moment ago.
             if self.node_name.split("@")[0].encode() + b"@" in greeting:
                 self.version = _version_in(greeting)
-                return
+                if self._tls is None or _is_listening(self.tls_port):  # starts a bit later
+                    return
             status = self._server.poll()
             if status is not None or time.monotonic() > deadline:
                 what = (
@@ -461,6 +462,12 @@ def _greeting(port: int) -> bytes:
             greeting += received
     # A method frame (1) with class 10, method 10 in it.
     return greeting if greeting[:1] + greeting[7:11] == b"\x01\0\x0a\0\x0a" else b""
+
+
+def _is_listening(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
+        return True
+    return False
 
 
 def _version_in(greeting: bytes) -> tuple[int, ...]:
