@@ -12,13 +12,15 @@ import interrupts
 # policy-rc.d keeps Debian from starting the services of what is installed, and disabling keeps
 # them from starting with the machine: nobody asked for a service. Services that were there before
 # are left alone.
+_POLICY = "/usr/sbin/policy-rc.d"
 _INSTALL = """\
 set -e
-policy=/usr/sbin/policy-rc.d
-if [ ! -e $policy ]; then
-    printf '#!/bin/sh\\nexit 101\\n' > $policy
-    chmod +x $policy
-    trap 'rm -f $policy' EXIT
+policy=$1
+shift
+if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\\nexit 101\\n' > "$policy"
+    chmod +x "$policy"
+    trap 'rm -f "$policy"' EXIT
     trap 'exit 1' HUP INT TERM
 fi
 export DEBIAN_FRONTEND=noninteractive
@@ -40,7 +42,7 @@ def may_install() -> bool:
 def install(*packages: str) -> bool:
     """``apt-get install``; the services of these packages stay stopped. False if it failed."""
     print(f"Installing {' '.join(packages)} with apt-get...", flush=True)
-    done = _as_root(_INSTALL, *packages)
+    done = _as_root(_INSTALL, _POLICY, *packages)
     if "rabbitmq-server" in packages:
         _as_root(_DISABLE)
     return done

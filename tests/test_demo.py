@@ -1,0 +1,482 @@
+"""The demo: how it gets a RabbitMQ, that it starts, survives a broker's restart, ends cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import brokers
+import pytest
+import root_rights
+from brokers import DockerContainer, GivenBroker, NoBroker, PrivateNode
+from conftest import Broker
+from servers import running_servers, two_ports
+from websockets.asyncio.client import ClientConnection, connect
+
+from private_broker import PrivateBroker
+
+ROOT = Path(__file__).parent.parent
+
+
+# How it gets a RabbitMQ
+
+
+class Machine:
+    """A pretended machine: nothing is on PATH but the commands made here.
+
+    Above all no apt-get that really installs something.
+    """
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self._monkeypatch = monkeypatch
+        self._log = folder / "calls.log"
+        for name in ("chmod", "dirname", "rm", "sh", "touch", "true"):
+            path = shutil.which(name)
+            assert path is not None
+            (folder / name).symlink_to(path)
+        monkeypatch.setenv("PATH", str(folder))
+        monkeypatch.delenv("RABBITMQ_URL", raising=False)
+        monkeypatch.setattr(brokers, "find_broker_commands", self._find_broker_commands)
+        monkeypatch.setattr(sys, "platform", "linux")
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+    def add_command(self, name: str, script: str = "") -> None:
+        """A command that notes its call, then does what the script says."""
+        path = self.folder / name
+        path.write_text(f'#!/bin/sh\necho "{name} $*" >> "{self._log}"\n{script}\n')
+        path.chmod(0o755)
+
+    def install_rabbitmq(self) -> None:
+        self.add_command("rabbitmq-server")
+
+    def be_root(self) -> None:
+        self._monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+    @property
+    def calls(self) -> list[str]:
+        return self._log.read_text().splitlines() if self._log.exists() else []
+
+    def _find_broker_commands(self) -> Path | None:
+        return self.folder if (self.folder / "rabbitmq-server").exists() else None
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setattr(root_rights, "_POLICY", str(tmp_path / "policy-rc.d"))
+    return Machine(folder, monkeypatch)
+
+
+# What apt-get and brew do on the pretended machine.
+INSTALLS = 'case "$*" in *rabbitmq*) touch "$(dirname "$0")/rabbitmq-server";; esac'
+
+
+class TestGetBroker:
+    def test_rabbitmq_url_comes_first(
+        self, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        machine.install_rabbitmq()
+        machine.add_command("docker")
+        monkeypatch.setenv("RABBITMQ_URL", "amqp://me:secret@example.com:1234/some")
+        broker = brokers.get_broker()
+        assert isinstance(broker, GivenBroker)
+        assert broker.url == "amqp://me:secret@example.com:1234/some"
+        assert "example.com:1234" in broker.description
+        assert "secret" not in broker.description
+
+    def test_installed_commands_come_before_docker(self, machine: Machine) -> None:
+        machine.install_rabbitmq()
+        machine.add_command("docker")
+        broker = brokers.get_broker()
+        assert isinstance(broker, PrivateNode)
+        assert broker.commands == machine.folder
+        assert machine.calls == []
+
+    def test_docker_comes_before_apt(self, machine: Machine) -> None:
+        machine.be_root()
+        machine.add_command("docker")
+        machine.add_command("apt-get", INSTALLS)
+        assert isinstance(brokers.get_broker(), DockerContainer)
+        assert not any(call.startswith("apt-get") for call in machine.calls)
+
+    def test_docker_pulls_a_missing_image(self, machine: Machine) -> None:
+        machine.add_command("docker", '[ "$1" != image ]')
+        assert isinstance(brokers.get_broker(), DockerContainer)
+        assert machine.calls[-1].startswith("docker pull")
+
+    @pytest.mark.parametrize(
+        "docker",
+        [
+            pytest.param("exit 1", id="no engine"),
+            pytest.param('[ "$1" = version ]', id="no image"),
+        ],
+    )
+    def test_docker_that_does_not_work_is_passed_over(self, machine: Machine, docker: str) -> None:
+        machine.be_root()
+        machine.add_command("docker", docker)
+        machine.add_command("apt-get", INSTALLS)
+        assert isinstance(brokers.get_broker(), PrivateNode)
+
+    def test_apt_as_root(self, machine: Machine) -> None:
+        machine.be_root()
+        machine.add_command("apt-get", INSTALLS)
+        assert isinstance(brokers.get_broker(), PrivateNode)
+        update, install = (call for call in machine.calls if call.startswith("apt-get"))
+        assert "update" in update
+        assert install.endswith(" rabbitmq-server")
+
+    def test_apt_by_sudo_without_a_password(self, machine: Machine) -> None:
+        machine.add_command("sudo", '[ "$1" = -n ] && shift && exec "$@"')
+        machine.add_command("apt-get", INSTALLS)
+        assert isinstance(brokers.get_broker(), PrivateNode)
+
+    def test_sudo_that_asks_for_a_password_is_passed_over(self, machine: Machine) -> None:
+        machine.add_command("sudo", "exit 1")
+        machine.add_command("apt-get", INSTALLS)
+        with pytest.raises(NoBroker):
+            brokers.get_broker()
+
+    def test_homebrew_on_macos(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+        machine.add_command("brew", INSTALLS)
+        monkeypatch.setattr(sys, "platform", "darwin")
+        assert isinstance(brokers.get_broker(), PrivateNode)
+        assert machine.calls == ["brew install --quiet rabbitmq"]
+
+    def test_nothing_at_all_names_every_way(self, machine: Machine) -> None:
+        with pytest.raises(NoBroker) as caught:
+            brokers.get_broker()
+        for way in ("RABBITMQ_URL", "RABBITMQ_BIN", "Docker", "apt-get", "Homebrew"):
+            assert way in str(caught.value)
+
+    def test_wrong_rabbitmq_bin_is_an_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever names a folder means that one, not whatever else is found."""
+        monkeypatch.delenv("RABBITMQ_URL", raising=False)
+        monkeypatch.setenv("RABBITMQ_BIN", str(tmp_path))
+        with pytest.raises(NoBroker, match="RABBITMQ_BIN"):
+            brokers.get_broker()
+
+
+@pytest.mark.parametrize(
+    "url", ["amqp://me:secret@127.0.0.1:1", "amqp://me:secret@127.0.0.1:x", "amqp://[secret"]
+)
+def test_unreachable_url_is_an_error_without_the_password(url: str) -> None:
+    with pytest.raises(NoBroker, match="RABBITMQ_URL") as caught:
+        GivenBroker(url).start()
+    assert "secret" not in str(caught.value)
+
+
+class TestInstall:
+    """apt-get, as root, on the pretended machine."""
+
+    @pytest.fixture
+    def policy(self, machine: Machine) -> Path:
+        machine.be_root()
+        return Path(root_rights._POLICY)
+
+    def test_services_are_kept_from_starting(self, machine: Machine, policy: Path) -> None:
+        machine.add_command("apt-get", f'"{policy}"; echo "policy $?" >> "{policy}.seen"')
+        assert root_rights.install("some-package")
+        assert Path(f"{policy}.seen").read_text().splitlines()[-1] == "policy 101"
+        assert not policy.exists()
+
+    def test_policy_is_removed_after_a_failure(self, machine: Machine, policy: Path) -> None:
+        machine.add_command("apt-get", "exit 100")
+        assert not root_rights.install("some-package")
+        assert not policy.exists()
+
+    def test_policy_of_the_machine_is_left_alone(self, machine: Machine, policy: Path) -> None:
+        policy.write_text("the owner's")
+        machine.add_command("apt-get")
+        assert root_rights.install("some-package")
+        assert policy.read_text() == "the owner's"
+
+    def test_rabbitmq_is_kept_from_starting_with_the_machine(
+        self, machine: Machine, policy: Path
+    ) -> None:
+        machine.add_command("apt-get")
+        machine.add_command("systemctl")
+        assert root_rights.install("rabbitmq-server")
+        assert machine.calls[-1] == "systemctl disable rabbitmq-server"
+
+
+class TestDockerContainer:
+    @pytest.fixture
+    def greeter(self) -> Iterator[Callable[[int], None]]:
+        """Starts what greets like RabbitMQ at a port; the first connection is just closed."""
+        with closing(socket.socket()) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+            def greet() -> None:
+                listener.accept()[0].close()
+                connection, _ = listener.accept()
+                with connection:
+                    assert connection.recv(8) == b"AMQP\0\0\x09\x01"
+                    connection.sendall(b"\x01\0\0")
+
+            thread = threading.Thread(target=greet)
+
+            def start(port: int) -> None:
+                listener.bind(("127.0.0.1", port))
+                listener.listen()
+                thread.start()
+
+            yield start
+            thread.join()
+
+    def test_starts_and_removes_a_container(
+        self, machine: Machine, greeter: Callable[[int], None]
+    ) -> None:
+        machine.add_command("docker")
+        broker = DockerContainer()
+        port = int(broker.url.rpartition(":")[2])
+        greeter(port)
+        with broker:
+            run = machine.calls[-1].split()
+            assert run[:2] == ["docker", "run"]
+            assert f"127.0.0.1:{port}:5672" in run
+            name = run[run.index("--name") + 1]
+        assert machine.calls[-1] == f"docker rm --force --volumes {name}"
+
+    def test_removes_what_failed_to_start(self, machine: Machine) -> None:
+        machine.add_command("docker", '[ "$1" != run ] || { echo "no room left" >&2; exit 125; }')
+        with pytest.raises(NoBroker, match="no room left"), DockerContainer():
+            pytest.fail("not reached")
+        assert machine.calls[-1].startswith("docker rm")
+
+
+def test_ports_in_use_are_not_taken() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        taken = listener.getsockname()[1]
+        first, second = two_ports(taken)
+    assert len({first, second, taken}) == 3
+
+
+# The whole command
+
+
+class Demo:
+    """``scripts/demo`` in a process of its own, on the broker of this run."""
+
+    def __init__(self, url: str, temporary: Path) -> None:
+        self.process = subprocess.Popen(
+            # The environment of this test run has everything; don't make another one.
+            [ROOT / "scripts" / "demo", "--python", sys.executable],
+            env={**os.environ, "RABBITMQ_URL": url, "TMPDIR": str(temporary)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        self.output = ""
+        for line in self.process.stdout:
+            self.output += line
+            if "Ctrl-C" in line:  # the last line it prints
+                break
+        self.addresses = re.findall(r"http://127\.0\.0\.1:\d+", self.output)
+
+    def servers(self) -> list[int]:
+        """Process ids."""
+        listing = subprocess.run(
+            ["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+        )
+        rows = [line.split(None, 2) for line in listing.stdout.splitlines()]
+        return [
+            int(pid)
+            for pid, parent, args in rows
+            if int(parent) == self.process.pid and "uvicorn" in args
+        ]
+
+    def wait(self) -> int:
+        self.output += self.process.communicate(timeout=30)[0]
+        return self.process.returncode
+
+
+@pytest.fixture
+def demo(broker: Broker, tmp_path: Path) -> Iterator[Demo]:
+    started = Demo(broker.url, tmp_path)
+    yield started
+    if started.process.poll() is None:
+        started.process.send_signal(signal.SIGTERM)
+        started.process.wait(30)
+    assert started.process.stdout is not None
+    started.process.stdout.close()
+
+
+def get(url: str) -> tuple[int, str]:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=10) as response:
+        return response.status, response.read().decode()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def enter_room(address: str, room: str, name: str) -> ClientConnection:
+    url = f"ws{address.removeprefix('http')}/ws/{room}/"
+    # A NewType of str.
+    page = await connect(url, origin=address, proxy=None)  # type: ignore[arg-type]
+    await page.send(json.dumps({"type": "introduce", "name": name}))
+    return page
+
+
+async def hear(page: ClientConnection, is_it: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The next message of which this is true."""
+    while True:
+        message: dict[str, Any] = json.loads(await page.recv())
+        if is_it(message):
+            return message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_demo_serves_two_addresses_and_ends_without_a_trace(
+    demo: Demo, broker: Broker, tmp_path: Path, number: signal.Signals
+) -> None:
+    assert len(demo.addresses) == 2
+    for address, other in (demo.addresses, demo.addresses[::-1]):
+        status, page = get(f"{address}/room/lobby/")
+        assert status == 200
+        assert f'href="{other}/room/lobby/"' in page
+        for script in re.findall(r'(?:src|href)="(/static/[^"]+)"', page):
+            assert get(address + script)[0] == 200
+
+    room = secrets.token_hex(8)
+    async with (
+        await enter_room(demo.addresses[0], room, "Ada") as one,
+        await enter_room(demo.addresses[1], room, "Grace") as other,
+    ):
+        for page_socket in (one, other):
+            await hear(page_socket, lambda message: len(message.get("people", ())) == 2)
+        queues = queues_on(broker)
+        assert len(queues) >= 2 or broker.private is None
+        servers = demo.servers()
+        assert len(servers) == 2
+        # With pages open: they must not keep it from ending.
+        demo.process.send_signal(number)
+        assert await asyncio.to_thread(demo.wait) == 0
+
+    assert not any(is_alive(pid) for pid in servers)
+    for address in demo.addresses:
+        with pytest.raises(OSError, match="refused"):
+            get(address)
+    assert not queues & queues_on(broker)
+    assert list(tmp_path.iterdir()) == []
+
+
+def queues_on(broker: Broker) -> set[str]:
+    """The names of those of this layer, as far as we may ask."""
+    if broker.private is None:
+        return set()
+    names = {row["name"] for row in broker.private.list_queues("name")}
+    return {name for name in names if name.startswith("crq.")}
+
+
+@pytest.mark.slow
+def test_demo_says_which_server_died_and_ends(demo: Demo) -> None:
+    killed, other = demo.servers()
+    os.kill(killed, signal.SIGKILL)
+    assert demo.wait() == 1
+    assert "ended with exit status -9" in demo.output
+    assert "Uvicorn running" in demo.output  # from its log
+    assert not is_alive(other)
+
+
+@pytest.mark.slow
+async def test_chat_goes_on_after_a_restart_of_the_broker(private_broker: PrivateBroker) -> None:
+    python, url = Path(sys.executable), private_broker.url
+    with running_servers(python, url, two_ports()) as servers:
+        async with (
+            await enter_room(servers[0].address, "lobby", "Ada") as ada,
+            await enter_room(servers[1].address, "lobby", "Grace") as grace,
+        ):
+            for page in (ada, grace):
+                await hear(page, lambda message: len(message.get("people", ())) == 2)
+
+            await asyncio.to_thread(private_broker.kill)
+            for page in (ada, grace):
+                await hear(page, lambda message: message == {"type": "room", "up": False})
+
+            await asyncio.to_thread(private_broker.start)
+            for speaker, listener in ((ada, grace), (grace, ada)):
+                # Once the room is up for one, everybody in it can hear.
+                await hear(speaker, lambda message: message == {"type": "room", "up": True})
+                await speaker.send(json.dumps({"type": "say", "id": "1", "text": "Still here?"}))
+                for page in (speaker, listener):
+                    heard = await hear(page, lambda message: message["type"] == "message")
+                    assert heard["text"] == "Still here?"
+
+
+# Who is in the room
+
+
+class TestRoster:
+    @pytest.fixture
+    def presence(self, monkeypatch: pytest.MonkeyPatch) -> Any:
+        monkeypatch.syspath_prepend(ROOT / "example")
+        from chat import presence
+
+        return presence
+
+    def test_silent_people_are_removed(self, presence: Any) -> None:
+        now = 0.0
+        roster = presence.Roster(patience=8, clock=lambda: now)
+        ada = presence.Person("1", "Ada", 8001, 11)
+        grace = presence.Person("2", "Grace", 8002, 12)
+        assert roster.hear(ada)
+        assert roster.hear(grace)
+        now = 7.0
+        assert not roster.hear(grace)  # no news
+        now = 9.0
+        assert roster.remove_silent() == [ada]
+        assert roster.people() == [grace]
+
+    def test_new_name_is_news(self, presence: Any) -> None:
+        roster = presence.Roster(patience=8)
+        roster.hear(presence.Person("1", "Ada", 8001, 11))
+        assert roster.hear(presence.Person("1", "Augusta", 8001, 11))
+        assert [person.name for person in roster.people()] == ["Augusta"]
+
+    def test_is_complete_when_all_were_heard_again_or_are_gone(self, presence: Any) -> None:
+        now = 0.0
+        roster = presence.Roster(patience=8, clock=lambda: now)
+        people = [presence.Person(str(number), "", 8001, 11) for number in range(3)]
+        for person in people:
+            roster.hear(person)
+        assert roster.is_complete
+        now = 100.0
+        roster.start_over()
+        assert roster.remove_silent() == []  # it was we who couldn't hear
+        assert not roster.is_complete
+        roster.hear(people[0])
+        roster.remove(people[1].id)
+        assert not roster.is_complete
+        now = 109.0
+        roster.remove_silent()
+        assert roster.is_complete
