@@ -34,6 +34,11 @@ def closed_by_server(frame: pamqp.commands.Channel.Close) -> carehare.ChannelClo
     return carehare.ChannelClosedByServer(frame.reply_code or 0, frame.reply_text)
 
 
+def _content_due(missing: int | None) -> int:
+    """Return the type of the frame that is due in a message of which ``missing`` bytes are."""
+    return frames.HEADER if missing is None else frames.BODY
+
+
 class BytesChannel(Channel):
     """An AMQP channel that takes frames as bytes."""
 
@@ -73,7 +78,7 @@ class CallChannel(BytesChannel):
         if (
             frame_type == frames.METHOD
             and self._calls
-            and frames.read_index(data, start) == self._calls[0][0]
+            and frames.read_index(data, start, end) == self._calls[0][0]
         ):
             resolve(self._calls.popleft()[1], None)
             return True
@@ -175,19 +180,21 @@ class ConsumerChannel(CallChannel):
         if frame_type == frames.METHOD:
             if self._tag is not None:
                 raise pamqp.exceptions.AMQPUnexpectedFrame("A method instead of a message's body")
-            if frames.read_index(data, start) != frames.DELIVER:
+            if frames.read_index(data, start, end) != frames.DELIVER:
                 return super().accept_bytes(frame_type, data, start, end)
-            self._tag = frames.read_delivery_tag(data, start)
+            self._tag = frames.read_delivery_tag(data, start, end)
             return True
-        if self._tag is None or (frame_type == frames.HEADER) != (self._missing is None):
+        if self._tag is None or frame_type != _content_due(self._missing):
             raise pamqp.exceptions.AMQPUnexpectedFrame("A header or body out of place")
         if self._missing is None:
-            self._missing = frames.read_body_size(data, start)
+            self._missing = frames.read_body_size(data, start, end)
         else:
             self._missing -= end - start
             self._body.append(data[start:end])
-        if self._missing <= 0:
+        if self._missing == 0:
             self._finish_delivery()
+        elif self._missing < 0:
+            raise pamqp.exceptions.AMQPUnexpectedFrame("A body longer than its header said")
         return True
 
     def _finish_delivery(self) -> None:
@@ -263,6 +270,7 @@ class PublisherChannel(CallChannel):
         self._unconfirmed: dict[int, _Unconfirmed] = {}  # by sequence number, in order
         self._timer: asyncio.TimerHandle | None = None
         self._is_returning = False  # a Basic.Return's header or body is due
+        self._missing: int | None = None  # bytes of that body; None: the header is due
         self._ended = False
         self.call(pamqp.commands.Confirm.Select())
 
@@ -285,18 +293,20 @@ class PublisherChannel(CallChannel):
         start = self._starts.get(exchange)
         if start is None:
             start = self._starts[exchange] = frames.encode_publish_start(exchange)
-        self._sequence_number += 1
+        sequence_number = self._sequence_number + 1
         self._write(
             frames.encode_publish(
                 self._amqp_channel_id,
                 start,
                 routing_key,
                 body,
-                sequence_number=self._sequence_number if mandatory else None,
+                sequence_number=sequence_number if mandatory else None,
                 max_payload=self._max_payload,
             )
         )
-        self._unconfirmed[self._sequence_number] = _Unconfirmed(future, deadline)
+        # Only now: what could not be encoded is no message, and the broker doesn't count it.
+        self._sequence_number = sequence_number
+        self._unconfirmed[sequence_number] = _Unconfirmed(future, deadline)
         if self._timer is None:
             self._timer = self._loop.call_at(deadline, self._expire)
         return future
@@ -314,24 +324,33 @@ class PublisherChannel(CallChannel):
 
     def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> bool:
         if frame_type == frames.METHOD:
-            index = frames.read_index(data, start)
+            if self._is_returning:
+                raise pamqp.exceptions.AMQPUnexpectedFrame("A method instead of a message's body")
+            index = frames.read_index(data, start, end)
             if index == frames.ACK:
-                self._confirm(*frames.read_confirm(data, start), Outcome.CONFIRMED)
+                self._confirm(*frames.read_confirm(data, start, end), Outcome.CONFIRMED)
                 return True
             if index == frames.NACK:
-                self._confirm(*frames.read_confirm(data, start), Outcome.REFUSED)
+                self._confirm(*frames.read_confirm(data, start, end), Outcome.REFUSED)
                 return True
             if index == frames.RETURN:
                 self._is_returning = True
                 return True
             return super().accept_bytes(frame_type, data, start, end)
-        if not self._is_returning:
+        if not self._is_returning or frame_type != _content_due(self._missing):
             raise pamqp.exceptions.AMQPUnexpectedFrame("A header or body out of place")
-        if frame_type == frames.HEADER:
-            sequence_number = frames.read_correlation_id(data, start)
+        if self._missing is None:
+            self._missing = frames.read_body_size(data, start, end)
+            sequence_number = frames.read_correlation_id(data, start, end)
             returned = self._unconfirmed.get(sequence_number or 0)
             if returned is not None:
                 returned.is_returned = True
+        else:
+            self._missing -= end - start
+        if self._missing == 0:
+            self._is_returning, self._missing = False, None
+        elif self._missing < 0:
+            raise pamqp.exceptions.AMQPUnexpectedFrame("A body longer than its header said")
         return True
 
     def _confirm(self, sequence_number: int, multiple: bool, outcome: Outcome) -> None:

@@ -7,6 +7,9 @@ here the two are one number, as in pamqp: the method's *index*.
 pamqp needs about 12 µs for a delivery, ``struct`` less than one. So what comes with every message
 (publish, deliver, ack, nack, content header and body) is written and read here; for all else
 ``decode`` asks pamqp.
+
+What is read here is checked against the end of its payload: the bytes behind that belong to the
+next frame.
 """
 
 from __future__ import annotations
@@ -46,37 +49,60 @@ def max_payload(frame_max: int) -> int:
     return frame_max - OVERHEAD if frame_max else 128 * 1024
 
 
-def read_index(payload: bytes, start: int) -> int:
-    """Return the index of the method whose payload begins at ``start``."""
-    index: int = _index.unpack_from(payload, start)[0]
+def _truncated() -> carehare.BadBytesFromServer:
+    return carehare.BadBytesFromServer("RabbitMQ sent a frame that ends too early")
+
+
+def read_index(data: bytes, start: int, end: int) -> int:
+    """Return the index of the method whose payload is ``data[start:end]``."""
+    if end - start < 4:
+        raise _truncated()
+    index: int = _index.unpack_from(data, start)[0]
     return index
 
 
-def read_delivery_tag(payload: bytes, start: int) -> int:
+def read_delivery_tag(data: bytes, start: int, end: int) -> int:
     """Return the delivery tag of a Basic.Deliver; it follows the consumer tag, a short string."""
-    tag: int = _tag.unpack_from(payload, start + 5 + payload[start + 4])[0]
+    at = start + 5 + data[start + 4]
+    if at + 8 > end:
+        raise _truncated()
+    tag: int = _tag.unpack_from(data, at)[0]
     return tag
 
 
-def read_confirm(payload: bytes, start: int) -> tuple[int, bool]:
+def read_confirm(data: bytes, start: int, end: int) -> tuple[int, bool]:
     """Return (delivery tag, multiple) of a Basic.Ack or Basic.Nack."""
-    tag, bits = _tag_and_bits.unpack_from(payload, start + 4)
+    if end - start < 13:
+        raise _truncated()
+    tag, bits = _tag_and_bits.unpack_from(data, start + 4)
     return tag, bool(bits & 1)
 
 
-def read_body_size(payload: bytes, start: int) -> int:
+def read_body_size(data: bytes, start: int, end: int) -> int:
     """Return the size of the body that a content header announces."""
-    size: int = _content_header.unpack_from(payload, start)[2]
+    if end - start < _content_header.size:
+        raise _truncated()
+    size: int = _content_header.unpack_from(data, start)[2]
     return size
 
 
-def read_correlation_id(payload: bytes, start: int) -> int | None:
-    """Return the publish sequence number that we wrote into a message, as the broker returns it."""
-    flags = _content_header.unpack_from(payload, start)[3]
-    if flags != _HAS_CORRELATION_ID:
-        return None
-    at = start + _content_header.size
-    text = payload[at + 1 : at + 1 + payload[at]]
+def read_correlation_id(data: bytes, start: int, end: int) -> int | None:
+    """Return the publish sequence number that we wrote into a message, as the broker returns it.
+
+    The broker may have added properties of its own (RabbitMQ's message interceptors do).
+    """
+    if end - start < _content_header.size:
+        raise _truncated()
+    flags = _content_header.unpack_from(data, start)[3]
+    if flags == _HAS_CORRELATION_ID:
+        at = start + _content_header.size
+        text_end = at + 1 + data[at]
+        if text_end > end:
+            raise _truncated()
+        text = data[at + 1 : text_end]
+    else:
+        header = decode(_frame_head.pack(HEADER, 0, end - start) + data[start : end + 1])
+        text = (header.properties.correlation_id or "").encode()
     return int(text) if text.isdigit() else None
 
 
