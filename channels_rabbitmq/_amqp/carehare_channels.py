@@ -35,8 +35,10 @@ class QuietFrameWriter(FrameWriter):
             self._transport.write(frames.encode(frame, self._channel_id))
 
     def send_frames(self, frames_to_send: list[Any]) -> None:
-        for frame in frames_to_send:
-            self.send_frame(frame)
+        # All or none: half a message would end the connection.
+        data = b"".join(frames.encode(frame, self._channel_id) for frame in frames_to_send)
+        if not self._closing:
+            self._transport.write(data)
 
 
 class ChannelIds(ChannelIdStore):
@@ -48,7 +50,7 @@ class ChannelIds(ChannelIdStore):
 
     def __init__(self, channel_max: int) -> None:
         super().__init__((channel_max or 65535) + 1)
-        self._waiting: deque[Callable[[int], None]] = deque()
+        self._waiting: deque[Callable[[int | None], None]] = deque()
 
     def acquire(self) -> int:
         try:
@@ -56,8 +58,11 @@ class ChannelIds(ChannelIdStore):
         except StopIteration:
             raise carehare.ChannelClosed("All AMQP channels of the connection are in use") from None
 
-    def acquire_later(self, use: Callable[[int], None]) -> None:
-        """Call ``use(amqp_channel_id)`` once there is one, perhaps at once; first come first."""
+    def acquire_later(self, use: Callable[[int | None], None]) -> None:
+        """Call ``use(amqp_channel_id)`` once there is one, perhaps at once; first come first.
+
+        ``use(None)`` tells that there won't be one any more.
+        """
         try:
             amqp_channel_id = super().acquire()
         except StopIteration:
@@ -70,6 +75,12 @@ class ChannelIds(ChannelIdStore):
             self._waiting.popleft()(channel_id)
         else:
             super().release(channel_id)
+
+    def close(self) -> None:
+        """The connection has ended: tell those who wait."""
+        waiting, self._waiting = self._waiting, deque()
+        for use in waiting:
+            use(None)
 
 
 class Rpc(RpcChannel):
@@ -141,13 +152,17 @@ class AckingConsumer(ConsumeChannel):
     """``Connection.acking_consumer()``: a cancelled ``next_delivery()`` loses nothing.
 
     carehare waits for its queue in a task that outlives a cancelled caller and takes the next
-    message with it. It also doesn't hear that the broker cancelled the consumer.
+    message with it. It also doesn't hear that the broker cancelled the consumer, and it acks on an
+    AMQP channel that the broker has closed, which ends the connection. ``closed`` is the users',
+    who may cancel it.
     """
 
     def __init__(self, frame_writer: FrameWriter, **options: Any) -> None:
         super().__init__(frame_writer, **options)
         self._deliveries: deque[tuple[bytes, int]] = deque()
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._waiters: dict[asyncio.Future[None], None] = {}  # in order
+        # As `closed`, which users may cancel.
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def _enqueue_delivery_if_complete(self) -> None:
         # Called by carehare with each header and body frame.
@@ -162,8 +177,7 @@ class AckingConsumer(ConsumeChannel):
             self._wake_one()
 
     def _wake_one(self) -> None:
-        while self._waiters:
-            waiter = self._waiters.popleft()
+        for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
                 return
@@ -174,32 +188,48 @@ class AckingConsumer(ConsumeChannel):
         Raises what carehare documents once the consumer has ended.
         """
         while not self._deliveries:
-            if self.closed.done():
-                self._raise_closed()
+            if self._ended.done():
+                self._ended.result()
+                raise carehare.ChannelClosed("The consumer is closed")
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
+            self._waiters[waiter] = None
             try:
                 await waiter
             except asyncio.CancelledError:
                 if waiter.done() and not waiter.cancelled() and self._deliveries:
                     self._wake_one()
                 raise
+            finally:
+                del self._waiters[waiter]
         return self._deliveries.popleft()
 
-    def _raise_closed(self) -> None:
-        if not self.closed.cancelled():
-            self.closed.result()
-        raise carehare.ChannelClosed("The consumer is closed")
+    def ack(self, delivery_tag: int) -> None:
+        if not self._ended.done():
+            super().ack(delivery_tag)
 
-    def _end(self) -> None:
+    def close(self) -> None:
+        if not self._ended.done():
+            self._frame_writer.send_close()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.close()
+        # Not `await self._ended`: cancelling that would cancel the future.
+        await asyncio.wait([self._ended])
+        self._ended.result()
+
+    def _end(self, exc: Exception | None) -> None:
+        for future in (self._ended, self.closed):
+            if exc is None:
+                resolve(future, None)
+            else:
+                fail(future, exc)
         for waiter in self._waiters:
             resolve(waiter, None)
-        self._waiters.clear()
 
     def accept_frame(self, frame: Any) -> None:
         if isinstance(frame, pamqp.commands.Basic.Cancel):
-            fail(self.closed, carehare.ChannelClosed("RabbitMQ cancelled the consumer"))
-            self._end()
+            self.close()  # of no use any more
+            self._end(carehare.ChannelClosed("RabbitMQ cancelled the consumer"))
         elif isinstance(
             frame, (pamqp.header.ContentHeader, pamqp.body.ContentBody)
         ) and not self._is_expected(frame):
@@ -214,16 +244,13 @@ class AckingConsumer(ConsumeChannel):
         )
 
     def accept_channel_closed_by_server(self, frame: pamqp.commands.Channel.Close) -> None:
-        fail(self.closed, closed_by_server(frame))
-        self._end()
+        self._end(closed_by_server(frame))
 
     def accept_channel_closed_by_us(self) -> None:
-        resolve(self.closed, None)
-        self._end()
+        self._end(None)
 
     def accept_connection_closed(self, exc: carehare.ConnectionClosed) -> None:
-        fail(self.closed, exc)
-        self._end()
+        self._end(exc)
 
     def __aiter__(self) -> ConsumeChannelIterator:
         return _Iterator(self)

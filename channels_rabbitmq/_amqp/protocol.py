@@ -44,12 +44,22 @@ FAREWELL_TIMEOUT = 1.0
 # AMQP 0-9-1, section 1.2: reply codes of connection errors.
 _FRAME_ERROR = 501
 _SYNTAX_ERROR = 502
+_COMMAND_INVALID = 503
 _CHANNEL_ERROR = 504
 _INTERNAL_ERROR = 541
 
 # A broker that sets no frame_max (0) still doesn't send a frame larger than this; a damaged size
 # would have us wait for gigabytes otherwise.
 _LARGEST_FRAME = 256 * 1024 * 1024
+# AMQP 0-9-1, section 4.2.3: what every peer can take.
+_SMALLEST_FRAME_MAX = 4096
+
+# What the broker says in the handshake, in this order.
+_HANDSHAKE: tuple[type, ...] = (
+    pamqp.commands.Connection.Start,
+    pamqp.commands.Connection.Tune,
+    pamqp.commands.Connection.OpenOk,
+)
 
 _OwnChannel = TypeVar("_OwnChannel", bound=CallChannel)
 
@@ -83,7 +93,8 @@ class Protocol(carehare._protocol.Protocol):
         self._rest = bytearray()  # the start of a frame that isn't whole yet
         self._wanted = frames.OVERHEAD  # bytes that it takes to go on with _rest
         self._heartbeat: Heartbeat | None = None
-        self._channel_id_store: ChannelIds
+        self._handshake = iter(_HANDSHAKE)
+        self._channel_id_store: ChannelIds = ChannelIds(0)  # until the limit is known
         self._exchange_channels: dict[str, ConfirmingExchange]  # type: ignore[assignment]  # narrower
         self._is_lost = False  # connection_lost() was called
         self._is_ending = False  # one side said goodbye, or broke the rules: nothing is read now
@@ -131,7 +142,7 @@ class Protocol(carehare._protocol.Protocol):
         end = len(data)
         offset = 0
         self._wanted = frames.OVERHEAD
-        while offset + frames.OVERHEAD <= end:
+        while offset + frames.OVERHEAD <= end and not self._is_ending:
             frame_type, amqp_channel_id, size = frames.read_frame_head(data, offset)
             if size > self._frame_limit:
                 raise ProtocolError(_FRAME_ERROR, "RabbitMQ sent a frame larger than agreed")
@@ -157,25 +168,36 @@ class Protocol(carehare._protocol.Protocol):
             handler(frame)
         elif isinstance(frame, pamqp.commands.Channel.Flow):
             self.write(frames.encode(pamqp.commands.Channel.FlowOk(frame.active), channel_id))
-        elif channel_id not in self._channels:
+        elif channel_id not in self._channels or (
+            isinstance(frame, pamqp.commands.Channel.CloseOk)
+            and channel_id not in self._closing_channels
+        ):
             raise ProtocolError(
                 _CHANNEL_ERROR, f"RabbitMQ sent {type(frame).__name__} on a channel that isn't open"
             )
+        elif isinstance(frame, pamqp.commands.Channel.Close) and isinstance(
+            amqp_channel := self._channels[channel_id], BytesChannel
+        ):
+            # carehare would free the number only afterwards, but the channel may want it again.
+            self.write(frames.encode(pamqp.commands.Channel.CloseOk(), channel_id))
+            del self._channels[channel_id]
+            self._channel_id_store.release(channel_id)
+            amqp_channel.accept_channel_closed_by_server(frame)
         else:
             super().accept_frame(frame, channel_id)
 
     def _crash(self, exc: Exception) -> None:
         """End the connection over an error; ``closed`` (or ``open``) gets it."""
+        code = _INTERNAL_ERROR
+        if isinstance(exc, ProtocolError):
+            code = exc.reply_code
+        elif isinstance(exc, carehare.BadBytesFromServer):
+            code = _SYNTAX_ERROR
+        elif isinstance(exc, pamqp.exceptions.PAMQPException):
+            code = getattr(exc, "value", _SYNTAX_ERROR)
+            exc = ProtocolError(code, f"RabbitMQ broke the protocol: {exc}")
         self._crash_exc = exc
-        if self.open.done() and not self._closing:
-            if isinstance(exc, ProtocolError):
-                code = exc.reply_code
-            elif isinstance(exc, pamqp.exceptions.PAMQPException):
-                code = getattr(exc, "value", _SYNTAX_ERROR)
-            elif isinstance(exc, carehare.BadBytesFromServer):
-                code = _SYNTAX_ERROR
-            else:
-                code = _INTERNAL_ERROR
+        if self.open.done():
             self.send_close_if_allowed(reply_code=code, reply_text=type(exc).__name__)
         self._end()
 
@@ -190,7 +212,12 @@ class Protocol(carehare._protocol.Protocol):
 
     # Handshake
 
+    def _expect(self, frame: Any) -> None:
+        if type(frame) is not next(self._handshake, None):
+            raise ProtocolError(_COMMAND_INVALID, f"RabbitMQ sent {frame.name} out of turn")
+
     def _accept_start(self, frame: pamqp.commands.Connection.Start) -> None:
+        self._expect(frame)
         if "PLAIN" not in (frame.mechanisms or "").split():
             raise carehare.ConnectionClosed("RabbitMQ offers no login by name and password (PLAIN)")
         # Not through carehare's writer, whose debug log would hold the password.
@@ -218,8 +245,13 @@ class Protocol(carehare._protocol.Protocol):
         )
 
     def _accept_tune(self, frame: pamqp.commands.Connection.Tune) -> None:
+        self._expect(frame)
         # frame_max is echoed: RabbitMQ 4.1 refuses a client that asks for less than 8192.
         self.frame_max = frame.frame_max or 0
+        if 0 < self.frame_max < _SMALLEST_FRAME_MAX:
+            raise ProtocolError(
+                _SYNTAX_ERROR, f"RabbitMQ asked for a frame_max of {frame.frame_max}"
+            )
         if self.frame_max:
             self._frame_limit = self.frame_max
         channel_max = _least(frame.channel_max or 0, self._url.channel_max or 0)
@@ -239,11 +271,24 @@ class Protocol(carehare._protocol.Protocol):
         self._heartbeat = Heartbeat(heartbeat, write=self.write, on_dead=self._accept_silence)
 
     def _accept_open_ok(self, frame: pamqp.commands.Connection.OpenOk) -> None:
-        # For carehare's send_close_if_allowed().
-        self._frame_writer = QuietFrameWriter(self._transport, 0)
+        self._expect(frame)
         resolve(self.open, None)
 
     # End
+
+    def send_close_if_allowed(self, reply_code: int = 0, reply_text: str = "") -> None:
+        """As carehare's; says goodbye also after somebody cancelled ``closed``."""
+        if self._closing or self._is_ending or self._is_lost:
+            return
+        self._closing = True
+        self.write(
+            frames.encode(
+                pamqp.commands.Connection.Close(
+                    reply_code=reply_code, reply_text=reply_text, class_id=0, method_id=0
+                ),
+                0,
+            )
+        )
 
     def _accept_close(self, frame: pamqp.commands.Connection.Close) -> None:
         self._close_frame = frame
@@ -283,6 +328,7 @@ class Protocol(carehare._protocol.Protocol):
             amqp_channel.accept_connection_closed(
                 carehare.ConnectionClosed(str(reason or "The connection was closed"))
             )
+        self._channel_id_store.close()
         if not self.open.done():
             fail(self.open, reason or carehare.ConnectionClosed("The connection was given up"))
         if reason is None:
@@ -321,13 +367,23 @@ class Protocol(carehare._protocol.Protocol):
             fail(rpc.done, err)
             return rpc.done
 
-        def start(amqp_channel_id: int) -> None:
+        def start(amqp_channel_id: int | None) -> None:
+            if amqp_channel_id is None:
+                fail(rpc.done, carehare.ConnectionClosed("The connection was closed"))
+                return
             self._channels[amqp_channel_id] = rpc
             self._closing_channels[amqp_channel_id] = None
             rpc.start(QuietFrameWriter(self._transport, amqp_channel_id))
 
         self._channel_id_store.acquire_later(start)
         return rpc.done
+
+    def publish(
+        self, message: bytes, *, exchange_name: str, routing_key: str
+    ) -> asyncio.Future[None]:
+        """As carehare's; goes on after somebody cancelled ``closed``."""
+        self._refuse_if_ended()
+        return self._get_exchange_channel(exchange_name).publish(message, routing_key=routing_key)
 
     def acking_consumer(
         self, queue_name: str, *, prefetch_size: int, prefetch_count: int
@@ -351,7 +407,6 @@ class Protocol(carehare._protocol.Protocol):
     def _get_exchange_channel(self, exchange_name: str) -> ConfirmingExchange:
         amqp_channel = self._exchange_channels.get(exchange_name)
         if amqp_channel is None:
-            self._refuse_if_ended()
             amqp_channel_id = self._channel_id_store.acquire()
             amqp_channel = ConfirmingExchange(
                 exchange_name,
