@@ -101,7 +101,8 @@ class Supervisor:
         self._waiters = Waiters()
         # Ends with a reason when the role gives the present connection up.
         self._given_up: asyncio.Future[str] | None = None
-        self._logged: tuple[str, float] = ("", 0.0)  # the last warning, and when
+        # By URL and reason: when that was last logged as a warning.
+        self._warned_at: dict[tuple[BrokerUrl, str], float] = {}
         self.connection: Connection | None = None  # while READY
         self.state = State.IDLE
         self.last_reason = ""  # why there is no connection, or why the last one was lost
@@ -210,7 +211,7 @@ class Supervisor:
         finally:
             self.connection = None
             self._given_up = None
-            self._role.lost(self.last_reason)
+            self._tell_lost()
             if self.state is not State.CLOSED:
                 self._log_loss(url, was_ready)
             await connection.close()
@@ -223,7 +224,17 @@ class Supervisor:
         if given_up.done():
             return given_up.result()
         exc = connection.ended.result()
-        return "closed on this side" if exc is None else describe(exc)
+        if exc is None:
+            return "closed on this side"
+        if not isinstance(exc, _CONNECTION_TROUBLE):
+            logger.error("%s: unexpected error", self._role.name, exc_info=exc)
+        return describe(exc)
+
+    def _tell_lost(self) -> None:
+        try:
+            self._role.lost(self.last_reason)
+        except Exception:
+            logger.exception("%s: unexpected error", self._role.name)
 
     async def _connect(self, connection: Connection) -> None:
         await connection.connect()
@@ -242,8 +253,9 @@ class Supervisor:
                 "%s: lost the connection to %s: %s", self._role.name, url, self.last_reason
             )
             return
-        reason, logged_at = self._logged
         now = time.monotonic()
-        if reason != self.last_reason or now - logged_at > _REMINDER_INTERVAL:
-            self._logged = (self.last_reason, now)
+        recent = {key: at for key, at in self._warned_at.items() if now - at < _REMINDER_INTERVAL}
+        self._warned_at = recent
+        if (url, self.last_reason) not in recent:
+            recent[url, self.last_reason] = now
             logger.warning("%s: cannot connect to %s: %s", self._role.name, url, self.last_reason)

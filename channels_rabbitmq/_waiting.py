@@ -48,6 +48,11 @@ def _wake(future: asyncio.Future[bool], result: bool) -> None:
         future.set_result(result)
 
 
+def _look_at(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
 async def run_until(deadline: float, coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine until ``deadline``, in loop time; then cancel it and raise TimeoutError.
 
@@ -58,6 +63,8 @@ async def run_until(deadline: float, coroutine: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait([task], timeout=max(0.0, deadline - loop.time()))
     finally:
+        # asyncio shall not complain of an exception that nobody sees because this is cancelled.
+        task.add_done_callback(_look_at)
         if not task.done():
             task.cancel()
             await asyncio.wait([task])
