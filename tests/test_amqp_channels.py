@@ -1,0 +1,800 @@
+"""The layer's AMQP channels: what they answer to what the broker says.
+
+By hand-made frames where the order of things matters; on a real broker where its opinion does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any
+
+import carehare
+import pamqp.exceptions
+import pytest
+from amqp_peer import Peer, close_channel, close_connection, content, delivery, plain, returned
+from conftest import Broker
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp import commands
+from pamqp.body import ContentBody
+from pamqp.header import ContentHeader
+
+from channels_rabbitmq._amqp.amqp_channels import ConsumerChannel, Outcome, PublisherChannel
+from channels_rabbitmq._amqp.connection import Connection
+from channels_rabbitmq._amqp.protocol import Protocol, ProtocolError
+from channels_rabbitmq._amqp.url import BrokerUrl
+
+
+def exception_of(future: asyncio.Future[Any]) -> BaseException | None:
+    assert future.done()
+    return future.exception()
+
+
+def bind(n: int) -> Any:
+    return commands.Queue.Bind(queue="q", exchange="e", routing_key=f"group{n}")
+
+
+def soon() -> float:
+    return asyncio.get_running_loop().time() + 10.0
+
+
+# Calls
+
+
+async def test_answers_come_in_the_order_of_the_calls() -> None:
+    peer = Peer()
+    channel = peer.topology()
+    calls = [channel.call(bind(n)) for n in range(3)]
+    unbound = channel.call(commands.Queue.Unbind(queue="q", exchange="e", routing_key="g"))
+    assert peer.names() == [(1, "Queue.Bind")] * 3 + [(1, "Queue.Unbind")]
+    for n in range(3):
+        peer.feed(commands.Queue.BindOk(), channel=1)
+        assert [call.done() for call in calls] == [True] * (n + 1) + [False] * (2 - n)
+        assert calls[n].result() is None
+    peer.feed(commands.Queue.UnbindOk(), channel=1)
+    assert unbound.done()
+
+
+@pytest.mark.parametrize(
+    ("call", "answer"),
+    [
+        (commands.Exchange.Declare(exchange="e"), commands.Exchange.DeclareOk()),
+        (commands.Exchange.Delete(exchange="e"), commands.Exchange.DeleteOk()),
+        (commands.Exchange.Bind(destination="d", source="s"), commands.Exchange.BindOk()),
+        (commands.Queue.Declare(queue="q"), commands.Queue.DeclareOk("q", 0, 0)),
+        (commands.Queue.Bind(queue="q", exchange="e"), commands.Queue.BindOk()),
+        (commands.Queue.Unbind(queue="q", exchange="e"), commands.Queue.UnbindOk()),
+        (commands.Basic.Qos(prefetch_count=1), commands.Basic.QosOk()),
+        (commands.Basic.Consume(queue="q"), commands.Basic.ConsumeOk("channels")),
+        (commands.Confirm.Select(), commands.Confirm.SelectOk()),
+    ],
+    ids=lambda frame: frame.name,
+)
+async def test_every_method_that_is_called_knows_its_answer(call: Any, answer: Any) -> None:
+    peer = Peer()
+    done = peer.topology().call(call)
+    assert [plain(frame) for _, frame in peer.taken()] == [plain(call)]
+    peer.feed(answer, channel=1)
+    assert done.result() is None
+
+
+async def test_cancelled_call_does_not_shift_the_answers() -> None:
+    peer = Peer()
+    channel = peer.topology()
+    one, two = channel.call(bind(1)), channel.call(bind(2))
+    one.cancel()
+    peer.feed(commands.Queue.BindOk(), channel=1)
+    assert not two.done()
+    peer.feed(commands.Queue.BindOk(), channel=1)
+    assert two.done()
+    assert not peer.transport.is_closing()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        commands.Queue.BindOk(),  # nobody called
+        commands.Queue.DeclareOk("q", 0, 0),
+        commands.Basic.Ack(1),
+        commands.Basic.Deliver("channels", 1, False, "", ""),
+        commands.Basic.Cancel("channels"),
+        commands.Channel.OpenOk(),
+        ContentHeader(body_size=1),
+        ContentBody(b"x"),
+    ],
+    ids=lambda frame: frame.name,
+)
+async def test_unexpected_frame_ends_the_connection(frame: Any) -> None:
+    peer = Peer()
+    peer.topology()
+    peer.feed(frame, channel=1)
+    assert [plain(frame)[1]["reply_code"] for _, frame in peer.taken()] == [505]
+    assert isinstance(await peer.protocol.ended, ProtocolError)
+
+
+async def test_wrong_answer_ends_the_connection() -> None:
+    peer = Peer()
+    call = peer.topology().call(bind(1))
+    peer.feed(commands.Queue.UnbindOk(), channel=1)
+    await peer.protocol.ended
+    assert isinstance(exception_of(call), carehare.ConnectionClosed)
+
+
+async def test_refused_call_fails_with_the_brokers_words_and_ends_those_behind_it() -> None:
+    peer = Peer()
+    ended: list[Exception] = []
+    channel = peer.consumer(on_end=ended.append)
+    calls = [channel.call(bind(n)) for n in range(4)]
+    peer.feed(commands.Queue.BindOk(), close_channel(404, "NOT_FOUND - no 'e'"), channel=1)
+    assert calls[0].result() is None
+    refused = exception_of(calls[1])
+    assert isinstance(refused, carehare.ChannelClosedByServer)
+    assert (refused.reply_code, refused.reply_text) == (404, "NOT_FOUND - no 'e'")
+    assert [type(exception_of(call)) for call in calls[2:]] == [carehare.ChannelClosed] * 2
+    assert ended == [refused] or str(ended[0]) == str(refused)
+    assert (1, "Channel.CloseOk") in peer.names()
+    assert not peer.transport.is_closing()
+
+
+async def test_end_of_the_connection_answers_all_calls() -> None:
+    peer = Peer()
+    channels = [peer.topology(), peer.consumer(), peer.publisher()]
+    calls = [channel.call(bind(n)) for channel in channels for n in range(3)]
+    await peer.lost(ConnectionResetError("reset"))
+    assert {type(exception_of(call)) for call in calls} == {carehare.ConnectionClosed}
+    assert "reset" in str(exception_of(calls[0]))
+
+
+# TopologyChannel
+
+
+async def test_one_refused_bind_fails_alone() -> None:
+    """The broker has ignored those behind it: they are written again, on a new AMQP channel."""
+    peer = Peer()
+    channel = peer.topology()
+    calls = [channel.call(bind(n)) for n in range(5)]
+    peer.taken()
+    peer.feed(commands.Queue.BindOk(), close_channel(), channel=1)
+    assert calls[0].result() is None
+    assert isinstance(exception_of(calls[1]), carehare.ChannelClosedByServer)
+    assert not any(call.done() for call in calls[2:])
+    close_ok, opened, *again = peer.taken()
+    assert plain(close_ok[1])[0] == "Channel.CloseOk"
+    assert plain(opened[1])[0] == "Channel.Open"
+    assert [frame.routing_key for _, frame in again] == ["group2", "group3", "group4"]
+
+    number = opened[0]
+    peer.feed(commands.Channel.OpenOk(), commands.Queue.BindOk(), close_channel(), channel=number)
+    assert calls[2].result() is None
+    assert isinstance(exception_of(calls[3]), carehare.ChannelClosedByServer)
+    last = [frame.routing_key for _, frame in peer.taken()[2:]]
+    assert last == ["group4"]
+    peer.feed(commands.Channel.OpenOk(), commands.Queue.BindOk(), channel=number)
+    assert calls[4].result() is None
+
+
+async def test_refusal_when_all_amqp_channels_are_in_use() -> None:
+    """The number of the one that was closed is free again."""
+    peer = Peer(channel_max=2)
+    channel = peer.topology()
+    peer.consumer()
+    refused, behind = channel.call(bind(1)), channel.call(bind(2))
+    peer.feed(close_channel(), channel=1)
+    assert isinstance(exception_of(refused), carehare.ChannelClosedByServer)
+    peer.feed(commands.Channel.OpenOk(), commands.Queue.BindOk(), channel=1)
+    assert behind.result() is None
+
+
+async def test_refusal_while_the_connection_closes_answers_all() -> None:
+    peer = Peer()
+    channel = peer.topology()
+    calls = [channel.call(bind(n)) for n in range(3)]
+    peer.protocol.send_close_if_allowed()
+    peer.feed(close_channel(), channel=1)
+    assert isinstance(exception_of(calls[0]), carehare.ChannelClosedByServer)
+    assert {type(exception_of(call)) for call in calls[1:]} == {carehare.ConnectionClosed}
+    await peer.lost()
+
+
+# ConsumerChannel
+
+
+class Deliveries:
+    """What a consumer of a Peer's was given."""
+
+    def __init__(self) -> None:
+        self.peer = Peer()
+        self.got: list[tuple[bytes, int]] = []
+        self.ended: list[Exception] = []
+        self.channel = self.peer.consumer(
+            lambda body, tag: self.got.append((body, tag)), self.ended.append
+        )
+
+    async def acks(self) -> list[tuple[int, bool]]:
+        await asyncio.sleep(0)  # lets the acks of this turn be written
+        return [(frame.delivery_tag, frame.multiple) for _, frame in self.peer.taken()]
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 7])
+async def test_deliveries_in_order_whatever_their_size(pieces: int) -> None:
+    bench = Deliveries()
+    bodies = [b"", b"x", bytes(range(256)) * 100, b""]
+    for tag, body in enumerate(bodies, 1):
+        bench.peer.feed(*delivery(tag, body, pieces=pieces), channel=1)
+    assert bench.got == [(body, tag) for tag, body in enumerate(bodies, 1)]
+
+
+async def test_empty_body_frames_are_allowed() -> None:
+    bench = Deliveries()
+    frames = delivery(1, b"ab", pieces=2)
+    frames.insert(3, b"\x03\0\x01\0\0\0\0\xce")  # pamqp doesn't write such
+    bench.peer.feed(*frames, channel=1)
+    assert bench.got == [(b"ab", 1)]
+
+
+def out_of_place() -> dict[str, list[Any]]:
+    deliver, header, body = delivery(1, b"abc")
+    return {
+        "header alone": [header],
+        "body alone": [body],
+        "body before header": [deliver, body],
+        "two headers": [deliver, header, header],
+        "two deliveries": [deliver, deliver],
+        "delivery amid bodies": [deliver, header, deliver],
+        "answer amid a delivery": [deliver, commands.Basic.QosOk()],
+        "body longer than announced": [deliver, header, ContentBody(b"abcd")],
+        "body after an empty one": [deliver, ContentHeader(body_size=0), body],
+        "heartbeat as body": [deliver, header, b"\x08\0\x01\0\0\0\0\xce"],
+        "frame of unknown type as body": [deliver, header, b"\x05\0\x01\0\0\0\x03abc\xce"],
+    }
+
+
+@pytest.mark.parametrize("case", out_of_place())
+async def test_content_out_of_place_ends_the_connection(case: str) -> None:
+    bench = Deliveries()
+    bench.peer.feed(*out_of_place()[case], channel=1)
+    (_, close), *more = bench.peer.taken()
+    assert close.name == "Connection.Close"
+    assert close.reply_code == 505
+    assert not more
+    assert isinstance(await bench.peer.protocol.ended, ProtocolError)
+    assert [body for body, _ in bench.got] in ([], [b""])
+
+
+@pytest.mark.parametrize("size", range(4))
+async def test_truncated_delivery_ends_the_connection(size: int) -> None:
+    bench = Deliveries()
+    bench.peer.feed(b"\x01\0\x01\0\0\0" + bytes([size]) + b"\0\x3c\0\x3c"[:size] + b"\xce")
+    assert [frame.reply_code for _, frame in bench.peer.taken()] == [502]
+    assert isinstance(await bench.peer.protocol.ended, carehare.BadBytesFromServer)
+
+
+async def test_acks_of_a_turn_are_written_together() -> None:
+    bench = Deliveries()
+    for tag in (1, 2, 3, 5):
+        bench.channel.ack(tag)
+    writes = bench.peer.transport.writes
+    assert await bench.acks() == [(3, True), (5, False)]
+    assert bench.peer.transport.writes == writes + 1
+    bench.channel.ack(4)
+    assert await bench.acks() == [(4, True)]
+
+
+async def test_cancelled_consumer_reports_its_end_once() -> None:
+    bench = Deliveries()
+    bench.peer.feed(commands.Basic.Cancel("channels"), channel=1)
+    assert [type(exc) for exc in bench.ended] == [carehare.ChannelClosed]
+    bench.peer.feed(close_channel(406, "PRECONDITION_FAILED"), channel=1)
+    await bench.peer.lost()
+    assert len(bench.ended) == 1
+
+
+async def test_closed_consumer_reports_its_end_once() -> None:
+    bench = Deliveries()
+    bench.peer.feed(close_channel(406, "PRECONDITION_FAILED - timeout"), channel=1)
+    await bench.peer.lost()
+    (exc,) = bench.ended
+    assert isinstance(exc, carehare.ChannelClosedByServer)
+    assert exc.reply_code == 406
+
+
+async def test_end_of_the_connection_is_not_the_consumers_end() -> None:
+    bench = Deliveries()
+    await bench.peer.lost()
+    assert not bench.ended
+
+
+@pytest.mark.parametrize("end", [commands.Basic.Cancel("channels"), close_channel()])
+async def test_acks_after_the_end_are_not_written(end: Any) -> None:
+    """Neither those collected in the same turn: the number may be another channel's by now."""
+    bench = Deliveries()
+    bench.channel.ack(1)
+    bench.peer.feed(end, channel=1)
+    bench.peer.taken()
+    assert await bench.acks() == []
+    bench.channel.ack(2)
+    assert await bench.acks() == []
+
+
+async def test_acks_after_the_end_of_the_connection_do_nothing() -> None:
+    bench = Deliveries()
+    bench.channel.ack(1)
+    await bench.peer.lost()
+    bench.channel.ack(2)
+    await asyncio.sleep(0)  # lets them be written, if they were
+    assert bench.peer.transport.written == b""
+
+
+# PublisherChannel
+
+
+class Publications:
+    """A publisher on a Peer."""
+
+    def __init__(self) -> None:
+        self.peer = Peer()
+        self.ended: list[Exception] = []
+        self.channel = self.peer.publisher(self.ended.append)
+
+    def publish(self, count: int, *, mandatory: bool = True, **options: Any) -> list[Any]:
+        options = {"deadline": soon(), "mandatory": mandatory, "routing_key": "key", **options}
+        return [self.channel.publish(b"body", exchange="e", **options) for _ in range(count)]
+
+    def feed(self, *frames: Any) -> None:
+        self.peer.feed(*frames, channel=1)
+
+
+def outcomes(futures: list[Any]) -> list[Outcome | None]:
+    return [future.result() if future.done() else None for future in futures]
+
+
+CONFIRMED, REFUSED, RETURNED, UNKNOWN = (
+    Outcome.CONFIRMED,
+    Outcome.REFUSED,
+    Outcome.RETURNED,
+    Outcome.UNKNOWN,
+)
+
+
+async def test_confirms_in_any_order() -> None:
+    for order in itertools.permutations((1, 2, 3)):
+        bench = Publications()
+        futures = bench.publish(3)
+        for tag in order:
+            bench.feed(commands.Basic.Nack(tag) if tag == 2 else commands.Basic.Ack(tag))
+        assert outcomes(futures) == [CONFIRMED, REFUSED, CONFIRMED]
+        assert bench.channel.unconfirmed == 0
+        await bench.peer.lost()
+
+
+async def test_multiple_means_all_up_to_it_that_are_outstanding() -> None:
+    bench = Publications()
+    futures = bench.publish(7)
+    bench.feed(commands.Basic.Ack(2))
+    bench.feed(commands.Basic.Nack(3, multiple=True))
+    assert outcomes(futures) == [REFUSED, CONFIRMED, REFUSED, None, None, None, None]
+    bench.feed(commands.Basic.Ack(6, multiple=True))
+    assert outcomes(futures)[3:] == [CONFIRMED] * 3 + [None]
+    assert bench.channel.unconfirmed == 1
+    await bench.peer.lost()
+
+
+@pytest.mark.parametrize("confirm", [commands.Basic.Ack, commands.Basic.Nack])
+async def test_return_with_others_confirms_between_it_and_its_own(confirm: Any) -> None:
+    bench = Publications()
+    futures = bench.publish(4)
+    bench.feed(*returned(b"body", correlation_id="2"))
+    assert outcomes(futures) == [None] * 4
+    bench.feed(commands.Basic.Ack(1))
+    bench.feed(confirm(4))
+    bench.feed(commands.Basic.Ack(3, multiple=True))
+    other = CONFIRMED if confirm is commands.Basic.Ack else REFUSED
+    assert outcomes(futures) == [CONFIRMED, RETURNED, CONFIRMED, other]
+
+
+async def test_returned_body_in_many_frames_and_none() -> None:
+    bench = Publications()
+    futures = bench.publish(2)
+    method = commands.Basic.Return(312, "NO_ROUTE", "e", "key")
+    bench.feed(method, *content(b"x" * 1000, pieces=10, correlation_id="1"))
+    bench.feed(method, *content(b"", correlation_id="2"))
+    bench.feed(commands.Basic.Ack(2, multiple=True))
+    assert outcomes(futures) == [RETURNED] * 2
+
+
+async def test_return_is_told_also_when_the_broker_has_added_properties() -> None:
+    bench = Publications()
+    futures = bench.publish(1)
+    bench.feed(*returned(b"body", correlation_id="1", headers={"timestamp_in_ms": 1}))
+    bench.feed(commands.Basic.Ack(1))
+    assert outcomes(futures) == [RETURNED]
+
+
+@pytest.mark.parametrize("correlation_id", [None, "99", "x"])
+async def test_return_of_an_unknown_message_is_ignored(correlation_id: str | None) -> None:
+    bench = Publications()
+    futures = bench.publish(1)
+    bench.feed(*returned(b"body", correlation_id=correlation_id))
+    bench.feed(commands.Basic.Ack(1))
+    assert outcomes(futures) == [CONFIRMED]
+    assert not bench.peer.transport.is_closing()
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        content(b"abc"),
+        [*returned(b"abc", correlation_id="1"), ContentBody(b"abc")],
+        [*returned(b"", correlation_id="1"), *content(b"abc")],
+        [returned(b"abc")[0], ContentBody(b"abc")],
+        [returned(b"abc")[0], commands.Basic.Ack(1)],
+        [*returned(b"abc")[:2], ContentBody(b"abcd")],
+    ],
+)
+async def test_returned_content_out_of_place_ends_the_connection(frames: list[Any]) -> None:
+    bench = Publications()
+    futures = bench.publish(1, mandatory=True)
+    bench.peer.taken()
+    bench.feed(*frames)
+    assert [frame.reply_code for _, frame in bench.peer.taken()] == [505]
+    await bench.peer.protocol.ended
+    assert outcomes(futures) in ([UNKNOWN], [RETURNED])
+
+
+async def test_message_unanswered_at_its_deadline_is_unknown_and_its_late_confirm_ignored() -> None:
+    bench = Publications()
+    (early,) = bench.publish(1, deadline=asyncio.get_running_loop().time() + 0.01)
+    (later,) = bench.publish(1)
+    assert await early is UNKNOWN
+    assert bench.channel.unconfirmed == 1
+    bench.feed(*returned(b"body", correlation_id="1"), commands.Basic.Ack(1))
+    assert outcomes([later]) == [None]
+    bench.feed(commands.Basic.Ack(2))
+    assert outcomes([later]) == [CONFIRMED]
+    assert not bench.peer.transport.is_closing()
+
+
+async def test_late_multiple_confirm_settles_the_rest() -> None:
+    bench = Publications()
+    now = asyncio.get_running_loop().time()
+    early = bench.publish(2, deadline=now + 0.005) + bench.publish(1, deadline=now + 0.01)
+    later = bench.publish(2)
+    await asyncio.wait(early)
+    assert outcomes(early + later) == [UNKNOWN] * 3 + [None] * 2
+    bench.feed(commands.Basic.Nack(5, multiple=True))
+    assert outcomes(later) == [REFUSED] * 2
+
+
+async def test_deadline_in_the_past() -> None:
+    bench = Publications()
+    (future,) = bench.publish(1, deadline=asyncio.get_running_loop().time() - 1)
+    assert await future is UNKNOWN
+
+
+async def test_deadlines_go_on_after_all_was_confirmed() -> None:
+    bench = Publications()
+    loop = asyncio.get_running_loop()
+    bench.publish(1, deadline=loop.time() + 0.005)
+    bench.feed(commands.Basic.Ack(1))
+    (second,) = bench.publish(1, deadline=loop.time() + 0.01)
+    assert await second is UNKNOWN
+
+
+async def test_cancelled_publication_harms_no_other() -> None:
+    bench = Publications()
+    futures = bench.publish(4)
+    futures[1].cancel()
+    futures[2].cancel()
+    bench.feed(commands.Basic.Ack(2))
+    bench.feed(commands.Basic.Ack(4, multiple=True))
+    assert [outcomes([future]) for future in (futures[0], futures[3])] == [[CONFIRMED]] * 2
+    assert not bench.peer.transport.is_closing()
+
+
+async def test_cancelled_publication_that_expires_and_one_that_is_lost() -> None:
+    bench = Publications()
+    now = asyncio.get_running_loop().time()
+    one, two = bench.publish(2, deadline=now + 0.001)
+    one.cancel()
+    await two
+    (three,) = bench.publish(1)
+    three.cancel()
+    await bench.peer.lost()
+
+
+async def test_closed_channel_leaves_the_outcome_unknown() -> None:
+    """But for what the broker had returned already."""
+    bench = Publications()
+    futures = bench.publish(3)
+    bench.feed(*returned(b"body", correlation_id="2"))
+    bench.feed(close_channel(404, "NOT_FOUND - no exchange"))
+    assert outcomes(futures) == [UNKNOWN, RETURNED, UNKNOWN]
+    (exc,) = bench.ended
+    assert isinstance(exc, carehare.ChannelClosedByServer)
+    bench.peer.taken()
+    assert outcomes(bench.publish(1)) == [UNKNOWN]
+    assert bench.peer.taken() == []
+
+
+async def test_end_of_the_connection_leaves_the_outcome_unknown() -> None:
+    bench = Publications()
+    futures = bench.publish(2)
+    bench.feed(*returned(b"body", correlation_id="1"))
+    await bench.peer.lost()
+    assert outcomes(futures) == [RETURNED, UNKNOWN]
+    assert not bench.ended
+    assert bench.channel.unconfirmed == 0
+
+
+async def test_what_cannot_be_encoded_is_not_counted() -> None:
+    """The broker doesn't count it either: later confirms must fit."""
+    bench = Publications()
+    with pytest.raises(ValueError, match="range"):
+        bench.publish(1, routing_key="x" * 256)
+    assert bench.channel.unconfirmed == 0
+    futures = bench.publish(2)
+    header = [frame for _, frame in bench.peer.taken() if isinstance(frame, ContentHeader)]
+    assert [frame.properties.correlation_id for frame in header] == ["1", "2"]
+    bench.feed(commands.Basic.Nack(1), commands.Basic.Ack(2))
+    assert outcomes(futures) == [REFUSED, CONFIRMED]
+
+
+@pytest.mark.parametrize("size", [0, 1, 4087, 4088, 4089, 2 * 4088, 2 * 4088 + 1, 50_000])
+async def test_body_frames_fit_into_frame_max(size: int) -> None:
+    peer = Peer(frame_max=4096)
+    body = bytes(n % 251 for n in range(size))
+    peer.publisher().publish(
+        body, exchange="e", routing_key="key", mandatory=False, deadline=soon()
+    )
+    _, (_, header), *bodies = peer.taken()
+    assert header.body_size == size
+    assert b"".join(frame.value for _, frame in bodies) == body
+    assert all(len(frame.value) <= 4096 - 8 for _, frame in bodies)
+    await peer.lost()
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[tuple[str, int]]:
+    """What the broker says about ten messages: confirms of any kind, returns before their own."""
+    said: list[tuple[str, int]] = []
+    open_tags = list(range(1, 11))
+    unreturned = set(open_tags)
+    while open_tags:
+        what = draw(st.sampled_from(["ack", "nack", "ack all", "nack all", "return"]))
+        if what == "return":
+            candidates = sorted(unreturned & set(open_tags))
+            if candidates:
+                tag = draw(st.sampled_from(candidates))
+                unreturned.discard(tag)
+                said.append((what, tag))
+            continue
+        tag = draw(st.sampled_from(open_tags))
+        said.append((what, tag))
+        open_tags = [
+            other for other in open_tags if other != tag and (other > tag or "all" not in what)
+        ]
+    return said
+
+
+@given(conversations())
+async def test_every_message_has_the_outcome_that_the_broker_told(
+    said: list[tuple[str, int]],
+) -> None:
+    bench = Publications()
+    futures = bench.publish(10)
+    expected: dict[int, Outcome] = {}
+    was_returned: set[int] = set()
+    for what, tag in said:
+        is_multiple = what.endswith("all")
+        if what == "return":
+            bench.feed(*returned(b"body", correlation_id=str(tag)))
+            was_returned.add(tag)
+            continue
+        if what.startswith("ack"):
+            bench.feed(commands.Basic.Ack(tag, is_multiple))
+        else:
+            bench.feed(commands.Basic.Nack(tag, is_multiple))
+        for told in range(1 if is_multiple else tag, tag + 1):
+            plain_outcome = CONFIRMED if what.startswith("ack") else REFUSED
+            expected.setdefault(told, RETURNED if told in was_returned else plain_outcome)
+        assert outcomes(futures) == [expected.get(tag) for tag in range(1, 11)]
+    assert bench.channel.unconfirmed == 0
+    await bench.peer.lost()
+
+
+# On a real broker
+
+
+@pytest.fixture
+async def connection(broker: Broker) -> AsyncIterator[Connection]:
+    connection = Connection(BrokerUrl.parse(broker.url), connection_name="test")
+    await connection.connect()
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def queue() -> str:
+    return f"test-{secrets.token_hex(8)}"
+
+
+async def declare(connection: Connection, queue: str, **arguments: Any) -> None:
+    done = connection.open_topology().call(
+        commands.Queue.Declare(queue=queue, exclusive=True, arguments=arguments)
+    )
+    await done
+
+
+async def test_broker_refuses_one_bind_amid_good_ones(connection: Connection, queue: str) -> None:
+    await declare(connection, queue)
+    topology = connection.open_topology()
+    answers = [
+        topology.call(
+            commands.Queue.Bind(
+                queue=queue,
+                exchange=f"missing-{queue}" if n in (3, 4, 9) else "amq.direct",
+                routing_key=f"{queue} {n}",
+            )
+        )
+        for n in range(12)
+    ]
+    await asyncio.wait(answers)
+    refused = [n for n, answer in enumerate(answers) if answer.exception() is not None]
+    assert refused == [3, 4, 9]
+    assert all(exception_of(answers[n]).reply_code == 404 for n in refused)  # type: ignore[union-attr]  # it is there
+
+    # The others are bound: a message for each arrives.
+    got: asyncio.Queue[bytes] = asyncio.Queue()
+    consumer = connection.open_consumer(
+        on_delivery=lambda body, tag: got.put_nowait(body), on_end=lambda exc: None
+    )
+    await consumer.consume(queue, 100)
+    publisher = connection.open_publisher(on_end=lambda exc: None)
+    told = [
+        await publisher.publish(
+            b"%d" % n,
+            exchange="amq.direct",
+            routing_key=f"{queue} {n}",
+            mandatory=True,
+            deadline=soon(),
+        )
+        for n in range(12)
+    ]
+    assert [n for n in range(12) if told[n] is RETURNED] == refused
+    assert [int(await got.get()) for _ in range(9)] == [n for n in range(12) if n not in refused]
+
+
+class RealConsumer:
+    """A queue of a real broker's, and what is consumed from it."""
+
+    def __init__(self, connection: Connection, queue: str) -> None:
+        self.connection = connection
+        self.queue = queue
+        self.got: asyncio.Queue[tuple[bytes, int]] = asyncio.Queue()
+        self.ended: asyncio.Queue[Exception] = asyncio.Queue()
+        self.channel: ConsumerChannel = connection.open_consumer(
+            on_delivery=lambda body, tag: self.got.put_nowait((body, tag)),
+            on_end=self.ended.put_nowait,
+        )
+        self.publisher: PublisherChannel = connection.open_publisher(on_end=self.ended.put_nowait)
+
+    async def start(self, prefetch_count: int = 10) -> None:
+        await declare(self.connection, self.queue)
+        await self.channel.consume(self.queue, prefetch_count)
+
+    async def publish(self, *bodies: bytes) -> list[Outcome]:
+        futures = [
+            self.publisher.publish(
+                body, exchange="", routing_key=self.queue, mandatory=True, deadline=soon()
+            )
+            for body in bodies
+        ]
+        return list(await asyncio.gather(*futures))
+
+
+async def test_deleted_queue_ends_its_consumer(connection: Connection, queue: str) -> None:
+    consumer = RealConsumer(connection, queue)
+    await consumer.start()
+    await connection.open_topology().call(commands.Queue.Delete(queue=queue))
+    exc = await consumer.ended.get()
+    assert isinstance(exc, carehare.ChannelClosed)
+    assert connection.is_open
+    assert await consumer.publish(b"nowhere") == [RETURNED]
+
+
+async def test_acks_in_any_order_do_not_upset_the_broker(
+    connection: Connection, queue: str
+) -> None:
+    """It closes the channel (406) over a tag that isn't outstanding."""
+    consumer = RealConsumer(connection, queue)
+    await consumer.start(prefetch_count=20)
+    total = 200
+    told = asyncio.create_task(consumer.publish(*(b"%d" % n for n in range(total))))
+    held: list[int] = []
+    for step in range(total):
+        held.append((await consumer.got.get())[1])
+        # Ack from the middle, in bursts; all 20 that may be unacked are held now and then.
+        if len(held) == 20 or step % 7 == 0:
+            while len(held) > step % 11:
+                consumer.channel.ack(held.pop(len(held) // 2))
+    assert await told == [CONFIRMED] * total
+    for tag in held:
+        consumer.channel.ack(tag)
+    # The broker's word on these acks comes before that on the next call.
+    await consumer.channel.call(commands.Basic.Qos(prefetch_count=1))
+    assert consumer.ended.empty()
+    assert await consumer.publish(b"one more") == [CONFIRMED]
+    assert (await consumer.got.get())[0] == b"one more"
+
+
+async def test_wrong_ack_ends_the_consumer_and_no_other(connection: Connection, queue: str) -> None:
+    consumer = RealConsumer(connection, queue)
+    await consumer.start()
+    consumer.channel.ack(9999)
+    exc = await consumer.ended.get()
+    assert isinstance(exc, carehare.ChannelClosedByServer)
+    assert exc.reply_code == 406
+    assert await consumer.publish(b"x") == [CONFIRMED]
+
+
+async def test_real_outcomes(connection: Connection, queue: str) -> None:
+    """A full queue refuses, an unknown key is returned, and each message has its own answer."""
+    await declare(connection, queue, **{"x-max-length": 3, "x-overflow": "reject-publish"})
+    publisher = connection.open_publisher(on_end=lambda exc: None)
+    keys = [queue, "nobody", queue, "nobody", queue, queue, "nobody", queue]
+    futures = [
+        publisher.publish(
+            b"body", exchange="", routing_key=key, mandatory=key == "nobody", deadline=soon()
+        )
+        for key in keys
+    ]
+    told = await asyncio.gather(*futures)
+    assert [told[n] for n in (1, 3, 6)] == [RETURNED] * 3
+    assert [told[n] for n in (0, 2, 4, 5, 7)] == [CONFIRMED] * 3 + [REFUSED] * 2
+
+
+async def test_missing_exchange_ends_the_publisher(connection: Connection) -> None:
+    ended: list[Exception] = []
+    publisher = connection.open_publisher(on_end=ended.append)
+    outcome = await publisher.publish(
+        b"x", exchange="missing-exchange", routing_key="k", mandatory=False, deadline=soon()
+    )
+    assert outcome is UNKNOWN
+    assert isinstance(ended[0], carehare.ChannelClosedByServer)
+    assert connection.is_open
+
+
+@pytest.mark.parametrize("size", [0, 131063, 131064, 131065, 131072, 300_000])
+async def test_bodies_of_any_size_arrive(connection: Connection, queue: str, size: int) -> None:
+    consumer = RealConsumer(connection, queue)
+    await consumer.start()
+    body = secrets.token_bytes(size)
+    assert await consumer.publish(body) == [CONFIRMED]
+    assert (await consumer.got.get())[0] == body
+
+
+async def test_content_channel_that_broke_the_protocol_is_one_kind_of_error() -> None:
+    """pamqp's own errors don't come out: whoever looks at ``closed`` knows carehare's."""
+    peer = Peer()
+    peer.topology()
+    peer.feed(commands.Basic.Ack(1), channel=1)
+    with pytest.raises(carehare.BadBytesFromServer, match="broke the protocol"):
+        await peer.protocol.closed
+    assert not issubclass(ProtocolError, pamqp.exceptions.PAMQPException)
+    assert isinstance(peer.protocol, Protocol)
+
+
+async def test_close_from_the_broker_ends_all_channels() -> None:
+    peer = Peer()
+    bench = peer.publisher()
+    call = peer.topology().call(bind(1))
+    future = bench.publish(b"x", exchange="e", routing_key="k", mandatory=False, deadline=soon())
+    peer.taken()
+    peer.feed(close_connection(320, "CONNECTION_FORCED - bye"))
+    exc = await peer.protocol.ended
+    assert isinstance(exc, carehare.ConnectionClosedByServer)
+    assert await future is UNKNOWN
+    assert "CONNECTION_FORCED - bye" in str(exception_of(call))
