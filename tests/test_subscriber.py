@@ -206,10 +206,20 @@ async def test_a_dead_queue_that_lingers_has_no_say_in_what_the_new_one_takes(
         channel = await receiver.new_channel()
         await sender.send(channel, MESSAGE)
         assert await receiver.receive(channel) == MESSAGE
-        # Half-open: the broker doesn't hear that the connection ends, its queue stays.
-        released = proxy.hold(TO_BROKER, commands.Connection.Close, name="subscriber")
+        # Half-open: what either side says on the former connection gets stuck on its way.
+        (former,) = proxy.named("subscriber")
+        released = asyncio.Event()
+
+        async def get_stuck(frame: Frame) -> Frame:
+            if frame.link is former:
+                await released.wait()
+            return frame
+
+        proxy.rule(TO_BROKER, object, get_stuck)
+        proxy.rule(TO_CLIENT, object, get_stuck)
         await reconnect(receiver)
         for n in range(50):
             await sender.send(channel, {"n": n})
             assert await receiver.receive(channel) == {"n": n}
+        assert former in proxy.links
         released.set()
