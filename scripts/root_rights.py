@@ -13,21 +13,30 @@ import interrupts
 # them from starting with the machine: nobody asked for a service. Services that were there before
 # are left alone.
 _POLICY = "/usr/sbin/policy-rc.d"
+_UNITS = "/lib/systemd/system"
 _INSTALL = """\
 set -e
-policy=$1
-shift
+policy=$1 units=$2
+shift 2
 if [ ! -e "$policy" ]; then
     printf '#!/bin/sh\\nexit 101\\n' > "$policy"
     chmod +x "$policy"
     trap 'rm -f "$policy"' EXIT
     trap 'exit 1' HUP INT TERM
 fi
+before=" $(ls "$units" 2>/dev/null | tr '\\n' ' ')"
+
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 apt-get install -qq -y --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"
+
+for unit in $(cd "$units" && ls | grep -E '^(rabbitmq-server|epmd)' || true); do
+    case "$before" in
+        *" $unit "*) ;;
+        *) systemctl disable "$unit" || update-rc.d "${unit%.service}" disable || true ;;
+    esac
+done
 """
-_DISABLE = "if command -v systemctl; then systemctl disable rabbitmq-server; fi"
 
 
 def may_install() -> bool:
@@ -42,19 +51,12 @@ def may_install() -> bool:
 def install(*packages: str) -> bool:
     """``apt-get install``; the services of these packages stay stopped. False if it failed."""
     print(f"Installing {' '.join(packages)} with apt-get...", flush=True)
-    done = _as_root(_INSTALL, _POLICY, *packages)
-    if "rabbitmq-server" in packages:
-        _as_root(_DISABLE)
-    return done
-
-
-def _as_root(script: str, *args: str) -> bool:
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
     # Killing a package manager halfway leaves a mess. Ctrl-C reaches it, too, and it knows better
     # how to stop.
     with interrupts.held():
         done = subprocess.run(
-            [*sudo, "sh", "-c", script, "sh", *args],
+            [*sudo, "sh", "-c", _INSTALL, "sh", _POLICY, _UNITS, *packages],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

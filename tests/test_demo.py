@@ -45,7 +45,7 @@ class Machine:
         self.folder = folder
         self._monkeypatch = monkeypatch
         self._log = folder / "calls.log"
-        for name in ("chmod", "dirname", "rm", "sh", "touch", "true"):
+        for name in ("chmod", "dirname", "grep", "ls", "rm", "sh", "touch", "tr", "true"):
             path = shutil.which(name)
             assert path is not None
             (folder / name).symlink_to(path)
@@ -80,6 +80,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setattr(root_rights, "_POLICY", str(tmp_path / "policy-rc.d"))
+    (tmp_path / "units").mkdir()
+    monkeypatch.setattr(root_rights, "_UNITS", str(tmp_path / "units"))
     return Machine(folder, monkeypatch)
 
 
@@ -208,13 +210,24 @@ class TestInstall:
         assert root_rights.install("some-package")
         assert policy.read_text() == "the owner's"
 
-    def test_rabbitmq_is_kept_from_starting_with_the_machine(
+    def test_new_services_are_kept_from_starting_with_the_machine(
         self, machine: Machine, policy: Path
     ) -> None:
-        machine.add_command("apt-get")
+        units = Path(root_rights._UNITS)
+        (units / "epmd.service").touch()
+        new = [units / "rabbitmq-server.service", units / "logrotate.timer"]
+        machine.add_command("apt-get", f'touch "{new[0]}" "{new[1]}"')
         machine.add_command("systemctl")
-        assert root_rights.install("rabbitmq-server")
-        assert machine.calls[-1] == "systemctl disable rabbitmq-server"
+        assert root_rights.install("some-package")
+        disabled = [call for call in machine.calls if "disable" in call]
+        assert disabled == ["systemctl disable rabbitmq-server.service"]
+
+    def test_without_systemd_too(self, machine: Machine, policy: Path) -> None:
+        units = Path(root_rights._UNITS)
+        machine.add_command("apt-get", f'touch "{units}/rabbitmq-server.service"')
+        machine.add_command("update-rc.d")
+        assert root_rights.install("some-package")
+        assert machine.calls[-1] == "update-rc.d rabbitmq-server disable"
 
 
 class TestDockerContainer:
@@ -409,6 +422,7 @@ def test_demo_says_which_server_died_and_ends(demo: Demo) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(150)  # a start, a restart, and delays of up to ten seconds to reconnect
 async def test_chat_goes_on_after_a_restart_of_the_broker(private_broker: PrivateBroker) -> None:
     python, url = Path(sys.executable), private_broker.url
     with running_servers(python, url, two_ports()) as servers:
