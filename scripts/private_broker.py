@@ -344,6 +344,7 @@ class PrivateBroker:
             atexit.register(self._stop_at_exit, os.getpid())
         self._start_guard()
         with (self.folder / "output.log").open("ab") as output:
+            log_start = output.tell()
             self._server = subprocess.Popen(
                 [str(self.commands / "rabbitmq-server")],
                 env=self._environment(),
@@ -360,8 +361,8 @@ class PrivateBroker:
             # Our own node's, not that of another one which took the port a moment ago.
             if self.node_name.split("@")[0].encode() + b"@" in greeting:
                 self.version = _version_in(greeting)
-                if self._tls is None or _is_listening(self.tls_port):  # starts a bit later
-                    return
+                self._wait_for_the_rest(log_start)
+                return
             status = self._server.poll()
             if status is not None or time.monotonic() > deadline:
                 what = (
@@ -371,6 +372,16 @@ class PrivateBroker:
                 self.kill()
                 raise BrokerFailed(f"{self.node_name} {what}. The end of its log:\n{log}")
             time.sleep(0.05)
+
+    def _wait_for_the_rest(self, log_start: int) -> None:
+        """A moment after its first greeting the node offers TLS and obeys rabbitmqctl."""
+        if self._tls is not None:
+            _wait_until(lambda: _is_listening(self.tls_port), "its TLS port")
+        log = self.folder / "output.log"
+        try:
+            _wait_until(lambda: b" completed with " in log.read_bytes()[log_start:], "its log", 5)
+        except BrokerFailed:
+            self.ctl("await_startup")  # takes longer, but doesn't depend on words
 
     def _write_files(self) -> None:
         folder = self.folder
@@ -491,12 +502,12 @@ def _ask_epmd(port: int, request: bytes) -> bytes | None:
     return answer[4:] if request == b"n" else answer  # names follow the port's number
 
 
-def _wait_until(condition: Callable[[], bool], what: str) -> None:
+def _wait_until(condition: Callable[[], bool], what: str, timeout: float = _STOP_TIMEOUT) -> None:
     # Of processes that aren't our children and of files nobody tells us: ask again and again.
-    deadline = time.monotonic() + _STOP_TIMEOUT
+    deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
-            raise BrokerFailed(f"waited {_STOP_TIMEOUT:g} seconds for {what}")
+            raise BrokerFailed(f"waited {timeout:g} seconds for {what}")
         time.sleep(0.02)
 
 
