@@ -188,7 +188,8 @@ class Supervisor:
         timeout = url.connection_timeout or self._settings.connect_timeout
         was_ready = False
         try:
-            await run_until(loop.time() + timeout, self._connect(connection))
+            deadline = loop.time() + timeout
+            await run_until(deadline, self._connect(connection, deadline))
             was_ready = True
             self.connection = connection
             self._set_state(State.READY)
@@ -236,8 +237,8 @@ class Supervisor:
         except Exception:
             logger.exception("%s: unexpected error", self._role.name)
 
-    async def _connect(self, connection: Connection) -> None:
-        await connection.connect()
+    async def _connect(self, connection: Connection, deadline: float) -> None:
+        await connection.connect(deadline)
         try:
             await self._role.set_up(connection)
         except Exception:

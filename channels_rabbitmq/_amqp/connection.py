@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import carehare
 
+from .._waiting import run_until
 from .amqp_channels import ConsumerChannel, PublisherChannel, TopologyChannel
 from .protocol import FAREWELL_TIMEOUT, Protocol
 from .url import BrokerUrl
@@ -54,22 +55,28 @@ class Connection(carehare.Connection):
     def __repr__(self) -> str:
         return f"<Connection {self._connection_name!r} to {self._broker_url}>"
 
-    async def connect(self) -> None:
-        """Connect, log in, and open the virtual host.
+    async def connect(self, deadline: float | None = None) -> None:
+        """Connect, log in, and open the virtual host, by ``deadline`` (loop time) if there is one.
 
-        Every address of the host name is tried in turn. There is no time limit but the one of
-        the URL (``connection_timeout``): the caller sets it, by cancelling. Whatever ends it, no
-        socket is left open unless it returns. Raises OSError, ssl.SSLError or an exception of
-        carehare's.
+        Every address of the host name is tried in turn, each for an equal share of what is left of
+        the time, so that one which doesn't answer leaves some to the others. Whatever ends it, no
+        socket is left open unless it returns. Raises OSError (TimeoutError is one), ssl.SSLError
+        or an exception of carehare's.
         """
         url = self._broker_url
         loop = asyncio.get_running_loop()
         addresses = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
-        for position, (family, _, _, _, address) in enumerate(addresses, 1):
+        for untried, (family, _, _, _, address) in zip(
+            range(len(addresses), 0, -1), addresses, strict=True
+        ):
+            attempt = self._connect_to(str(address[0]), family)
             try:
-                return await self._connect_to(str(address[0]), family)
+                if deadline is None:
+                    return await attempt
+                now = loop.time()
+                return await run_until(now + (deadline - now) / untried, attempt)
             except Exception:
-                if position == len(addresses):
+                if untried == 1:
                     raise
         raise OSError(f"The host name {url.host} has no address")
 

@@ -1,0 +1,80 @@
+"""Several nodes: a list of URLs, or one host name with several addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from amqp_proxy import AmqpProxy
+from conftest import Broker
+from log_lines import log_lines
+
+from channels_rabbitmq.core import RabbitmqChannelLayer
+from private_broker import free_port
+
+OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
+
+MESSAGE = {"type": "test.message"}
+
+
+async def test_a_node_that_is_down_is_passed_over(open_layer: OpenLayer, broker: Broker) -> None:
+    down = [f"amqp://guest:guest@127.0.0.1:{free_port()}" for _ in range(3)]
+    for _ in range(5):  # the order is drawn anew each time
+        layer = await open_layer(host=[*down, broker.url])
+        await layer.group_send("g", MESSAGE)
+
+
+async def test_when_a_node_goes_down_the_next_one_serves(
+    open_layer: OpenLayer, broker: Broker
+) -> None:
+    async with AmqpProxy(broker.url) as one, AmqpProxy(broker.url) as two:
+        layer = await open_layer(host=[one.url, two.url])
+        channel = await layer.new_channel()
+        await layer.group_add("g", channel)
+        (node,) = [proxy for proxy in (one, two) if proxy.named("subscriber")]
+        other = two if node is one else one
+        with log_lines() as lines:
+            node.refuse()
+            node.cut()
+            await lines.next("WARNING subscriber: lost")
+            await lines.next(f"INFO subscriber: connected to .*:{other.port}")
+        await layer.group_send("g", MESSAGE)
+        assert await layer.receive(channel) == MESSAGE
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has 127.0.0.1 only")
+@pytest.mark.parametrize("answers", [True, False])
+async def test_each_address_of_a_name_is_tried_whatever_the_first_one_does(
+    open_layer: OpenLayer, broker: Broker, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    async with AmqpProxy(broker.url) as proxy:
+        accepted: list[asyncio.StreamWriter] = []
+
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted.append(writer)  # and nothing more
+            if answers:
+                writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        async def resolve(host: str, port: int, **options: Any) -> list[Any]:
+            assert host == "cluster.test"
+            return [
+                (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+                for address in ("127.0.0.2", "127.0.0.1")
+            ]
+
+        sick = await asyncio.start_server(accept, "127.0.0.2", proxy.port)
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+        try:
+            layer = await open_layer(
+                host=proxy.url.replace("127.0.0.1", "cluster.test"), connect_timeout=2
+            )
+            await layer.group_send("g", MESSAGE)
+            assert (len(accepted), proxy.opened) == (1, 1)
+        finally:
+            sick.close()
+            for writer in accepted:
+                writer.close()
