@@ -152,7 +152,8 @@ class PrivateBroker:
         tls: TlsFiles | None = None,
     ) -> None:
         self.commands = commands
-        self.node_name = f"{name or f'crq-{_system_random.randrange(16**8):08x}'}@localhost"
+        self._short_name = name or f"crq-{_system_random.randrange(16**8):08x}"
+        self.node_name = f"{self._short_name}@localhost"
         self.version: tuple[int, ...] = ()  # known once it greeted
         self._config = config
         self._tls = tls
@@ -339,7 +340,7 @@ class PrivateBroker:
     def _start_once(self) -> None:
         if self._folder is None:
             self._choose_ports()
-            self._folder = Path(tempfile.mkdtemp(prefix="crq-broker-", dir="/tmp"))
+            self._folder = Path(tempfile.mkdtemp(prefix=f"{self._short_name}-", dir="/tmp"))
             self._write_files()
             atexit.register(self._stop_at_exit, os.getpid())
         self._start_guard()
@@ -359,7 +360,7 @@ class PrivateBroker:
         while True:
             greeting = _greeting(self.port)
             # Our own node's, not that of another one which took the port a moment ago.
-            if self.node_name.split("@")[0].encode() + b"@" in greeting:
+            if f"{self._short_name}@".encode() in greeting:
                 self.version = _version_in(greeting)
                 self._wait_for_the_rest(log_start)
                 return

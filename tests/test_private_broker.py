@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import socket
 import ssl
 import subprocess
@@ -130,6 +131,7 @@ def test_start_and_stop(private_broker_factory: Callable[..., PrivateBroker]) ->
     broker = private_broker_factory()
     other = private_broker_factory(name="crq-other")
     folder = broker.folder
+    assert folder.match("/tmp/crq-*")
     assert broker.version >= (3, 8)
     assert broker.node_name.startswith("crq-")
     assert broker.node_name.endswith("@localhost")
@@ -235,10 +237,10 @@ def _ports_from(make: Callable[[], int]) -> Callable[[PrivateBroker], None]:
 def test_failed_start_tells_why_and_leaves_nothing(
     private_broker_factory: Callable[..., PrivateBroker],
 ) -> None:
-    before = set(Path("/tmp").glob("crq-broker-*"))
+    name = f"crq-{secrets.token_hex(4)}"
     with pytest.raises(BrokerFailed, match=r"(?s)ended with exit status.*no_such_setting"):
-        private_broker_factory(config="no_such_setting = 1")
-    assert set(Path("/tmp").glob("crq-broker-*")) <= before
+        private_broker_factory(name=name, config="no_such_setting = 1")
+    assert not list(Path("/tmp").glob(f"{name}-*"))
 
 
 # Whatever happens to its owner
