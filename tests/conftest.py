@@ -221,6 +221,8 @@ async def open_layer(
     """
     from channels_rabbitmq.core import RabbitmqChannelLayer
 
+    if not _PRIVATE & set(request.fixturenames):
+        request.getfixturevalue("broker")  # now, so that its start doesn't hold up the test's loop
     layers: list[RabbitmqChannelLayer] = []
 
     async def open_one(**config: Any) -> RabbitmqChannelLayer:
