@@ -281,6 +281,13 @@ def test_damaged_bytes_give_one_kind_of_error(
         frames.decode(data)
 
 
+def test_a_content_header_that_announces_more_flags_is_refused_not_read_for_ever() -> None:
+    header = bytearray(marshal(ContentHeader(body_size=3)))
+    header[-2] |= 1
+    with pytest.raises(carehare.BadBytesFromServer, match="unknown properties"):
+        frames.decode(bytes(header))
+
+
 def test_error_about_damaged_bytes_holds_none_of_them() -> None:
     data = marshal(commands.Connection.Close(320, "a secret text", 0, 0))
     damaged = data[:-10] + b"\xff" * 9 + b"\xce"

@@ -38,6 +38,8 @@ _tag = struct.Struct(">Q")
 _ack = struct.Struct(">BHIIQBB")
 # class (basic), weight, size of the body, flags that tell which properties follow
 _content_header = struct.Struct(">HHQH")
+# Where, in a frame with a content header, the second byte of those flags is.
+_LAST_FLAGS_BYTE = 7 + _content_header.size - 1
 # The flag of the property correlation-id (the sixth of basic's, counted from bit 15).
 _HAS_CORRELATION_ID = 1 << 10
 
@@ -170,6 +172,9 @@ def decode(data: bytes) -> Any:
     Raises ``carehare.BadBytesFromServer`` for whatever pamqp makes of damaged bytes (it raises a
     dozen different errors); their text is left out, since it may hold a part of a message.
     """
+    # "More flags follow": basic has too few properties for that, and pamqp would never come back.
+    if data[0] == HEADER and len(data) > _LAST_FLAGS_BYTE and data[_LAST_FLAGS_BYTE] & 1:
+        raise carehare.BadBytesFromServer("RabbitMQ sent a content header with unknown properties")
     try:
         return pamqp.frame.unmarshal(data)[2]
     except Exception as err:
