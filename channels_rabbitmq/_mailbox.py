@@ -1,0 +1,147 @@
+"""What the router keeps: a delivery of the broker, and the mailbox of one channel.
+
+These are data with the questions one can ask of them; the rules are in ``_router.py``.
+
+A delivery may be in many mailboxes (a group's members), so nothing that differs from mailbox to
+mailbox is kept with it. That works because the messages of a mailbox which don't count against
+``local_capacity`` are always its *oldest*: a mailbox that stops counting does so with all it
+holds, and what arrives afterwards comes behind. One number per mailbox, ``uncounted``, says where
+the border is, and a message in a mailbox costs one slot of a deque.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._codec import Envelope
+
+# Seconds without a reader after which a channel may be found stalled
+PATIENCE = 1.0
+# The most that a channel's patience grows to
+MAX_PATIENCE = 30.0
+
+
+class Delivery:
+    """One delivery of the broker, shared by the mailboxes that hold it."""
+
+    __slots__ = ("ack", "arrived", "counting", "envelope", "number", "uncounted")
+
+    def __init__(
+        self, envelope: Envelope, ack: Callable[[], None], arrived: float, number: int
+    ) -> None:
+        self.envelope = envelope
+        # Tells the broker that we are done; None once called, or when its connection is lost.
+        self.ack: Callable[[], None] | None = ack
+        # By the router's clock, in seconds
+        self.arrived = arrived
+        # Deliveries are numbered in the order of their arrival.
+        self.number = number
+        # How many mailboxes hold it and count it: the last one to let go of it acks it ...
+        self.counting = 0
+        # ... and how many hold it without counting it.
+        self.uncounted = 0
+
+
+class Mailbox:
+    """The messages of one channel and the ``receive()`` calls that wait for them.
+
+    It exists as long as there are any of either. An idle websocket is a mailbox with one waiter,
+    and there may be very many of them, so containers are made only when needed.
+    """
+
+    __slots__ = (
+        "_more_waiters",
+        "active_at",
+        "channel",
+        "messages",
+        "patience",
+        "stalled",
+        "uncounted",
+        "waiter",
+        "woken",
+    )
+
+    def __init__(self, channel: str, now: float) -> None:
+        self.channel = channel
+        # Oldest first; None instead of an empty deque
+        self.messages: deque[Delivery] | None = None
+        # How many of the messages, the oldest, don't count against local_capacity
+        self.uncounted = 0
+        # Whether what arrives doesn't count either; ends with the next receive()
+        self.stalled = False
+        # When a reader was last here; in the beginning, when the mailbox was made
+        self.active_at = now
+        # Seconds without a reader after which it may be found stalled
+        self.patience = PATIENCE
+        # The receive() to wake next, and those behind it. Some may be cancelled and not yet gone.
+        self.waiter: asyncio.Future[None] | None = None
+        self._more_waiters: deque[asyncio.Future[None]] | None = None
+        # How many receive() calls were woken and have yet to run; each has a message set aside.
+        self.woken = 0
+
+    @property
+    def is_idle(self) -> bool:
+        return self.messages is None and self.waiter is None and not self.woken
+
+    def is_silent(self, now: float) -> bool:
+        """Whether messages have lain here longer than its patience without any reader."""
+        if self.messages is None or self.waiter is not None or self.woken or self.stalled:
+            return False
+        since = now - self.patience
+        return self.messages[0].arrived < since and self.active_at < since
+
+    def note_reader(self, now: float) -> None:
+        """A ``receive()`` was called: the channel is not stalled any more.
+
+        One that was stalled is more likely slow than stuck, since it came back. If it were found
+        stalled again at each of its pauses, its backlog would run through memory and overflow
+        there, and its senders would never learn of it; so from now on it may take twice the time
+        it has just taken, and its backlog stays on the broker. The price is that the others wait
+        longer for it (``MAX_PATIENCE`` at most) should it get stuck after all.
+        """
+        if self.stalled:
+            self.stalled = False
+            self.patience = min(2 * (now - self.active_at), MAX_PATIENCE)
+        self.active_at = now
+
+    def add_waiter(self, waiter: asyncio.Future[None]) -> None:
+        """Queue a ``receive()`` behind those that wait already."""
+        if self.waiter is None:
+            self.waiter = waiter
+        elif self._more_waiters is None:
+            self._more_waiters = deque((waiter,))
+        else:
+            self._more_waiters.append(waiter)
+
+    def add_waiter_first(self, waiter: asyncio.Future[None]) -> None:
+        """Queue a ``receive()`` that has already been woken once, and in vain."""
+        if self.waiter is not None:
+            if self._more_waiters is None:
+                self._more_waiters = deque()
+            self._more_waiters.appendleft(self.waiter)
+        self.waiter = waiter
+
+    def pop_waiter(self) -> asyncio.Future[None] | None:
+        """Take out the ``receive()`` to wake next, leaving out those that were cancelled."""
+        while (waiter := self.waiter) is not None:
+            self.waiter = self._more_waiters.popleft() if self._more_waiters else None
+            if not waiter.done():
+                return waiter
+        return None
+
+    def remove_waiter(self, waiter: asyncio.Future[None]) -> bool:
+        """Take out a ``receive()`` that was cancelled.
+
+        Returns False if ``pop_waiter()`` has done so before; the mailbox may be gone since.
+        """
+        if self.waiter is waiter:
+            self.waiter = self._more_waiters.popleft() if self._more_waiters else None
+        elif self._more_waiters and waiter in self._more_waiters:
+            self._more_waiters.remove(waiter)
+        else:
+            return False
+        return True

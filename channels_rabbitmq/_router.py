@@ -1,0 +1,441 @@
+"""Bring deliveries to the channels of this event loop, and say when the broker may forget them.
+
+Rules without I/O: the clock is passed in, acks are callables, and nothing here awaits but
+``receive()``, which does so at one place.
+
+**Receiving.** A waiting ``receive()`` is a future in the mailbox of its channel. Resolving it is
+only a wake-up; it carries no message. The message is taken by the coroutine that was woken, with
+no ``await`` between taking and returning, so a ``receive()`` that is cancelled on its way (Channels
+does that at each disconnect) has taken nothing, and passes its wake-up on. As many messages as
+receivers were woken are set aside for them: a new ``receive()`` takes one only if there are more.
+
+**Accounting.** A delivery *counts* against ``local_capacity`` from its arrival until the last
+mailbox that counts it has handed it out or dropped it; then it is acked, and the broker, whose
+prefetch limit is ``local_capacity``, sends another. ``in_use`` is the number of those that count.
+So if consumers are slow, the backlog grows on the broker and senders come to know.
+
+**Stalled channels.** But one consumer that is stuck must not hold up all others. A channel is
+stalled if it holds a message older than its patience (a second at first), nobody called
+``receive()`` for it in that time and nobody waits for it, at least half of ``local_capacity`` is
+in use, and another channel's ``receive()`` is waiting. What it holds stops counting, and what
+arrives for it doesn't count until it calls ``receive()`` again. What doesn't count is acked early
+and is bounded in another way: ``capacity`` messages for a channel, and ``UNCOUNTED_BYTES`` of
+bodies in all; beyond either, the oldest are dropped. What is held when the connection is lost
+stops counting in the same way, since its acks have nowhere to go.
+
+**Time.** Nothing waits longer than ``local_expiry``. ``receive()`` checks that itself; ``tick()``
+sees to the channels that nobody reads, and looks for stalled ones. It looks at the mailboxes
+which hold messages, not at idle ones.
+
+A channel that holds nothing and for which nobody waits leaves nothing behind; with its mailbox
+go its patience and the fact that it was stalled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from channels.exceptions import StopConsumer
+
+from ._mailbox import Delivery, Mailbox
+
+if TYPE_CHECKING:
+    from ._codec import Envelope
+    from ._members import Members
+    from ._statistics import Counters
+
+# Bodies held without counting against local_capacity, in bytes; a group's body counts once.
+UNCOUNTED_BYTES = 64 * 1024 * 1024
+
+# Seconds between two looks at what is held: how late a stalled channel is noticed at most.
+TICK_INTERVAL = 0.25
+
+
+class Router:
+    """The mailboxes of one event loop; to be used on its thread only.
+
+    - ``local_capacity``: the consumer's prefetch count;
+    - ``local_expiry``: seconds a message may wait here;
+    - ``capacity_of(channel)``: messages kept for a stalled channel;
+    - ``report(reason, channel)`` is called for each message dropped: ``"expired"`` or
+      ``"overflowed"``;
+    - ``clock()``: seconds, never going back.
+
+    None of these callables, nor any ``ack``, may raise or call the router.
+
+    Of the counters, ``received``, ``unwanted``, ``expired`` and ``overflowed`` are kept here.
+    """
+
+    def __init__(
+        self,
+        *,
+        members: Members,
+        local_capacity: int,
+        local_expiry: float,
+        capacity_of: Callable[[str], int],
+        counters: Counters,
+        report: Callable[[str, str], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._members = members
+        self._local_capacity = local_capacity
+        self._local_expiry = local_expiry
+        self._capacity_of = capacity_of
+        self._counters = counters
+        self._report = report
+        self._clock = clock
+
+        self._closed = False
+        # By channel; none is idle.
+        self._mailboxes: dict[str, Mailbox] = {}
+        # Those that hold messages (a dict for its order)
+        self._holding: dict[Mailbox, None] = {}
+        # How many receive() calls wait and were not woken
+        self._waiting = 0
+        # Deliveries so far; numbers them
+        self._deliveries = 0
+        # Deliveries that count against local_capacity
+        self._in_use = 0
+        # Bytes of bodies that some mailbox holds without counting them
+        self._uncounted_bytes = 0
+        # Heap that finds the oldest uncounted message: (number of its first message, channel,
+        # mailbox) for each mailbox with uncounted ones. A number may be too low, a mailbox may
+        # have none any more or be there twice; _oldest_uncounted() and tick() put that right.
+        self._uncounted_by_age: list[tuple[int, str, Mailbox]] = []
+        # When tick() wants to be called, if anything is held
+        self._next_tick_at = 0.0
+
+    # From the broker
+
+    def deliver(self, envelope: Envelope, ack: Callable[[], None]) -> None:
+        """Put a delivery into the mailbox of its channel, or of each member of its group.
+
+        To be called for each delivery, in the broker's order. ``ack`` is called once, perhaps
+        before this returns (nobody wants it), or never if the connection is lost or the router
+        closed before. The caller makes sure that a direct message is for a channel of this event
+        loop. Afterwards :meth:`next_tick_at` may have changed from None to a moment.
+        """
+        if self._closed:
+            return
+        self._deliveries += 1
+        delivery = Delivery(envelope, ack, self._clock(), self._deliveries)
+        if envelope.group is not None:
+            channels = self._members.channels(envelope.group)
+            if not channels:
+                self._counters.unwanted += 1
+            for channel in channels:
+                self._put(channel, delivery)
+        else:
+            assert envelope.channel is not None, "an envelope has one recipient"
+            self._put(envelope.channel, delivery)
+        if delivery.counting:
+            self._in_use += 1
+        else:  # It has no member, or stalled ones only.
+            delivery.ack = None
+            ack()
+
+    def connection_lost(self) -> None:
+        """Forget the acks of what is held; the messages stay, and stop counting.
+
+        To be called once a connection is gone and before the next one delivers. No ``ack`` passed
+        before is called after this.
+        """
+        held = list(self._holding)
+        for mailbox in held:
+            for delivery in mailbox.messages or ():
+                delivery.ack = None
+        for mailbox in held:
+            self._stop_counting(mailbox)
+        assert self._in_use == 0
+        for mailbox in held:
+            self._drop_overflow(mailbox)
+
+    # For consumers
+
+    async def receive(self, channel: str) -> dict[str, Any]:
+        """Wait for the next message of ``channel``: the receiver's own copy.
+
+        Either returns a message or changes nothing, whenever it is cancelled. Messages of a
+        channel come in the order of their arrival; of several calls that wait on one channel,
+        each gets another message. Raises ``StopConsumer`` once the router is closed.
+        """
+        if self._closed:
+            raise StopConsumer
+        now = self._clock()
+        mailbox = self._mailboxes.get(channel)
+        if mailbox is None:
+            mailbox = self._mailboxes[channel] = Mailbox(channel, now)
+        else:
+            mailbox.note_reader(now)
+            self._drop_expired(mailbox, now)
+            if mailbox.messages is not None and len(mailbox.messages) > mailbox.woken:
+                return self._hand_out(mailbox)
+
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        mailbox.add_waiter(waiter)
+        while True:
+            self._waiting += 1
+            try:
+                await waiter
+            except BaseException:
+                self._give_up(mailbox, waiter)
+                raise
+            if self._closed:
+                raise StopConsumer
+            mailbox.woken -= 1
+            mailbox.active_at = now = self._clock()
+            self._drop_expired(mailbox, now)
+            if mailbox.messages is not None:
+                return self._hand_out(mailbox)
+            # What it was woken for was dropped before it ran. It is still the first in line.
+            waiter = waiter.get_loop().create_future()
+            mailbox.add_waiter_first(waiter)
+
+    def close(self) -> None:
+        """End every pending and later ``receive()`` with ``StopConsumer``; forget all messages.
+
+        Acks nothing: the queue goes with its connection. Calling it again changes nothing.
+        """
+        self._closed = True
+        mailboxes = list(self._mailboxes.values())
+        self._mailboxes.clear()
+        self._holding.clear()
+        self._uncounted_by_age.clear()
+        self._in_use = self._uncounted_bytes = self._waiting = 0
+        for mailbox in mailboxes:
+            while (waiter := mailbox.pop_waiter()) is not None:
+                # No set_exception(): a receive() cancelled at this moment would never fetch it,
+                # and asyncio would log that.
+                _wake_up(waiter)
+
+    # Time
+
+    def next_tick_at(self) -> float | None:
+        """The moment at which :meth:`tick` wants to be called; None if nothing is held.
+
+        Only :meth:`deliver` changes it from None to a moment. So the caller asks after
+        :meth:`deliver` while it has no timer running, starts one then, and goes on with what
+        :meth:`tick` returns until that is None. A tick that comes late does no harm but that.
+        """
+        return self._next_tick_at if self._holding else None
+
+    def tick(self) -> float | None:
+        """Drop what has expired, look for stalled channels; returns :meth:`next_tick_at`."""
+        now = self._clock()
+        for mailbox in [mailbox for mailbox in self._holding if self._has_expired(mailbox, now)]:
+            self._drop_expired(mailbox, now)
+            self._forget_if_idle(mailbox)
+        self._find_stalled(now)
+        if self._uncounted_by_age:
+            self._list_uncounted()
+        self._next_tick_at = now + TICK_INTERVAL
+        return self.next_tick_at()
+
+    # For operators
+
+    @property
+    def in_use(self) -> int:
+        """Unacked deliveries that count against ``local_capacity``."""
+        return self._in_use
+
+    @property
+    def waiting_messages(self) -> int:
+        """Messages held in all channels; a group's message counts for each member."""
+        return sum(len(mailbox.messages or ()) for mailbox in self._holding)
+
+    @property
+    def stalled_channels(self) -> int:
+        return sum(mailbox.stalled for mailbox in self._holding)
+
+    def fullest_channels(self, count: int = 5) -> list[tuple[str, int]]:
+        """The channels that hold the most messages, and how many."""
+        held = ((len(mailbox.messages or ()), mailbox.channel) for mailbox in self._holding)
+        return [(channel, n) for n, channel in heapq.nlargest(count, held)]
+
+    @property
+    def idle(self) -> bool:
+        """Whether no message is held and no ``receive()`` is waiting."""
+        return not self._mailboxes
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return "<Router: closed>"
+        return (
+            f"<Router: in_use={self._in_use}/{self._local_capacity}"
+            f" messages={self.waiting_messages} in {len(self._holding)} channels"
+            f" ({self.stalled_channels} stalled), receivers waiting={self._waiting}>"
+        )
+
+    # Mailboxes: what comes in and what goes out
+
+    def _put(self, channel: str, delivery: Delivery) -> None:
+        mailbox = self._mailboxes.get(channel)
+        if mailbox is None:
+            mailbox = self._mailboxes[channel] = Mailbox(channel, delivery.arrived)
+        if mailbox.messages is None:
+            mailbox.messages = deque((delivery,))
+            if not self._holding:
+                self._next_tick_at = delivery.arrived + TICK_INTERVAL
+            self._holding[mailbox] = None
+        else:
+            mailbox.messages.append(delivery)
+        if mailbox.stalled:  # So it has no waiter.
+            self._add_uncounted(mailbox, delivery)
+            self._drop_overflow(mailbox)
+        else:
+            delivery.counting += 1
+            if mailbox.waiter is not None:
+                self._wake(mailbox)
+
+    def _pop(self, mailbox: Mailbox) -> Delivery:
+        """Take out the oldest message, whatever becomes of it."""
+        messages = mailbox.messages
+        assert messages is not None
+        delivery = messages.popleft()
+        if not messages:
+            mailbox.messages = None
+            del self._holding[mailbox]
+        if mailbox.uncounted:
+            mailbox.uncounted -= 1
+            delivery.uncounted -= 1
+            if not delivery.uncounted:
+                self._uncounted_bytes -= delivery.envelope.size
+        else:
+            self._uncount(delivery)
+        return delivery
+
+    def _hand_out(self, mailbox: Mailbox) -> dict[str, Any]:
+        message = self._pop(mailbox).envelope.message()
+        self._counters.received += 1
+        self._forget_if_idle(mailbox)
+        return message
+
+    def _has_expired(self, mailbox: Mailbox, now: float) -> bool:
+        """Whether its oldest message has."""
+        messages = mailbox.messages
+        return messages is not None and messages[0].arrived + self._local_expiry <= now
+
+    def _drop_expired(self, mailbox: Mailbox, now: float) -> None:
+        while self._has_expired(mailbox, now):
+            self._pop(mailbox)
+            self._counters.expired += 1
+            self._report("expired", mailbox.channel)
+
+    def _forget_if_idle(self, mailbox: Mailbox) -> None:
+        if mailbox.is_idle:
+            del self._mailboxes[mailbox.channel]
+
+    # Receivers
+
+    def _wake(self, mailbox: Mailbox) -> None:
+        """Wake receivers as long as there are messages that are not set aside for others."""
+        while mailbox.messages is not None and len(mailbox.messages) > mailbox.woken:
+            waiter = mailbox.pop_waiter()
+            if waiter is None:
+                break
+            mailbox.woken += 1
+            self._waiting -= 1
+            _wake_up(waiter)
+
+    def _give_up(self, mailbox: Mailbox, waiter: asyncio.Future[None]) -> None:
+        """Clean up after a ``receive()`` that was cancelled while it waited or when woken."""
+        if self._closed:
+            return
+        if waiter.done() and not waiter.cancelled():
+            mailbox.woken -= 1
+            self._wake(mailbox)
+        else:
+            self._waiting -= 1
+            if not mailbox.remove_waiter(waiter):
+                return
+        self._forget_if_idle(mailbox)
+
+    # Stalled channels, and what doesn't count
+
+    def _find_stalled(self, now: float) -> None:
+        if not self._is_held_up():
+            return
+        silent = [mailbox for mailbox in self._holding if mailbox.is_silent(now)]
+        silent.sort(key=lambda mailbox: mailbox.active_at)
+        for mailbox in silent:
+            if not self._is_held_up():
+                break
+            mailbox.stalled = True
+            self._stop_counting(mailbox)
+            self._drop_overflow(mailbox)
+
+    def _is_held_up(self) -> bool:
+        """Whether someone waits while others use much of ``local_capacity``."""
+        return self._waiting > 0 and 2 * self._in_use >= self._local_capacity
+
+    def _uncount(self, delivery: Delivery) -> None:
+        """One mailbox that counted this delivery does so no more; the last one acks it."""
+        delivery.counting -= 1
+        if not delivery.counting:
+            self._in_use -= 1
+            if delivery.ack is not None:
+                delivery.ack()
+                delivery.ack = None
+
+    def _stop_counting(self, mailbox: Mailbox) -> None:
+        for delivery in islice(mailbox.messages or (), mailbox.uncounted, None):
+            self._add_uncounted(mailbox, delivery)
+            self._uncount(delivery)
+
+    def _add_uncounted(self, mailbox: Mailbox, delivery: Delivery) -> None:
+        """Note that ``mailbox`` holds ``delivery``, the next after its uncounted ones, so too."""
+        if not mailbox.uncounted:
+            entry = (delivery.number, mailbox.channel, mailbox)
+            heapq.heappush(self._uncounted_by_age, entry)
+        mailbox.uncounted += 1
+        if not delivery.uncounted:
+            self._uncounted_bytes += delivery.envelope.size
+        delivery.uncounted += 1
+
+    def _drop_overflow(self, mailbox: Mailbox) -> None:
+        """Keep the bounds of what doesn't count, after ``mailbox`` got more of it."""
+        capacity = self._capacity_of(mailbox.channel)
+        while mailbox.uncounted > capacity:
+            self._overflow(mailbox)
+        while self._uncounted_bytes > UNCOUNTED_BYTES:
+            self._overflow(self._oldest_uncounted())
+
+    def _overflow(self, mailbox: Mailbox) -> None:
+        self._pop(mailbox)
+        self._counters.overflowed += 1
+        self._report("overflowed", mailbox.channel)
+        self._forget_if_idle(mailbox)
+
+    def _oldest_uncounted(self) -> Mailbox:
+        """The mailbox that holds the oldest uncounted message (there is one)."""
+        heap = self._uncounted_by_age
+        while True:
+            number, channel, mailbox = heap[0]
+            if not mailbox.uncounted:
+                heapq.heappop(heap)
+                continue
+            assert mailbox.messages is not None
+            first = mailbox.messages[0].number
+            if first == number:
+                return mailbox
+            heapq.heapreplace(heap, (first, channel, mailbox))
+
+    def _list_uncounted(self) -> None:
+        """Make the heap anew, so that it keeps no mailbox alive for long."""
+        self._uncounted_by_age = [
+            (mailbox.messages[0].number, mailbox.channel, mailbox)
+            for mailbox in self._holding
+            if mailbox.messages is not None and mailbox.uncounted
+        ]
+        heapq.heapify(self._uncounted_by_age)
+
+
+def _wake_up(waiter: asyncio.Future[None]) -> None:
+    # A loop that was closed under its receivers runs nobody any more; waking raises there.
+    if not waiter.get_loop().is_closed():
+        waiter.set_result(None)
