@@ -573,4 +573,4 @@ class BindingsMachine(RuleBasedStateMachine):
 
 
 TestBindingsMachine = BindingsMachine.TestCase
-TestBindingsMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestBindingsMachine.settings = settings(stateful_step_count=50)

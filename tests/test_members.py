@@ -170,4 +170,4 @@ class MembersMachine(RuleBasedStateMachine):
 
 
 TestMembersMachine = MembersMachine.TestCase
-TestMembersMachine.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestMembersMachine.settings = settings(stateful_step_count=30)
