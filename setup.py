@@ -17,18 +17,13 @@ def read_version() -> str:
     return match.group(1)
 
 
-def read_description() -> str:
-    readme = ROOT / "README.rst"
-    return readme.read_text(encoding="utf-8") if readme.exists() else ""
-
-
 CRYPTOGRAPHY = "cryptography>=3.4"
 
 setup(
     name="channels_rabbitmq",
     version=read_version(),
     description="Django Channels channel layer on RabbitMQ",
-    long_description=read_description(),
+    long_description=(ROOT / "README.rst").read_text(encoding="utf-8"),
     long_description_content_type="text/x-rst",
     author="the channels_rabbitmq authors",
     license="MIT",
@@ -49,10 +44,12 @@ setup(
             CRYPTOGRAPHY,
             "build",
             "daphne>=4.1",
+            "docutils>=0.20",
             "hypothesis>=6.100",
             "kombu>=5.3",
             # A new release of a linter must not fail an old commit.
             "mypy~=2.4.1",
+            "packaging",
             "pika>=1.3",
             "pytest>=8.2",
             "pytest-asyncio>=1.0",

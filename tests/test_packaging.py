@@ -85,9 +85,8 @@ def test_the_metadata(metadata: Message) -> None:
         assert f"Programming Language :: Python :: {version}" in classifiers
     assert "Framework :: Django" in classifiers
     assert "Typing :: Typed" in classifiers
-    readme = ROOT / "README.rst"
-    if readme.exists():
-        assert str(metadata.get_payload()).strip() == readme.read_text(encoding="utf-8").strip()
+    readme = (ROOT / "README.rst").read_text(encoding="utf-8")
+    assert str(metadata.get_payload()).strip() == readme.strip()
 
 
 @pytest.mark.slow
@@ -134,6 +133,7 @@ def test_the_source_archive_holds_the_tests(dist: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     for name in (
         "LICENSE",
+        "README.rst",
         "CHANGELOG.rst",
         "pyproject.toml",
         "setup.py",
