@@ -1,0 +1,684 @@
+"""The README renders, its code runs, and what it says of options, log lines and numbers is so.
+
+Each code block has a name. ``block("the-name")`` in a test fetches it, and that a test does so for
+each of them is a test, too.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import channels.exceptions
+import django
+import docutils.core  # type: ignore[import-untyped]  # has no annotations
+import docutils.nodes  # type: ignore[import-untyped]  # as above
+import pytest
+from asgiref.sync import async_to_sync, sync_to_async
+from channels.layers import ChannelLayerManager, channel_layers
+from conftest import Broker
+from django.conf import settings
+from django.test import override_settings
+from packaging.requirements import Requirement
+from test_interop import receive, reconnect
+
+import channels_rabbitmq
+import channels_rabbitmq.exceptions
+from channels_rabbitmq import (
+    _bindings,
+    _codec,
+    _direct_sender,
+    _mailbox,
+    _names,
+    _probe,
+    _reporter,
+    _router,
+    _settings,
+    _supervisor,
+)
+from channels_rabbitmq._amqp import url as broker_url
+from channels_rabbitmq._amqp.url import BrokerUrl
+from channels_rabbitmq._settings import Settings
+from channels_rabbitmq.core import RabbitmqChannelLayer
+from private_broker import PrivateBroker, TlsFiles, free_port
+
+OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(channels_rabbitmq.__file__).parent
+TEXT = (ROOT / "README.rst").read_text(encoding="utf-8")
+
+# The broker of the README's code, for which the tests put theirs.
+URL = "amqp://guest:guest@127.0.0.1"
+
+# Blocks that no test can run, and why.
+BY_HAND = {"capacities": "a drawing"}
+
+
+# Reading it
+
+
+@lru_cache
+def document() -> docutils.nodes.document:
+    """The README as PyPI reads it: nothing included, no raw HTML; a warning is an error."""
+    overrides = {
+        "file_insertion_enabled": False,
+        "halt_level": 2,
+        "raw_enabled": False,
+        "report_level": 2,
+        "syntax_highlight": "none",
+    }
+    return docutils.core.publish_doctree(TEXT, settings_overrides=overrides)
+
+
+@lru_cache
+def blocks() -> dict[str, str]:
+    """All literal blocks by name; one without a name is an error."""
+    found = list(document().findall(docutils.nodes.literal_block))
+    names = [name for node in found for name in node["names"]]
+    assert len(set(names)) == len(found), "each block needs a name of its own"
+    return dict(zip(names, (node.astext() for node in found), strict=True))
+
+
+def block(name: str) -> str:
+    return blocks()[name]
+
+
+def commands(name: str) -> list[list[str]]:
+    """The lines of a shell block as words."""
+    return [shlex.split(line, comments=True) for line in block(name).splitlines()]
+
+
+def section(title: str) -> docutils.nodes.section:
+    [found] = [
+        node
+        for node in document().findall(docutils.nodes.section)
+        if node.next_node(docutils.nodes.title).astext() == title
+    ]
+    return found
+
+
+def definitions(title: str) -> Iterator[tuple[list[str], list[str]]]:
+    """The terms of a section's own definition lists: (literals of the term, classifiers)."""
+    for child in section(title).children:
+        if isinstance(child, docutils.nodes.definition_list):
+            for item in child.children:
+                [term] = item.findall(docutils.nodes.term)
+                literals = [node.astext() for node in term.findall(docutils.nodes.literal)]
+                classifiers = [node.astext() for node in item.findall(docutils.nodes.classifier)]
+                yield literals, classifiers
+
+
+def test_it_renders() -> None:
+    assert document().next_node(docutils.nodes.title).astext() == "channels_rabbitmq"
+
+
+def test_every_block_is_run_or_was_run_by_hand() -> None:
+    source = Path(__file__).read_text(encoding="utf-8")
+    calls = r'(?:block|commands|run|in_thread)(?:\(|\)\(|, )\s*"([\w-]+)"'
+    fetched = set(re.findall(calls, source)) - {"the-name"}
+    assert fetched & BY_HAND.keys() == set()
+    assert fetched | BY_HAND.keys() == set(blocks())
+
+
+# What it says of options
+
+
+def test_every_option_is_there_with_its_default() -> None:
+    documented = {literals[0]: classifiers[-1] for literals, classifiers in definitions("Settings")}
+    assert [*documented, "group_expiry"] == list(_settings._OPTIONS)
+    defaults = Settings.from_config({})
+    for option, default in documented.items():
+        value = eval(default, {"__builtins__": {}})
+        assert Settings.from_config({option: value}) == defaults, option
+
+
+def test_the_ignored_option() -> None:
+    with pytest.warns(DeprecationWarning, match="group_expiry"):
+        assert Settings.from_config({"group_expiry": 1}) == Settings.from_config({})
+
+
+def test_every_parameter_of_the_url_is_there_with_its_default() -> None:
+    documented = {literals[0]: classifiers[-1] for literals, classifiers in definitions("The URL")}
+    assert tuple(documented) == broker_url._PARAMETERS
+    for parameter in ("heartbeat", "auth_mechanism", "verify"):
+        url = f"amqps://127.0.0.1?{parameter}={documented[parameter]}"
+        assert BrokerUrl.parse(url) == BrokerUrl.parse("amqps://127.0.0.1")
+
+
+def test_the_defaults_of_the_url() -> None:
+    assert "user and password are ``guest``, the virtual host is ``/``" in plain()
+    url = BrokerUrl.parse("amqp://127.0.0.1")
+    assert (url.username, url.password, url.virtual_host, url.port) == ("guest", "guest", "/", 5672)
+    assert "port is 5672, or 5671 for ``amqps``" in plain()
+    assert BrokerUrl.parse("amqps://127.0.0.1").port == 5671
+
+
+# What it says of methods and numbers
+
+
+def test_the_methods_and_what_they_take() -> None:
+    terms = [
+        term.astext()
+        for term in section("What each method does").findall(docutils.nodes.term)
+        if "(" in term.astext()
+    ]
+    layer = RabbitmqChannelLayer()
+    for term in terms:
+        name, _, parameters = term.rstrip(")").partition("(")
+        signature = inspect.signature(getattr(layer, name))
+        assert parameters.replace('"', "'") == ", ".join(
+            str(parameter.replace(annotation=parameter.empty))
+            for parameter in signature.parameters.values()
+        )
+    methods = {
+        name
+        for name, value in vars(RabbitmqChannelLayer).items()
+        if inspect.iscoroutinefunction(value)
+    }
+    assert {term.partition("(")[0] for term in terms} == methods
+
+
+def test_the_exceptions_exist() -> None:
+    terms = [
+        literals[0]
+        for literals, _ in definitions("What each method does")
+        if literals[0][0].isupper()
+    ]
+    assert len(terms) == 8
+    for term in terms:
+        homes = (channels.exceptions, channels_rabbitmq.exceptions, __import__("builtins"))
+        assert [home for home in homes if hasattr(home, term)], term
+
+
+def plain() -> str:
+    """The source of the README with all white space made one space."""
+    return " ".join(TEXT.split())
+
+
+def test_numbers() -> None:
+    constructor = inspect.signature(_bindings.Bindings).parameters
+    for sentence in (
+        f"message is tried again for {_direct_sender.RETRY_TIMEOUT:g} seconds",
+        f"connection is younger than {_direct_sender.RECONNECT_GRACE:g} seconds",
+        f"after {_probe.INTERVAL:g} seconds of silence",
+        f"hears nothing for {_probe.INTERVAL:g} seconds",
+        f"noticed within {_probe.INTERVAL + _probe.ANSWER_TIMEOUT:g} seconds",
+        f"first after {_supervisor._FIRST_DELAY:g} seconds",
+        f"every {_supervisor._LONGEST_DELAY:g} seconds",
+        f"{_router.UNCOUNTED_BYTES // 2**20} MiB for the process",
+        f"up to {_mailbox.MAX_PATIENCE:g}.)",
+        f"stays bound for {constructor['linger'].default:g} seconds",
+        f"within {_reporter._FIRST_INTERVAL:g} seconds of the first event, "
+        f"then once in {_reporter.INTERVAL:g} seconds",
+        f"in {_codec._MAX_DEPTH} levels at most",
+        f"at most {_names._LONGEST} ASCII letters",
+        f"``local_expiry`` : seconds up to {_settings._LONGEST_LOCAL_EXPIRY:g}",
+        f"messages, 1 to {_settings._LARGEST_LOCAL_CAPACITY} ",
+        f"seconds, at least {_settings._SHORTEST_EXPIRY:g}",
+        f"silent after {1.5 * broker_url.DEFAULT_HEARTBEAT:g} seconds",
+    ):
+        assert sentence in plain(), sentence
+    assert _direct_sender.UNREACHABLE_TIMEOUT == 60
+    assert "remembered for a minute" in plain()
+    assert _supervisor._REMINDER_INTERVAL == 60
+    assert "told once a minute" in plain()
+    assert _mailbox.PATIENCE == 1
+    assert "holds a message older than a second" in plain()
+    defaults = Settings.from_config({})
+    assert defaults.remote_capacity is not None
+    assert f"{defaults.remote_capacity + defaults.local_capacity} by default" in plain()
+
+
+# What it says of the log
+
+
+def logged_lines() -> Iterator[tuple[str, str]]:
+    """(format, level) of each line in the package's source, but for those of the reporter."""
+    levels = {"exception": "ERROR"}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="logger"), attr=attribute),
+                    args=[ast.Constant(value=str(text)), *_],
+                ):
+                    yield text, levels.get(attribute, attribute.upper())
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="logger"))):
+                    pytest.fail(f"{path.name}:{node.lineno}: the format isn't a literal")
+
+
+def documented_lines() -> list[tuple[str, str]]:
+    return [
+        (literals[0], classifiers[0])
+        for literals, classifiers in definitions("Logging")
+        if classifiers
+    ]
+
+
+def as_pattern(text: str) -> str:
+    """A regular expression for the README's form of a format: ``%s`` is a word in capitals."""
+    return "[A-Z]+".join(re.escape(part) for part in re.split(r"%\.?\d*[a-z]", text))
+
+
+def test_every_log_line_is_explained() -> None:
+    documented = documented_lines()
+    expected = {(text, level) for text, level in logged_lines()}
+    expected |= {(sentence, "WARNING") for sentence in _reporter._SENTENCES.values()}
+    assert len(expected) > 15
+    explained = set()
+    for text, level in expected:
+        found = [line for line in documented if re.fullmatch(as_pattern(text), line[0])]
+        assert [line_level for _, line_level in found] == [level], text
+        explained.update(found)
+    assert explained == set(documented)
+
+
+def test_the_loggers() -> None:
+    modules = {
+        path.stem
+        for path in PACKAGE.rglob("*.py")
+        if "logging.getLogger(__name__)" in path.read_text(encoding="utf-8")
+    }
+    assert set(re.findall(r"``(?:channels_rabbitmq)?\.(_\w+)``", TEXT)) == modules
+
+
+def test_the_reasons_are_those_in_the_source() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
+    reasons = [
+        literal
+        for literals, classifiers in definitions("Logging")
+        if not classifiers
+        for literal in literals
+    ]
+    ours = [reason for reason in reasons if not re.match(r"\d|\[", reason)]  # not the broker's
+    assert len(ours) >= 8
+    for reason in ours:
+        assert re.split(r"\.\.\.|URL", reason)[0].strip() in source, reason
+
+
+# Its Python
+
+
+def run(name: str, *replacements: tuple[str, str]) -> dict[str, Any]:
+    """Execute a block in which each (old, new) was replaced; return its names."""
+    code = block(name)
+    for old, new in replacements:
+        code = replaced(code, old, new)
+    namespace: dict[str, Any] = {"__name__": name}
+    exec(compile(code, f"README.rst, {name}", "exec"), namespace)
+    return namespace
+
+
+def replaced(code: str, old: str, new: str) -> str:
+    assert old in code
+    return code.replace(old, new)
+
+
+def in_thread(name: str, *replacements: tuple[str, str]) -> Awaitable[dict[str, Any]]:
+    return asyncio.to_thread(run, name, *replacements)
+
+
+@pytest.fixture
+async def open_from_settings(
+    open_layer: OpenLayer, groups_exchange: str
+) -> Callable[[dict[str, Any]], Awaitable[RabbitmqChannelLayer]]:
+    """Opens the layer of a block with ``CHANNEL_LAYERS`` as Django and Channels do."""
+    if not settings.configured:
+        settings.configure()
+        django.setup()
+
+    async def open_one(namespace: dict[str, Any]) -> RabbitmqChannelLayer:
+        with override_settings(CHANNEL_LAYERS=namespace["CHANNEL_LAYERS"]):
+            assert isinstance(ChannelLayerManager()["default"], RabbitmqChannelLayer)
+        return await open_layer(**namespace["CHANNEL_LAYERS"]["default"]["CONFIG"])
+
+    return open_one
+
+
+OpenFromSettings = Callable[[dict[str, Any]], Awaitable[RabbitmqChannelLayer]]
+
+
+async def must_work(layer: RabbitmqChannelLayer, other: RabbitmqChannelLayer | None = None) -> None:
+    """``layer`` gets what it, or ``other``, sends to its channel and group."""
+    other = other or layer
+    channel = await layer.new_channel()
+    await layer.group_add("chat", channel)
+    await other.send(channel, {"type": "direct"})
+    await other.group_send("chat", {"type": "group"})
+    assert (await receive(layer, channel))["type"] == "direct"
+    assert (await receive(layer, channel))["type"] == "group"
+
+
+async def test_encryption(
+    open_layer: OpenLayer, open_from_settings: OpenFromSettings, broker: Broker
+) -> None:
+    layer = await open_from_settings(run("encryption", (URL, broker.url)))
+    # As the README says of changing keys, and of programs with other keys.
+    await must_work(layer, await open_layer(symmetric_encryption_keys=["old key"]))
+    channel = await layer.new_channel()
+    for keys in (["third key"], None):
+        stranger = await open_layer(symmetric_encryption_keys=keys)
+        await stranger.send(channel, {"type": "lost"})
+    await layer.send(channel, {"type": "next"})
+    assert await receive(layer, channel) == {"type": "next"}
+
+
+async def test_encryption_by_another_program(open_layer: OpenLayer) -> None:
+    import base64
+    import hashlib
+
+    import msgpack
+    from cryptography.fernet import Fernet
+
+    codec = _codec.MessageCodec(max_message_size=1000, symmetric_encryption_keys=["new key"])
+    key = base64.urlsafe_b64encode(hashlib.sha256(b"new key").digest())
+    token = Fernet(key).encrypt(msgpack.packb({"type": "t"}))
+    body = msgpack.packb({"__asgi_group__": "chat", "__asgi_encrypted__": token})
+    assert codec.decode(body).message() == {"type": "t"}
+
+
+async def test_cluster(open_from_settings: OpenFromSettings, broker: Broker) -> None:
+    """Two nodes are down, the third takes it."""
+    [last] = re.findall(r"amqp://web:secret@rabbit3.*?(?=\")", block("cluster"))
+    namespace = run(
+        "cluster",
+        ("rabbit1.example.com", f"127.0.0.1:{free_port()}"),
+        ("rabbit2.example.com", f"127.0.0.1:{free_port()}"),
+        (last, broker.url),
+    )
+    await must_work(await open_from_settings(namespace))
+
+
+@pytest.mark.timeout(120)
+async def test_tls(
+    open_from_settings: OpenFromSettings,
+    private_broker_factory: Callable[..., PrivateBroker],
+    certs: Path,
+) -> None:
+    """With a broker that demands a client certificate."""
+    private = private_broker_factory(tls=TlsFiles.in_folder(certs, mutual=True))
+    replacements = (
+        ("web:secret@rabbit.example.com/asgi", f"guest:guest@localhost:{private.tls_port}"),
+        ("/etc/mysite/", f"{certs}/"),
+    )
+    await must_work(await open_from_settings(run("tls-url", *replacements)))
+    await must_work(await open_from_settings(run("tls-context", *replacements)))
+
+
+@pytest.mark.timeout(120)
+async def test_permissions(
+    open_layer: OpenLayer, private_broker_factory: Callable[..., PrivateBroker]
+) -> None:
+    private = private_broker_factory()
+
+    def rabbitmqctl(*words: str) -> Awaitable[str]:
+        return asyncio.to_thread(private.ctl, *words)
+
+    for command, *words in commands("permissions"):
+        assert command == "rabbitmqctl"
+        await rabbitmqctl(*words)
+    url = private.url.replace("guest:guest", "web:secret") + "/asgi"
+    config: dict[str, Any] = {"host": url, "groups_exchange": "groups", "operation_timeout": 2}
+    layer = await open_layer(**config)
+    await must_work(layer)
+    await reconnect(layer)
+    await must_work(layer)
+
+    # A channel of a 4.x process is a queue's name, on the default exchange.
+    [write] = re.findall(r"``'(\S+amq\S+)'``", TEXT)
+    everything = await open_layer(**{**config, "host": private.url + "/asgi"})
+    await rabbitmqctl("set_permissions", "-p", "asgi", "guest", ".*", ".*", ".*")
+    connection = await everything.carehare_connection
+    await connection.queue_declare("channels_abcdefghijkl", exclusive=True)
+    same = words[-1]
+    await rabbitmqctl("set_permissions", "-p", "asgi", "web", same, write, same)
+    async with connection.acking_consumer("channels_abcdefghijkl") as consumer:
+        await layer.send("channels_abcdefghijkl!x", {"type": "t"})
+        await asyncio.wait_for(consumer.next_delivery(), 10)
+
+    # Who only sends
+    [patterns] = re.findall(r"only sends needs ``'(\S*)'``, ``'(\S*)'`` and ``'(\S*)'``", plain())
+    await rabbitmqctl("set_permissions", "-p", "asgi", "web", *patterns)
+    await must_work(everything, await open_layer(**config))
+
+
+def test_logging() -> None:
+    """In a process of its own: it changes logging for good."""
+    program = f"""
+import django, logging
+from django.conf import settings
+{block("logging")}
+settings.configure(LOGGING=LOGGING)
+django.setup()
+logging.getLogger("channels_rabbitmq._supervisor").info("a line")
+logging.getLogger("channels_rabbitmq._supervisor").debug("not this one")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "a line\n"
+
+
+@pytest.fixture
+async def default_layer(open_layer: OpenLayer) -> AsyncIterator[RabbitmqChannelLayer]:
+    """What ``get_channel_layer()`` returns during the test."""
+    layer = await open_layer()
+    channel_layers.set("default", layer)
+    yield layer
+    del channel_layers.backends["default"]
+
+
+async def test_sync_code(default_layer: RabbitmqChannelLayer) -> None:
+    channel = await default_layer.new_channel()
+    await default_layer.group_add("chat", channel)
+    # On a loop of its own, and on this one, as in a sync view.
+    await in_thread("sync")
+    await sync_to_async(run)("sync")
+    for _ in range(2):
+        assert await receive(default_layer, channel) == {"type": "chat.message", "text": "hi"}
+
+
+async def test_which_loop_sync_code_uses(default_layer: RabbitmqChannelLayer) -> None:
+    def new_id() -> str:
+        channel: str = async_to_sync(default_layer.new_channel)()
+        return channel.partition("!")[0]
+
+    own_id = (await default_layer.new_channel()).partition("!")[0]
+    assert await sync_to_async(new_id)() == own_id
+    ids = [await asyncio.to_thread(new_id) for _ in range(2)]
+    assert len({own_id, *ids}) == 3
+
+
+async def test_carehare_connection(
+    default_layer: RabbitmqChannelLayer, groups_exchange: str
+) -> None:
+    names = run("carehare", ('"jobs"', f'"jobs-of-{groups_exchange}"'), ("True", "False"))
+    assert await default_layer.current_connection is await default_layer.carehare_connection
+    done: asyncio.Queue[bytes] = asyncio.Queue()
+    working = asyncio.create_task(names["work"](done.put))
+    try:
+        for job in (b"one", b"two"):
+            await names["enqueue"](job)
+            assert await asyncio.wait_for(done.get(), 10) == job
+    finally:
+        working.cancel()
+        await asyncio.wait([working])
+
+
+@pytest.mark.parametrize("program", ["kombu", "pika"])
+async def test_other_programs(
+    open_layer: OpenLayer, broker: Broker, groups_exchange: str, program: str
+) -> None:
+    layer = await open_layer()
+    channel = await layer.new_channel()
+    await layer.group_add("chat", channel)
+    replacements = ((URL, broker.url), ('"groups"', repr(groups_exchange)))
+    if program == "kombu":
+        names = await asyncio.to_thread(run, "kombu", *replacements)
+    else:
+        names = await asyncio.to_thread(run, "pika", *replacements)
+    assert await receive(layer, channel) == {"type": "chat.message", "text": f"from {program}"}
+    await asyncio.to_thread(names["send_to_channel"], channel, {"type": "to.one"})
+    assert await receive(layer, channel) == {"type": "to.one"}
+    await asyncio.to_thread(names["send_to_group"], "chat", {"type": "to.all"})
+    assert await receive(layer, channel) == {"type": "to.all"}
+
+
+# Its commands
+
+
+def test_what_is_installed() -> None:
+    """The names, versions and extras; test_packaging builds and reads what pip gets."""
+    extras = set(re.findall(r'^        "(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE))
+    for line in commands("install"):
+        *pip, text = line
+        assert pip == ["python", "-m", "pip", "install"]
+        requirement = Requirement(text)
+        assert requirement.name == "channels_rabbitmq"
+        assert channels_rabbitmq.__version__ in requirement.specifier
+        assert requirement.extras <= extras
+
+
+def test_the_scripts() -> None:
+    """They exist and know these options. scripts/test runs scripts/demo --check."""
+    lines = commands("commands") + commands("commands-with-a-broker")
+    seen = set()
+    for line in lines:
+        while "=" in line[0]:
+            variable, _, _ = line.pop(0).partition("=")
+            assert variable in ("RABBITMQ_URL", "RABBITMQ_BIN")
+        command, *arguments = line
+        assert os.access(ROOT / command, os.X_OK)
+        seen.add(command)
+        for argument in arguments:
+            if argument.startswith("--"):
+                done = subprocess.run(
+                    [sys.executable, str(ROOT / "scripts" / "run_demo.py"), "--help"],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
+                assert argument in done.stdout
+    assert seen == {"scripts/demo", "scripts/test"}
+
+
+class Client:
+    """The command by which one talks to a websocket, and what it has shown."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self._shown: list[str] = []
+        self._news = threading.Condition()
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._news:
+                self._shown.append(line)
+                self._news.notify_all()
+
+    def type(self, text: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(text + "\n")
+        self.process.stdin.flush()
+
+    def wait_for(self, text: str) -> None:
+        with self._news:
+            assert self._news.wait_for(lambda: text in "".join(self._shown), 20), self._shown
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            stream.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_quick_start(broker: Broker, groups_exchange: str, tmp_path: Path) -> None:
+    """Word for word, but for the address of the broker and the ports."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    install, (_, *start_project), (_, folder) = commands("quick-start-project")
+    assert install[:4] == ["python", "-m", "pip", "install"]
+    for package in install[4:]:
+        __import__(package)
+    subprocess.run(
+        [sys.executable, "-m", "django", *start_project], cwd=tmp_path, env=environment, check=True
+    )
+    project = tmp_path / folder
+    site = project / "mysite"
+    config = f'"{broker.url}", "groups_exchange": "{groups_exchange}"'
+    own_settings = replaced(block("quick-start-settings"), f'"{URL}"', config)
+    with (site / "settings.py").open("a", encoding="utf-8") as stream:
+        stream.write(own_settings)
+    (site / "consumers.py").write_text(block("quick-start-consumer"), encoding="utf-8")
+    (site / "asgi.py").write_text(block("quick-start-asgi"), encoding="utf-8")
+    ports: dict[str, str] = {}
+    processes: list[subprocess.Popen[bytes]] = []
+    clients: list[Client] = []
+    try:
+        for program, option, port, application, background in commands("quick-start-servers"):
+            assert (option, background) == ("--port", "&")
+            ports[port] = str(free_port())
+            command = [sys.executable, "-m", program, option, ports[port], application]
+            processes.append(subprocess.Popen(command, cwd=project, env=environment))
+        for process, port in zip(processes, ports.values(), strict=True):
+            wait_until_it_answers(process, f"http://127.0.0.1:{port}")
+        for _, *arguments in commands("quick-start-clients"):
+            url = arguments.pop()
+            for port, used in ports.items():
+                url = url.replace(port, used)
+            clients.append(Client([sys.executable, *arguments, url], environment))
+        for client in clients:
+            client.wait_for("Connected to")
+        [text] = re.findall(r"type ``(\{.*?\})``", plain())
+        clients[0].type(text)
+        for client in clients:
+            client.wait_for(f"< {text}")
+    finally:
+        for client in clients:
+            client.stop()
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+        for process in processes:
+            process.wait(20)
+
+
+def wait_until_it_answers(process: subprocess.Popen[bytes], address: str) -> None:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while True:
+        assert process.poll() is None
+        try:
+            opener.open(address, timeout=5).close()
+        except urllib.error.HTTPError as error:
+            error.close()
+            return  # a page that isn't there is an answer
+        except OSError:
+            threading.Event().wait(0.05)  # nobody tells when a server has started
+        else:
+            return
