@@ -180,6 +180,8 @@ properties = st.fixed_dictionaries(
     {},
     optional={
         "content_type": short_strings(20),
+        "content_encoding": short_strings(20),
+        "priority": st.integers(0, 255),
         "headers": st.dictionaries(short_strings(20), st.integers(0, 100), max_size=3),
         "delivery_mode": st.integers(1, 2),
         "correlation_id": st.integers(0, 2**64).map(str) | short_strings(40),
@@ -213,6 +215,17 @@ def methods_of_each_message() -> list[tuple[object, object]]:
     header = ContentHeader(
         body_size=7, properties=commands.Basic.Properties(correlation_id="1" * 20)
     )
+    with_others = ContentHeader(
+        body_size=7,
+        properties=commands.Basic.Properties(
+            content_type="text/plain",
+            content_encoding="x",
+            headers={"a": "b"},
+            delivery_mode=1,
+            priority=3,
+            correlation_id="123",
+        ),
+    )
     return [
         (frames.read_index, commands.Basic.Ack(1)),
         (frames.read_delivery_tag, commands.Basic.Deliver("channels", 1, False, "", "")),
@@ -220,6 +233,7 @@ def methods_of_each_message() -> list[tuple[object, object]]:
         (frames.read_confirm, commands.Basic.Nack(1, True)),
         (frames.read_body_size, header),
         (frames.read_correlation_id, header),
+        (frames.read_correlation_id, with_others),
     ]
 
 
@@ -254,6 +268,7 @@ def test_truncated_payload_is_not_read_on_into_the_next_frame(
         commands.Connection.Close(320, "bye", 0, 0),
         ContentBody(b"body"),
         ContentHeader(body_size=3),
+        commands.Connection.Start(mechanisms="PLAIN", locales="en_US"),
     ],
 )
 def test_the_rest_goes_through_pamqp(frame: object) -> None:
@@ -286,6 +301,29 @@ def test_a_content_header_that_announces_more_flags_is_refused_not_read_for_ever
     header[-2] |= 1
     with pytest.raises(carehare.BadBytesFromServer, match="unknown properties"):
         frames.decode(bytes(header))
+
+
+ENDLESS_ARRAY = b"\x01aA\x7f\xff\xff\xff"  # the field "a": an array of 2 GiB
+
+
+def test_table_that_ends_amid_an_array_is_not_read_for_ever() -> None:
+    """pamqp would fill all memory. It's given none: that of connection.start is left out."""
+    table = len(ENDLESS_ARRAY).to_bytes(4, "big") + ENDLESS_ARRAY
+    payload = b"\0\x0a\0\x0a\0\x09" + table + b"\0\0\0\x05PLAIN" + b"\0\0\0\x05en_US"
+    start = frames.decode(b"\x01\0\0" + len(payload).to_bytes(4, "big") + payload + b"\xce")
+    assert (start.mechanisms, start.locales, start.server_properties) == ("PLAIN", "en_US", {})
+
+    whole = marshal(commands.Queue.Declare(queue="q", arguments={"x": 1}))
+    with pytest.raises(carehare.BadBytesFromServer, match="only clients"):
+        frames.decode(whole)
+
+
+def test_properties_that_end_amid_an_array_are_not_read_for_ever() -> None:
+    size = len(ENDLESS_ARRAY).to_bytes(4, "big")
+    payload = b"\0\x3c\0\0" + (7).to_bytes(8, "big") + b"\x24\0" + size + ENDLESS_ARRAY + b"\x0212"
+    header = b"\x02\0\x01" + len(payload).to_bytes(4, "big") + payload + b"\xce"
+    assert frames.decode(header).body_size == 7
+    assert frames.read_correlation_id(header, 7, len(header) - 1) == 12
 
 
 def test_error_about_damaged_bytes_holds_none_of_them() -> None:

@@ -9,7 +9,9 @@ pamqp needs about 12 µs for a delivery, ``struct`` less than one. So what comes
 ``decode`` asks pamqp.
 
 What is read here is checked against the end of its payload: the bytes behind that belong to the
-next frame.
+next frame. pamqp isn't given any table, nor the properties of a message: over a table that ends
+amid an array, and over flags that announce more flags, it loops for ever (over the former it takes
+all memory). What a broker sends of these is of no use here.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ import struct
 from typing import Any
 
 import carehare
+import pamqp.commands
 import pamqp.frame
+import pamqp.header
 
 METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 FRAME_END = 0xCE
 # What a frame takes beyond its payload: 7 bytes before, 1 after.
 OVERHEAD = 8
 
+START = 10 << 16 | 10
 PUBLISH = 60 << 16 | 40
 RETURN = 60 << 16 | 50
 DELIVER = 60 << 16 | 60
@@ -38,10 +43,19 @@ _tag = struct.Struct(">Q")
 _ack = struct.Struct(">BHIIQBB")
 # class (basic), weight, size of the body, flags that tell which properties follow
 _content_header = struct.Struct(">HHQH")
-# Where, in a frame with a content header, the second byte of those flags is.
-_LAST_FLAGS_BYTE = 7 + _content_header.size - 1
 # The flag of the property correlation-id (the sixth of basic's, counted from bit 15).
 _HAS_CORRELATION_ID = 1 << 10
+# Those that come before it: content-type, content-encoding, headers, delivery-mode, priority; and
+# the bytes of their length, 0: they are one byte.
+_BEFORE_CORRELATION_ID = ((1 << 15, 1), (1 << 14, 1), (1 << 13, 4), (1 << 12, 0), (1 << 11, 0))
+
+# Methods with tables: only clients send them, but for connection.start.
+_METHODS: dict[int, Any] = pamqp.commands.INDEX_MAPPING
+_WITH_TABLES = frozenset(
+    index
+    for index, method in _METHODS.items()
+    if any(method.amqp_type(argument) == "table" for argument in method.__slots__)
+)
 
 read_frame_head = _frame_head.unpack_from
 
@@ -84,7 +98,10 @@ def read_body_size(data: bytes, start: int, end: int) -> int:
     """Return the size of the body that a content header announces."""
     if end - start < _content_header.size:
         raise _truncated()
-    size: int = _content_header.unpack_from(data, start)[2]
+    size: int
+    _, _, size, flags = _content_header.unpack_from(data, start)
+    if flags & 1:  # "more flags follow": basic has too few properties for that
+        raise carehare.BadBytesFromServer("RabbitMQ sent a content header with unknown properties")
     return size
 
 
@@ -96,16 +113,24 @@ def read_correlation_id(data: bytes, start: int, end: int) -> int | None:
     if end - start < _content_header.size:
         raise _truncated()
     flags = _content_header.unpack_from(data, start)[3]
-    if flags == _HAS_CORRELATION_ID:
-        at = start + _content_header.size
-        text_end = at + 1 + data[at]
-        if text_end > end:
-            raise _truncated()
-        text = data[at + 1 : text_end]
-    else:
-        header = decode(_frame_head.pack(HEADER, 0, end - start) + data[start : end + 1])
-        text = (header.properties.correlation_id or "").encode()
+    if not flags & _HAS_CORRELATION_ID:
+        return None
+    at = start + _content_header.size
+    for flag, length_size in _BEFORE_CORRELATION_ID:
+        if flags & flag:
+            at = _skip(data, at, end, length_size)
+    text_end = _skip(data, at, end, 1)
+    text = data[at + 1 : text_end]
     return int(text) if text.isdigit() else None
+
+
+def _skip(data: bytes, at: int, end: int, length_size: int) -> int:
+    """Return where a value ends that begins with its length in so many bytes; 0: it is a byte."""
+    length = int.from_bytes(data[at : at + length_size], "big") if length_size else 1
+    at += length_size + length
+    if at > end:
+        raise _truncated()
+    return at
 
 
 def encode_ack(amqp_channel_id: int, tag: int, multiple: bool) -> bytes:
@@ -167,17 +192,31 @@ def encode(frame: Any, amqp_channel_id: int) -> bytes:
 
 
 def decode(data: bytes) -> Any:
-    """Return pamqp's object for one whole frame.
+    """Return pamqp's object for one whole frame; without tables and the properties of messages.
 
     Raises ``carehare.BadBytesFromServer`` for whatever pamqp makes of damaged bytes (it raises a
     dozen different errors); their text is left out, since it may hold a part of a message.
     """
-    # "More flags follow": basic has too few properties for that, and pamqp would never come back.
-    if data[0] == HEADER and len(data) > _LAST_FLAGS_BYTE and data[_LAST_FLAGS_BYTE] & 1:
-        raise carehare.BadBytesFromServer("RabbitMQ sent a content header with unknown properties")
+    frame_type, _, size = read_frame_head(data, 0)
+    end = 7 + size
+    if frame_type == HEADER:
+        return pamqp.header.ContentHeader(body_size=read_body_size(data, 7, end))
+    if frame_type == METHOD:
+        index = read_index(data, 7, end)
+        if index == START:
+            data = _without_properties_of_server(data, end)
+        elif index in _WITH_TABLES:
+            raise carehare.BadBytesFromServer("RabbitMQ sent a method that only clients send")
     try:
         return pamqp.frame.unmarshal(data)[2]
     except Exception as err:
         raise carehare.BadBytesFromServer(
             f"RabbitMQ sent a frame that can't be read ({type(err).__name__})"
         ) from None
+
+
+def _without_properties_of_server(start: bytes, end: int) -> bytes:
+    """Return the frame of a Connection.Start with an empty table, which follows six bytes."""
+    rest = start[_skip(start, 13, end, 4) : end]
+    size = 6 + 4 + len(rest)
+    return _frame_head.pack(METHOD, 0, size) + start[7:13] + b"\0\0\0\0" + rest + b"\xce"

@@ -46,6 +46,7 @@ _FRAME_ERROR = 501
 _SYNTAX_ERROR = 502
 _COMMAND_INVALID = 503
 _CHANNEL_ERROR = 504
+_UNEXPECTED_FRAME = 505
 _INTERNAL_ERROR = 541
 
 # A broker that sets no frame_max (0) still doesn't send a frame larger than this; a damaged size
@@ -195,6 +196,9 @@ class Protocol(carehare._protocol.Protocol):
             code = _SYNTAX_ERROR
         elif isinstance(exc, pamqp.exceptions.PAMQPException):
             code = getattr(exc, "value", _SYNTAX_ERROR)
+            exc = ProtocolError(code, f"RabbitMQ broke the protocol: {exc}")
+        elif isinstance(exc, NotImplementedError):  # of carehare's channels
+            code = _UNEXPECTED_FRAME
             exc = ProtocolError(code, f"RabbitMQ broke the protocol: {exc}")
         self._crash_exc = exc
         if self.open.done():
