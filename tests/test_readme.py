@@ -112,15 +112,18 @@ def section(title: str) -> docutils.nodes.section:
     return found
 
 
-def definitions(title: str) -> Iterator[tuple[list[str], list[str]]]:
-    """The terms of a section's own definition lists: (literals of the term, classifiers)."""
+def definitions(title: str) -> Iterator[tuple[list[str], str]]:
+    """The terms of a section's own definition lists: (literals, what stands in brackets)."""
     for child in section(title).children:
         if isinstance(child, docutils.nodes.definition_list):
-            for item in child.children:
-                [term] = item.findall(docutils.nodes.term)
+            for term in child.findall(docutils.nodes.term):
                 literals = [node.astext() for node in term.findall(docutils.nodes.literal)]
-                classifiers = [node.astext() for node in item.findall(docutils.nodes.classifier)]
-                yield literals, classifiers
+                _, bracket, remark = term.astext().partition(f"{literals[0]} (")
+                yield literals, remark.removesuffix(")") if bracket else ""
+
+
+def documented_defaults(title: str) -> dict[str, str]:
+    return {literals[0]: remark.partition("default ")[2] for literals, remark in definitions(title)}
 
 
 def test_it_renders() -> None:
@@ -139,7 +142,7 @@ def test_every_block_is_run_or_was_run_by_hand() -> None:
 
 
 def test_every_option_is_there_with_its_default() -> None:
-    documented = {literals[0]: classifiers[-1] for literals, classifiers in definitions("Settings")}
+    documented = documented_defaults("Settings")
     assert [*documented, "group_expiry"] == list(_settings._OPTIONS)
     defaults = Settings.from_config({})
     for option, default in documented.items():
@@ -153,7 +156,7 @@ def test_the_ignored_option() -> None:
 
 
 def test_every_parameter_of_the_url_is_there_with_its_default() -> None:
-    documented = {literals[0]: classifiers[-1] for literals, classifiers in definitions("The URL")}
+    documented = documented_defaults("The URL")
     assert tuple(documented) == broker_url._PARAMETERS
     for parameter in ("heartbeat", "auth_mechanism", "verify"):
         url = f"amqps://127.0.0.1?{parameter}={documented[parameter]}"
@@ -227,8 +230,8 @@ def test_numbers() -> None:
         f"then once in {_reporter.INTERVAL:g} seconds",
         f"in {_codec._MAX_DEPTH} levels at most",
         f"at most {_names._LONGEST} ASCII letters",
-        f"``local_expiry`` : seconds up to {_settings._LONGEST_LOCAL_EXPIRY:g}",
-        f"messages, 1 to {_settings._LARGEST_LOCAL_CAPACITY} ",
+        f"``local_expiry`` (seconds up to {_settings._LONGEST_LOCAL_EXPIRY:g}",
+        f"messages, 1 to {_settings._LARGEST_LOCAL_CAPACITY};",
         f"seconds, at least {_settings._SHORTEST_EXPIRY:g}",
         f"silent after {1.5 * broker_url.DEFAULT_HEARTBEAT:g} seconds",
     ):
@@ -263,11 +266,7 @@ def logged_lines() -> Iterator[tuple[str, str]]:
 
 
 def documented_lines() -> list[tuple[str, str]]:
-    return [
-        (literals[0], classifiers[0])
-        for literals, classifiers in definitions("Logging")
-        if classifiers
-    ]
+    return [(literals[0], remark) for literals, remark in definitions("Logging") if remark]
 
 
 def as_pattern(text: str) -> str:
@@ -300,10 +299,7 @@ def test_the_loggers() -> None:
 def test_the_reasons_are_those_in_the_source() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     reasons = [
-        literal
-        for literals, classifiers in definitions("Logging")
-        if not classifiers
-        for literal in literals
+        literal for literals, remark in definitions("Logging") if not remark for literal in literals
     ]
     ours = [reason for reason in reasons if not re.match(r"\d|\[", reason)]  # not the broker's
     assert len(ours) >= 8
