@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 OLD_VERSION = "4.0.1"
 # The newest with which it was tried; it is not maintained, and relies on much of theirs.
 _REQUIREMENTS = [f"channels_rabbitmq=={OLD_VERSION}", "carehare==1.0.2", "channels<4.4"]
@@ -20,16 +22,17 @@ _PROGRAM = Path(__file__).with_name("channels_rabbitmq_4.py")
 _LONGEST_LINE = 2**24
 
 
-def make_environment(cache: Path) -> Path:
-    """The Python of an environment with channels_rabbitmq 4, made in ``cache`` if it isn't there.
+def make_environment(config: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with channels_rabbitmq 4, kept in pytest's cache.
 
     Raises ``RuntimeError``, with pip's words, if PyPI can't be reached.
     """
+    pytest_cache = getattr(config, "cache", None)
+    cache = pytest_cache.mkdir("old-version") if pytest_cache else tmp_path_factory.getbasetemp()
     version = "{}.{}".format(*sys.version_info)
     environment = cache / f"channels_rabbitmq-{OLD_VERSION}-python-{version}"
     if not environment.exists():
         # Under another name until it is complete; another test run may be doing the same.
-        cache.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix="new-", dir=cache))
         try:
             _run(sys.executable, "-m", "venv", str(new))

@@ -25,12 +25,10 @@ FROM_OLD = {"type": "from.old", "text": "grüße", "list": [1, [None, True]], "r
 FROM_NEW = {"type": "from.new", "text": "größe", "list": [2, [None, False]], "raw": b"\0\xff"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def old_python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python in an environment with channels_rabbitmq 4, which pytest's cache keeps."""
-    cache = getattr(request.config, "cache", None)
-    folder = cache.mkdir("old-version") if cache else tmp_path_factory.mktemp("old-version")
-    return make_environment(folder)
+    """Python in an environment with channels_rabbitmq 4."""
+    return make_environment(request.config, tmp_path_factory)
 
 
 @pytest.fixture

@@ -1,0 +1,429 @@
+"""What a user of RabbitMQ needs to be allowed, and what is said when something isn't."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import carehare
+import pika  # type: ignore[import-untyped]  # has no annotations
+import pytest
+from log_lines import LogLines, log_lines
+from old_version import OldProcess, make_environment
+from own_broker import broker_commands
+
+from channels_rabbitmq.core import RabbitmqChannelLayer
+from channels_rabbitmq.exceptions import BrokerUnavailable
+from private_broker import PrivateBroker
+
+pytestmark = pytest.mark.slow  # a broker starts, and each rabbitmqctl takes a second
+
+OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
+Permissions = tuple[str, str, str]  # configure, write, read
+
+# What the README says, for the groups exchange "groups". (An empty pattern allows nothing.)
+# For all that the layer does:
+EVERYTHING: Permissions = (r"^(groups|crq\..*)$", r"^(groups|crq\..*)$", r"^(groups|crq\..*)$")
+# For a process that only calls send() and group_send(), a Celery worker for instance:
+ONLY_PUBLISHING: Permissions = ("^groups$", "^groups$", "")
+# For a program that publishes by itself to the exchange, which must be there then:
+OTHER_PROGRAMS: Permissions = ("", "^groups$", "")
+# While processes with channels_rabbitmq 4 run, which have a user of their own:
+TO_VERSION_4: Permissions = (
+    r"^(groups|crq\..*)$",
+    r"^(groups|crq\..*|amq\.default)$",
+    r"^(groups|crq\..*)$",
+)
+# The same if they are one user:
+WITH_VERSION_4: Permissions = (
+    r"^(groups|crq\..*|channels_.*)$",
+    r"^(groups|crq\..*|channels_.*|amq\.default)$",
+    r"^(groups|crq\..*|channels_.*)$",
+)
+
+GROUP = "g"
+MESSAGE = {"type": "m"}
+PASSWORD = "s3cret"
+# A queue has no number on the first connection, and its private exchange has.
+UNNUMBERED = r"^(groups|crq\.[a-z2-7]{16})$"
+NOT_GROUPS = r"^crq\..*$"
+ONLY_GROUPS = r"^groups$"
+
+
+class User:
+    """A user of the broker, and a virtual host of its own."""
+
+    def __init__(self, broker: PrivateBroker) -> None:
+        self.broker = broker
+        self.name = f"user-{secrets.token_hex(4)}"
+        self.vhost = self.name
+        self.url = f"amqp://{self.name}:{PASSWORD}@127.0.0.1:{broker.port}/{self.vhost}"
+        self.admin_url = f"{broker.url}/{self.vhost}"
+        # One command instead of five: each takes its time.
+        broker.ctl(
+            "eval",
+            f"""
+            User = <<"{self.name}">>,
+            ok = rabbit_vhost:add(User, User),
+            ok = rabbit_auth_backend_internal:add_user(User, <<"{PASSWORD}">>, User),
+            ok = rabbit_auth_backend_internal:set_permissions(
+                <<"guest">>, User, <<".*">>, <<".*">>, <<".*">>, User).
+            """,
+        )
+
+    def disconnect(self) -> None:
+        self.broker.ctl("close_all_user_connections", self.name, "for a test")
+
+    def allow(self, permissions: Permissions) -> None:
+        self.broker.ctl("set_permissions", "-p", self.vhost, self.name, *permissions)
+
+
+@pytest.fixture(scope="module")
+def own_broker() -> Iterator[PrivateBroker]:
+    with PrivateBroker(broker_commands()) as broker:
+        yield broker
+
+
+@pytest.fixture
+def user(own_broker: PrivateBroker) -> User:
+    return User(own_broker)
+
+
+@pytest.fixture
+def lines() -> Iterator[LogLines]:
+    with log_lines() as lines:
+        yield lines
+
+
+@pytest.fixture
+async def open_one(open_layer: OpenLayer, user: User) -> OpenLayer:
+    """Opens layers of the user's, that don't wait long."""
+
+    async def open_one(**config: Any) -> RabbitmqChannelLayer:
+        config = {"host": user.url, "operation_timeout": 0.5, **config}
+        return await open_layer(groups_exchange="groups", **config)
+
+    return open_one
+
+
+def call_as_admin(user: User, method: str, *args: Any, **options: Any) -> None:
+    """Call a method of an AMQP channel of pika's."""
+    with pika.BlockingConnection(pika.URLParameters(user.admin_url)) as connection:
+        getattr(connection.channel(), method)(*args, **options)
+
+
+async def receive(layer: RabbitmqChannelLayer, channel: str) -> dict[str, Any]:
+    """Receive, with a limit so that a lost message fails here and not at the test's limit."""
+    return await asyncio.wait_for(layer.receive(channel), 10)
+
+
+async def until_available(call: Callable[[], Awaitable[None]]) -> None:
+    """Call until there is a connection; each call waits for one for a while."""
+
+    async def attempts() -> None:
+        while True:
+            with contextlib.suppress(BrokerUnavailable):
+                return await call()
+
+    await asyncio.wait_for(attempts(), 20)
+
+
+async def must_work(layer: RabbitmqChannelLayer) -> None:
+    channel = await layer.new_channel()
+    await until_available(lambda: layer.group_add(GROUP, channel))
+    await until_available(lambda: layer.group_send(GROUP, MESSAGE))
+    assert await receive(layer, channel) == MESSAGE
+    await layer.send(channel, MESSAGE)
+    assert await receive(layer, channel) == MESSAGE
+    await layer.group_discard(GROUP, channel)
+
+
+async def must_be_refused(
+    layer: RabbitmqChannelLayer, lines: LogLines, role: str, words: str
+) -> None:
+    """The error has the broker's ``words`` (a regular expression); one line in the log has them."""
+    if role == "subscriber":
+        channel = await layer.new_channel()  # it starts to connect
+        first = await lines.next("WARNING")
+        with pytest.raises(BrokerUnavailable, match=words):
+            await layer.group_add(GROUP, channel)
+    else:
+        with pytest.raises(BrokerUnavailable):
+            await layer.group_send(GROUP, MESSAGE)
+        first = await lines.next("WARNING")
+        with pytest.raises(BrokerUnavailable, match=words):
+            await layer.group_send(GROUP, MESSAGE)
+    await layer.close()
+    assert first.startswith(f"WARNING {role}: cannot connect to amqp://")
+    assert re.search(words, first)
+    others = [line for line in lines.rest() if not line.startswith("INFO")]
+    # More attempts were made, and weren't worth a line: the numbers in names aside.
+    assert {re.sub(r"\.\d+'", "'", line) for line in others} <= {re.sub(r"\.\d+'", "'", first)}
+    assert not [line for line in [first, *others] if "Traceback" in line or PASSWORD in line]
+
+
+def test_the_readme_names_them() -> None:
+    readme = Path(__file__).parent.parent.joinpath("README.rst").read_text(encoding="utf-8")
+    assert " ".join(f"'{pattern}'" for pattern in EVERYTHING) in readme
+    assert f"'{ONLY_PUBLISHING[0]}'" in readme
+    assert f"'{TO_VERSION_4[1]}'" in readme
+
+
+class TestEnough:
+    async def test_for_everything(self, open_one: OpenLayer, user: User, lines: LogLines) -> None:
+        """Also on later connections, whose queue has another name and which delete an exchange."""
+        user.allow(EVERYTHING)
+        layer = await open_one(operation_timeout=10.0)
+        other = await open_one(operation_timeout=10.0)
+        await must_work(layer)
+        for _ in range(2):
+            await asyncio.to_thread(user.disconnect)
+            for _ in range(4):
+                await lines.next("INFO (subscriber|publisher): connected")
+            await must_work(layer)
+            channel = await layer.new_channel()
+            await other.send(channel, MESSAGE)
+            assert await receive(layer, channel) == MESSAGE
+        await layer.close()
+        await other.close()
+        assert not [line for line in lines.rest() if "403" in line]
+
+    async def test_for_publishing(self, open_one: OpenLayer, user: User, lines: LogLines) -> None:
+        receiver = await open_one(host=user.admin_url)
+        channel = await receiver.new_channel()
+        await receiver.group_add(GROUP, channel)
+        user.allow(ONLY_PUBLISHING)
+        publisher = await open_one()
+        await publisher.group_send(GROUP, MESSAGE)
+        await publisher.send(channel, MESSAGE)
+        assert await receive(receiver, channel) == MESSAGE
+        assert await receive(receiver, channel) == MESSAGE
+        await must_be_refused(await open_one(), lines, "subscriber", "403 ACCESS_REFUSED .*'crq")
+
+    async def test_for_other_programs(self, open_one: OpenLayer, user: User) -> None:
+        receiver = await open_one(host=user.admin_url)
+        channel = await receiver.new_channel()
+        await receiver.group_add(GROUP, channel)
+        user.allow(OTHER_PROGRAMS)
+        body = receiver._loop_layer()._codec.encode_for_group(GROUP, MESSAGE)
+        async with carehare.connect(user.url) as connection:
+            await connection.publish(body, exchange_name="groups", routing_key=GROUP)
+        assert await receive(receiver, channel) == MESSAGE
+
+    @pytest.mark.parametrize("is_one_user", [True, False])
+    async def test_beside_version_4(
+        self, open_one: OpenLayer, user: User, old_python: Path, is_one_user: bool
+    ) -> None:
+        user.allow(WITH_VERSION_4 if is_one_user else TO_VERSION_4)
+        new = await open_one(operation_timeout=10.0)
+        await must_work(new)
+        new_channel = await new.new_channel()
+        await new.group_add(GROUP, new_channel)
+        old_url = user.url if is_one_user else user.admin_url
+        async with OldProcess(old_python, host=old_url) as old:
+            old_channel = await old.call("new_channel")
+            await old.call("group_add", GROUP, old_channel)
+            await old.call("group_send", GROUP, {"type": "from.old"})
+            assert await receive(new, new_channel) == {"type": "from.old"}
+            assert await old.receive(old_channel) == {"type": "from.old"}
+            await new.group_send(GROUP, {"type": "from.new"})
+            assert await receive(new, new_channel) == {"type": "from.new"}
+            assert await old.receive(old_channel) == {"type": "from.new"}
+            await old.call("send", new_channel, {"type": "direct.from.old"})
+            assert await receive(new, new_channel) == {"type": "direct.from.old"}
+            await new.send(old_channel, {"type": "direct.from.new"})
+            assert await old.receive(old_channel) == {"type": "direct.from.new"}
+
+
+@pytest.fixture(scope="module")
+def old_python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python in an environment with channels_rabbitmq 4."""
+    return make_environment(request.config, tmp_path_factory)
+
+
+CONFIGURE, WRITE, READ = range(3)
+
+
+class TestMissing:
+    """None of the permissions can be left out. On 4.0 the broker says which of the three it was."""
+
+    @pytest.mark.parametrize(
+        ("kind", "reduced", "role", "what"),
+        [
+            (CONFIGURE, NOT_GROUPS, "subscriber", "exchange 'groups'"),
+            (CONFIGURE, NOT_GROUPS, "publisher", "exchange 'groups'"),
+            (CONFIGURE, ONLY_GROUPS, "subscriber", r"queue 'crq\.[a-z2-7]{16}(\.\d+)?'"),
+            (WRITE, NOT_GROUPS, "publisher", "exchange 'groups'"),
+            (WRITE, ONLY_GROUPS, "subscriber", r"queue 'crq\.[a-z2-7]{16}(\.\d+)?'"),
+            (READ, NOT_GROUPS, "subscriber", "exchange 'groups'"),
+            (READ, ONLY_GROUPS, "subscriber", r"exchange 'crq\.[a-z2-7]{16}\.\d+'"),
+            (READ, UNNUMBERED, "subscriber", r"exchange 'crq\.[a-z2-7]{16}\.\d+'"),
+        ],
+    )
+    async def test_it_is_named(
+        self,
+        open_one: OpenLayer,
+        user: User,
+        lines: LogLines,
+        kind: int,
+        reduced: str,
+        role: str,
+        what: str,
+    ) -> None:
+        permissions = list(EVERYTHING)
+        permissions[kind] = reduced
+        user.allow((permissions[0], permissions[1], permissions[2]))
+        words = f"403 ACCESS_REFUSED - .*access to {what} in vhost '{user.vhost}' refused"
+        await must_be_refused(await open_one(), lines, role, words)
+
+    @pytest.mark.parametrize("kind", [CONFIGURE, WRITE])
+    async def test_the_numbered_names_are_needed_from_the_first_connection_on(
+        self, open_one: OpenLayer, user: User, lines: LogLines, kind: int
+    ) -> None:
+        permissions = list(EVERYTHING)
+        permissions[kind] = UNNUMBERED
+        user.allow((permissions[0], permissions[1], permissions[2]))
+        layer = await open_one()
+        channel = await layer.new_channel()
+        line = await lines.next("WARNING")
+        assert re.search(r"403 ACCESS_REFUSED - .*access to exchange 'crq\.[a-z2-7]{16}\.1'", line)
+        with pytest.raises(BrokerUnavailable, match="403 ACCESS_REFUSED"):
+            await layer.group_add(GROUP, channel)
+
+    @pytest.mark.parametrize("kind", [CONFIGURE, WRITE])
+    async def test_publishing_needs_both(
+        self, open_one: OpenLayer, user: User, lines: LogLines, kind: int
+    ) -> None:
+        """Configure too, although the exchange exists: RabbitMQ asks for it at each declaration."""
+        await must_work(await open_one(host=user.admin_url))
+        permissions = list(ONLY_PUBLISHING)
+        permissions[kind] = ""
+        user.allow((permissions[0], permissions[1], permissions[2]))
+        await must_be_refused(
+            await open_one(), lines, "publisher", "403 ACCESS_REFUSED .*exchange 'groups'"
+        )
+
+    async def test_the_default_exchange_for_channels_of_version_4(
+        self, open_one: OpenLayer, user: User, lines: LogLines
+    ) -> None:
+        """The send ends, the log has the broker's words, and the layer goes on."""
+        user.allow(EVERYTHING)
+        layer = await open_one(operation_timeout=5.0)
+        await must_work(layer)
+        await asyncio.wait_for(layer.send("channels_abcdefghijkl!abc", MESSAGE), 10)
+        line = await lines.next("WARNING publisher")
+        assert "403 ACCESS_REFUSED" in line
+        assert "'amq.default'" in line
+        await must_work(layer)
+        assert not [line for line in lines.rest() if "Traceback" in line]
+
+    async def test_given_later_it_needs_no_restart(
+        self, open_one: OpenLayer, user: User, lines: LogLines
+    ) -> None:
+        """A call of ``receive`` that waited all the time gets the next message."""
+        user.allow(EVERYTHING)
+        layer = await open_one()
+        channel = await layer.new_channel()
+        await until_available(lambda: layer.group_add(GROUP, channel))
+        await must_work(layer)
+        waiting = asyncio.create_task(layer.receive(channel))
+        # Until the connections end, the broker goes by what it has looked up before.
+        await asyncio.to_thread(user.allow, ONLY_PUBLISHING)
+        await asyncio.to_thread(user.disconnect)
+        await lines.next("WARNING subscriber: lost the connection .*320 CONNECTION_FORCED")
+        await lines.next("WARNING subscriber: cannot connect .*403 ACCESS_REFUSED")
+        await asyncio.to_thread(user.allow, EVERYTHING)
+        await lines.next("INFO subscriber: connected")
+        await until_available(lambda: layer.send(channel, MESSAGE))
+        assert await asyncio.wait_for(waiting, 10) == MESSAGE
+
+
+class TestRefusedConnections:
+    @pytest.mark.parametrize("role", ["subscriber", "publisher"])
+    async def test_wrong_password(
+        self, open_one: OpenLayer, user: User, lines: LogLines, role: str
+    ) -> None:
+        url = user.url.replace(PASSWORD, PASSWORD + "-wrong")
+        words = "403 ACCESS_REFUSED - Login was refused"
+        await must_be_refused(await open_one(host=url), lines, role, words)
+
+    async def test_no_such_vhost(self, open_one: OpenLayer, user: User, lines: LogLines) -> None:
+        layer = await open_one(host=f"{user.url}-missing")
+        words = f"530 NOT_ALLOWED - vhost {user.vhost}-missing not found"
+        await must_be_refused(layer, lines, "subscriber", words)
+
+    async def test_no_access_to_the_vhost(
+        self, open_one: OpenLayer, user: User, lines: LogLines
+    ) -> None:
+        words = f"530 NOT_ALLOWED - access to vhost '{user.vhost}' refused for user '{user.name}'"
+        await must_be_refused(await open_one(), lines, "publisher", words)
+
+    @pytest.mark.parametrize("role", ["subscriber", "publisher"])
+    @pytest.mark.parametrize(
+        ("declared", "words"),
+        [
+            ({"exchange_type": "topic"}, "'type' .*received 'direct' but current is 'topic'"),
+            (
+                {"exchange_type": "direct", "durable": True},
+                "'durable' .*received 'false' but current is 'true'",
+            ),
+        ],
+    )
+    async def test_the_groups_exchange_is_another_ones(
+        self,
+        open_one: OpenLayer,
+        user: User,
+        lines: LogLines,
+        role: str,
+        declared: dict[str, Any],
+        words: str,
+    ) -> None:
+        """Once it is deleted all goes well, without a restart."""
+        user.allow(EVERYTHING)
+        await asyncio.to_thread(call_as_admin, user, "exchange_declare", "groups", **declared)
+        layer = await open_one()
+        words = f"406 PRECONDITION_FAILED - inequivalent arg {words}"
+        await must_be_refused(layer, lines, role, words)
+        patient = await open_one()
+        waiting = asyncio.create_task(patient.receive(await patient.new_channel()))
+        await lines.next("WARNING subscriber: cannot connect")
+        await asyncio.to_thread(call_as_admin, user, "exchange_delete", "groups")
+        await must_work(patient)
+        waiting.cancel()
+
+
+class TestLimits:
+    """A process needs two connections with three AMQP channels, and one queue."""
+
+    async def test_connections(self, open_one: OpenLayer, user: User, lines: LogLines) -> None:
+        user.allow(EVERYTHING)
+        user.broker.ctl("set_user_limits", user.name, '{"max-connections": 1}')
+        layer = await open_one()
+        channel = await layer.new_channel()
+        await lines.next("INFO subscriber: connected")
+        with pytest.raises(BrokerUnavailable, match=r"530 NOT_ALLOWED .*limit \(1\) is reached"):
+            await layer.send(channel, MESSAGE)
+        line = await lines.next("WARNING")
+        assert line.startswith("WARNING publisher: cannot connect")
+        assert "user connection limit (1) is reached" in line
+        args = ("set_user_limits", user.name, '{"max-connections": 2}')
+        await asyncio.to_thread(user.broker.ctl, *args)
+        await must_work(layer)
+
+    async def test_amqp_channels(self, open_one: OpenLayer, user: User, lines: LogLines) -> None:
+        user.allow(EVERYTHING)
+        user.broker.ctl("set_user_limits", user.name, '{"max-channels": 3}')
+        await must_work(await open_one())
+        words = r"530 NOT_ALLOWED - number of channels opened for user .* limit of \(3\)"
+        await must_be_refused(await open_one(), lines, "publisher", words)
+
+    async def test_queues(self, open_one: OpenLayer, user: User, lines: LogLines) -> None:
+        user.allow(EVERYTHING)
+        user.broker.ctl("set_vhost_limits", "-p", user.vhost, '{"max-queues": 0}')
+        words = f"406 PRECONDITION_FAILED - .*queue limit in vhost '{user.vhost}' .0. is reached"
+        await must_be_refused(await open_one(), lines, "subscriber", words)
