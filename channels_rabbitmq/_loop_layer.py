@@ -153,7 +153,9 @@ class LoopLayer:
             self.counters.refused += 1
             raise ChannelFull(f"The queue of the process that serves {channel} is full")
         if outcome is Outcome.BLOCKED:
-            raise ChannelFull("RabbitMQ takes no messages: it is low on memory or disk space")
+            raise ChannelFull(
+                "RabbitMQ takes no messages: it is low on memory or disk space, or too slow"
+            )
         if outcome is Outcome.RETURNED:
             self.counters.unreachable += 1
             self._reporter.report("unreachable", channel)

@@ -105,6 +105,7 @@ class Publisher:
         self._end_exc = exc
         if self._amqp_channel is None:
             return  # still in set_up(), which raises it
+        self._amqp_channel = None
         self.supervisor.give_up_connection(str(exc))
         if isinstance(exc, carehare.ChannelClosedByServer) and exc.reply_code == _NOT_FOUND:
             self._on_no_exchange()
@@ -116,17 +117,25 @@ class Publisher:
     ) -> Outcome:
         """Publish one message and return what became of it.
 
-        Waits for a connection and for the confirm until ``deadline`` (loop time). Raises
-        BrokerUnavailable if there was no connection by then: nothing was written. Cancelling it
-        while it waits for the confirm takes nothing back.
+        Waits for a connection, for the broker to read what others wrote, and for the confirm until
+        ``deadline`` (loop time). Raises BrokerUnavailable if there was no connection by then:
+        nothing was written. Cancelling it while it waits for the confirm takes nothing back.
         """
-        amqp_channel = self._amqp_channel
-        while amqp_channel is None:
-            await self.supervisor.wait_ready(deadline)
+        has_waited = False  # for the broker to read: it is this message's turn
+        while True:
             amqp_channel = self._amqp_channel
-        if self._is_blocked:
-            self._counters.blocked += 1
-            return Outcome.BLOCKED
+            if amqp_channel is None or amqp_channel.is_ended:
+                await self.supervisor.wait_ready(deadline)
+            elif self._is_blocked:
+                self._counters.blocked += 1
+                return Outcome.BLOCKED
+            elif has_waited or not amqp_channel.is_full:
+                break
+            elif await amqp_channel.wait_writable(len(body), deadline):
+                has_waited = True
+            else:
+                self._counters.blocked += 1
+                return Outcome.BLOCKED
         counters = self._counters
         counters.published += 1
         outcome = await amqp_channel.publish(

@@ -138,6 +138,7 @@ class Supervisor:
         """Close the present connection, if there is one, and reconnect."""
         if self._given_up is not None and not self._given_up.done():
             self._given_up.set_result(reason)
+            self.connection = None  # from now on, so that wait_ready() waits for the next one
 
     def stop(self) -> None:
         """End the task and its connection, in a moment; whoever waits gets BrokerUnavailable."""

@@ -24,6 +24,7 @@ from pamqp.header import ContentHeader, ProtocolHeader
 from pamqp.heartbeat import Heartbeat
 
 from channels_rabbitmq._amqp.amqp_channels import ConsumerChannel, PublisherChannel, TopologyChannel
+from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.protocol import Protocol
 from channels_rabbitmq._amqp.url import BrokerUrl
 from private_broker import free_port
@@ -99,6 +100,7 @@ class FakeTransport(asyncio.Transport):
         self.writes = 0
         self.is_read = True  # by the peer; else close() waits for ever, as with a full socket
         self.is_aborted = False
+        self.high_water: int | None = None
         self._is_closing = False
         self._is_lost = False
 
@@ -106,6 +108,9 @@ class FakeTransport(asyncio.Transport):
         assert not self._is_closing
         self.written += data
         self.writes += 1
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self.high_water = high
 
     def is_closing(self) -> bool:
         return self._is_closing
@@ -207,6 +212,17 @@ class Peer:
 
 
 # On a socket
+
+
+@contextlib.asynccontextmanager
+async def connected(url: str, **options: Any) -> AsyncIterator[Connection]:
+    """An open connection, closed at the end if the test hasn't done so."""
+    connection = Connection(BrokerUrl.parse(url), **options)
+    await asyncio.wait_for(connection.connect(), 10)
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
 class Client:

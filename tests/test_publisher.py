@@ -143,3 +143,49 @@ async def test_nothing_is_written_when_the_time_was_over_before_there_was_a_conn
             asyncio.get_running_loop().time() + 10
         )
         assert layer._loop_layer().counters.published == 0
+
+
+async def test_a_broker_that_does_not_read_fills_no_memory(
+    open_layer: OpenLayer, broker: Broker
+) -> None:
+    async with AmqpProxy(broker.url) as proxy:
+        layer = await open_layer(host=proxy.url, operation_timeout=1)
+        await layer.group_send("g", MESSAGE)
+        publisher = layer._loop_layer()._publisher
+        before = publisher._counters.published
+        proxy.stall(TO_BROKER)
+        channel = f"{layer._loop_layer().id}-gone!x"  # nobody's
+        sending = [
+            asyncio.create_task(layer.send(channel, {"body": b"x" * 2**20})) for _ in range(100)
+        ]
+        sending[50].cancel()
+        done, _ = await asyncio.wait(sending, timeout=20)
+        assert len(done) == 100
+        # What went out before anybody could notice: the buffers of two sockets and of the proxy.
+        written = publisher._counters.published - before
+        assert written < 40
+        outcomes = [type(task.exception()) for task in sending if not task.cancelled()]
+        assert outcomes.count(ChannelFull) == 99 - written
+        proxy.resume()
+
+
+async def test_who_waits_for_room_is_let_through_in_turn_when_the_broker_reads_again(
+    open_layer: OpenLayer, broker: Broker
+) -> None:
+    async with AmqpProxy(broker.url) as proxy:
+        layer = await open_layer(host=proxy.url, remote_capacity=1000)
+        channel = await layer.new_channel()
+        await layer.send(channel, {"n": -1, "body": b""})
+        proxy.stall(TO_BROKER)
+        sending = [
+            asyncio.create_task(layer.send(channel, {"n": n, "body": b"x" * 2**20}))
+            for n in range(60)
+        ]
+        for _ in range(100):
+            await asyncio.sleep(0)  # lets them fill the buffers, which are smaller than 40 MiB
+        for task in sending[40:50]:
+            task.cancel()
+        proxy.resume()
+        received = [(await layer.receive(channel))["n"] for _ in range(51)]
+        assert received == [-1, *range(40), *range(50, 60)]
+        await asyncio.wait(sending)

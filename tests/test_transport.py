@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from channels_rabbitmq._amqp.transport import CoalescingTransport
+from channels_rabbitmq._amqp.transport import HIGH_WATER, CoalescingTransport
 
 
 class FakeTransport(asyncio.Transport):
@@ -16,6 +16,9 @@ class FakeTransport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.done: list[Any] = []
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        assert high == HIGH_WATER
 
     def write(self, data: Any) -> None:
         self.done.append(data)
@@ -103,3 +106,69 @@ async def test_transport_that_was_lost_gets_nothing(
     below.abort()  # the network's doing
     await turn()
     assert below.done == ["abort"]
+
+
+# Room
+
+
+def soon() -> float:
+    return asyncio.get_running_loop().time() + 10
+
+
+async def test_it_is_full_until_a_turns_writes_have_gone_out(
+    transport: CoalescingTransport,
+) -> None:
+    transport.write(b"x" * (HIGH_WATER - 1))
+    assert not transport.is_full
+    transport.write(b"x")
+    assert transport.is_full
+    assert await transport.wait_writable(1, soon())
+    assert not transport.is_full
+
+
+async def test_it_is_full_while_asyncios_buffer_is(transport: CoalescingTransport) -> None:
+    transport.pause()
+    waiting = asyncio.create_task(transport.wait_writable(1, soon()))
+    await turn()
+    assert not waiting.done()
+    transport.resume()
+    assert await waiting
+
+
+async def test_who_waits_in_vain_is_told_at_his_deadline(transport: CoalescingTransport) -> None:
+    transport.pause()
+    assert not await transport.wait_writable(1, asyncio.get_running_loop().time() + 0.01)
+    transport.resume()
+    assert await transport.wait_writable(1, soon())
+
+
+async def test_those_who_wait_write_in_their_order_as_much_as_there_is_room_for(
+    transport: CoalescingTransport, below: FakeTransport
+) -> None:
+    async def write(data: bytes) -> None:
+        assert await transport.wait_writable(len(data), soon())
+        transport.write(data)
+
+    transport.pause()
+    half = HIGH_WATER // 2
+    writing = [asyncio.create_task(write(bytes([n]) * half)) for n in range(6)]
+    await turn()
+    writing[2].cancel()
+    transport.resume()
+    await asyncio.wait(writing)
+    await turn()
+    assert max(map(len, below.done)) == 2 * half
+    written = b"".join(below.done)
+    assert written[::half] == bytes([0, 1, 3, 4, 5])
+
+
+async def test_the_one_who_was_let_through_and_is_cancelled_lets_the_next_one_through(
+    transport: CoalescingTransport,
+) -> None:
+    transport.pause()
+    waiting = [asyncio.create_task(transport.wait_writable(1, soon())) for _ in range(3)]
+    await turn()
+    transport.resume()
+    waiting[0].cancel()
+    assert await waiting[1]
+    assert await waiting[2]

@@ -275,6 +275,23 @@ class PublisherChannel(CallChannel):
         self.call(pamqp.commands.Confirm.Select())
 
     @property
+    def is_ended(self) -> bool:
+        """Whether nothing can be published any more."""
+        return self._ended
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits to be written that ``publish`` should wait: ``wait_writable``."""
+        return self._protocol.transport.is_full
+
+    async def wait_writable(self, size: int, deadline: float) -> bool:
+        """Wait until there is room for a body of ``size`` bytes, or the connection has ended.
+
+        Returns False if neither is so by ``deadline`` (loop time).
+        """
+        return await self._protocol.transport.wait_writable(size, deadline)
+
+    @property
     def unconfirmed(self) -> int:
         """How many messages wait for their confirm."""
         return len(self._unconfirmed)

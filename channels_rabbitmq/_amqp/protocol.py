@@ -116,8 +116,15 @@ class Protocol(carehare._protocol.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport: Any = CoalescingTransport(transport)
+        self.transport: CoalescingTransport = self._transport  # its type: carehare's is another
         self.write: Callable[[bytes], None] = self._transport.write
         self.write(pamqp.header.ProtocolHeader().marshal())
+
+    def pause_writing(self) -> None:
+        self._transport.pause()
+
+    def resume_writing(self) -> None:
+        self._transport.resume()
 
     def data_received(self, data: bytes) -> None:
         if self._heartbeat is not None:
@@ -310,6 +317,7 @@ class Protocol(carehare._protocol.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = True
+        self._transport.resume()
         if self._heartbeat is not None:
             self._heartbeat.cancel()
         if self._abort_timer is not None:
@@ -364,6 +372,8 @@ class Protocol(carehare._protocol.Protocol):
         self, frame: Any, ignored_frame_types: frozenset[type] = frozenset()
     ) -> asyncio.Future[None]:
         """As carehare's; waits for a free AMQP channel, and fails once the connection is closed."""
+        # What can't be written is refused here, not when it is its turn.
+        frames.encode(frame, 0)
         rpc = Rpc(frame, ignored_frame_types)
         try:
             self._refuse_if_ended()
@@ -399,12 +409,16 @@ class Protocol(carehare._protocol.Protocol):
         def on_closing() -> None:
             self._closing_channels[amqp_channel_id] = None
 
-        consumer = AckingConsumer(
-            QuietFrameWriter(self._transport, amqp_channel_id, on_closing=on_closing),
-            queue_name=queue_name,
-            prefetch_size=prefetch_size,
-            prefetch_count=prefetch_count,
-        )
+        try:
+            consumer = AckingConsumer(
+                QuietFrameWriter(self._transport, amqp_channel_id, on_closing=on_closing),
+                queue_name=queue_name,
+                prefetch_size=prefetch_size,
+                prefetch_count=prefetch_count,
+            )
+        except Exception:  # it can't be written
+            self._channel_id_store.release(amqp_channel_id)
+            raise
         self._channels[amqp_channel_id] = consumer
         return consumer
 

@@ -1,8 +1,14 @@
-"""All writes of one turn of the event loop in one."""
+"""All writes of one turn of the event loop in one, and not more than the peer takes."""
 
 from __future__ import annotations
 
 import asyncio
+
+from .futures import resolve
+
+# Bytes that may wait to be written before senders have to wait: enough that a broker which is
+# merely busy never lacks work.
+HIGH_WATER = 1024 * 1024
 
 
 class CoalescingTransport:
@@ -10,22 +16,76 @@ class CoalescingTransport:
 
     One ``send()`` system call for each frame costs the client and the broker about twice the CPU
     of one for each turn of the loop; waiting for the end of the turn costs no measurable latency.
+
+    ``write`` takes everything, since replies and acks must not be held up. Who can wait asks
+    ``is_full`` before, and waits by ``wait_writable``: else a peer that doesn't read would have
+    memory fill up with what is sent to it.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
+        transport.set_write_buffer_limits(high=HIGH_WATER)
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._chunks: list[bytes] = []
+        self._size = 0  # of all chunks
+        self._is_paused = False  # asyncio's own buffer is above HIGH_WATER
+        # Who waits for room, in order, and for how many bytes; and the bytes of those who were let
+        # through and have yet to run.
+        self._waiting: dict[asyncio.Future[bool], int] = {}
+        self._promised = 0
 
     def write(self, data: bytes) -> None:
         if not self._chunks:
             self._loop.call_soon(self._flush)
         self._chunks.append(data)
+        self._size += len(data)
 
     def _flush(self) -> None:
         chunks, self._chunks = self._chunks, []
+        self._size = 0
         if chunks and not self._transport.is_closing():
             self._transport.write(b"".join(chunks))
+        self._let_write()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether senders should wait: too much waits to be written, or others wait already."""
+        return self._is_paused or self._size >= HIGH_WATER or bool(self._waiting or self._promised)
+
+    async def wait_writable(self, size: int, deadline: float) -> bool:
+        """Wait until there is room for ``size`` bytes, first come, first served.
+
+        False if that isn't so by ``deadline`` (loop time). Also True when the connection has
+        ended: whoever waits has to see for himself.
+        """
+        future: asyncio.Future[bool] = self._loop.create_future()
+        timer = self._loop.call_at(deadline, resolve, future, False)
+        self._waiting[future] = size
+        self._loop.call_soon(self._let_write)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+            if self._waiting.pop(future, None) is None:
+                self._promised -= size  # It was let through, and writes in this very turn.
+            self._loop.call_soon(self._let_write)
+
+    def _let_write(self) -> None:
+        """Let as many of those who wait go on as there is room for."""
+        while self._waiting and not self._is_paused and self._size + self._promised < HIGH_WATER:
+            future, size = next(iter(self._waiting.items()))
+            del self._waiting[future]
+            self._promised += size
+            resolve(future, True)
+
+    def pause(self) -> None:
+        """asyncio's buffer is full."""
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """asyncio's buffer has drained, or the connection has ended."""
+        self._is_paused = False
+        self._let_write()
 
     def close(self) -> None:
         """Close once everything that was written has gone out."""
@@ -35,4 +95,5 @@ class CoalescingTransport:
     def abort(self) -> None:
         """Close at once."""
         self._chunks.clear()
+        self._size = 0
         self._transport.abort()
