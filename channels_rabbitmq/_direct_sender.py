@@ -23,6 +23,8 @@ RECONNECT_GRACE = 10.0
 # Seconds between two tries: the first delay, and the longest.
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.25
+# Seconds that the last try must leave for its confirm, or its outcome would be unknown.
+_CONFIRM_TIMEOUT = 0.5
 # Seconds for which an id is remembered as unreachable.
 UNREACHABLE_TIMEOUT = 60.0
 
@@ -89,7 +91,7 @@ class DirectSender:
 
     async def _try_again(self, address: Address, body: bytes, deadline: float) -> Outcome:
         loop = asyncio.get_running_loop()
-        retry_deadline = min(deadline, loop.time() + RETRY_TIMEOUT)
+        retry_deadline = loop.time() + RETRY_TIMEOUT
         pause = _FIRST_PAUSE
         if loop.time() >= deadline:
             return Outcome.RETURNED  # all its time went by in the lane
@@ -98,9 +100,9 @@ class DirectSender:
             if outcome is not Outcome.RETURNED or self._is_unreachable(address):
                 return outcome
             now = loop.time()
-            if now < self._publisher.connected_at + RECONNECT_GRACE:
+            if now < self._publisher.reconnected_at + RECONNECT_GRACE:
                 retry_deadline = deadline
-            if now + pause > retry_deadline:
+            if now + pause > min(retry_deadline, deadline - _CONFIRM_TIMEOUT):
                 self._remember_unreachable(address, now)
                 return outcome
             await asyncio.sleep(pause)

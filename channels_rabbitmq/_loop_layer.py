@@ -115,7 +115,6 @@ class LoopLayer:
             settings,
             self.counters,
             connection_name=self._connection_name(Publisher.name),
-            report=self._reporter.report,
             on_no_exchange=self._accept_no_exchange,
         )
         self._direct_sender = DirectSender(self._publisher)
@@ -128,6 +127,7 @@ class LoopLayer:
             is_full=lambda: self._router.in_use >= settings.local_capacity,
         )
         self._probe_task: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     def __repr__(self) -> str:
         return f"<LoopLayer {self.id}: {self._router!r} {self._bindings!r}>"
@@ -159,6 +159,8 @@ class LoopLayer:
         if outcome is Outcome.RETURNED:
             self.counters.unreachable += 1
             self._reporter.report("unreachable", channel)
+        elif outcome is Outcome.UNKNOWN:
+            self._reporter.report("unknown", channel)
 
     def _address(self, channel: str) -> Address:
         id_ = channel.partition("!")[0]
@@ -191,6 +193,8 @@ class LoopLayer:
             self._reporter.report("refused by a queue", group)
         elif outcome is Outcome.BLOCKED:
             self._reporter.report("blocked", group)
+        elif outcome is Outcome.UNKNOWN:
+            self._reporter.report("unknown", group)
 
     # Groups
 
@@ -236,7 +240,7 @@ class LoopLayer:
             )
 
     def _start_subscriber(self) -> None:
-        if self._probe_task is None:
+        if self._probe_task is None and not self._is_closed:
             self._subscriber.supervisor.start()
             self._probe_task = self._loop.create_task(
                 self._probe.run(), name="channels_rabbitmq probe"
@@ -273,7 +277,7 @@ class LoopLayer:
         self._schedule_tick(self._router.tick())
         if self._router.in_use >= self._settings.local_capacity:
             for channel, messages in self._router.fullest_channels():
-                self._reporter.report("back-pressure", channel, messages)
+                self._reporter.report_level("back-pressure", channel, messages)
 
     async def _send_probe(self) -> Outcome:
         return await self._publisher.publish(
@@ -295,6 +299,7 @@ class LoopLayer:
 
     async def close(self) -> None:
         """End everything: see ``RabbitmqChannelLayer.close``."""
+        self._is_closed = True
         self._router.close()
         if self._tick_timer is not None:
             self._tick_timer.cancel()

@@ -46,19 +46,18 @@ class Publisher:
         counters: Counters,
         *,
         connection_name: str,
-        report: Callable[[str, str, int], None],
         on_no_exchange: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._counters = counters
-        self._report = report
         self._on_no_exchange = on_no_exchange
         self._amqp_channel: PublisherChannel | None = None  # while connected
         self._is_blocked = False
         self._blocked_at_set_up: asyncio.Future[None] | None = None
         self._end_exc: Exception | None = None  # why the AMQP channel has ended
         self.supervisor = Supervisor(self, settings, connection_name=connection_name)
-        self.connected_at = float("-inf")  # loop time
+        self._was_connected = False
+        self.reconnected_at = float("-inf")  # loop time
 
     # Role
 
@@ -87,7 +86,9 @@ class Publisher:
         self._amqp_channel = amqp_channel
 
     def ready(self) -> None:
-        self.connected_at = asyncio.get_running_loop().time()
+        if self._was_connected:
+            self.reconnected_at = asyncio.get_running_loop().time()
+        self._was_connected = True
 
     def lost(self, reason: str) -> None:
         self._amqp_channel = None
@@ -149,7 +150,6 @@ class Publisher:
             counters.confirmed += 1
         elif outcome is Outcome.UNKNOWN:
             counters.unknown += 1
-            self._report("unknown", routing_key, 1)
         elif outcome is Outcome.RETURNED:
             counters.returned += 1
         return outcome

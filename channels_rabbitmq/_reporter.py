@@ -13,13 +13,13 @@ _FIRST_INTERVAL = 0.1
 _SHOWN = 5
 
 _SENTENCES = {
-    "back-pressure": "all of local_capacity is in use, %d messages wait: receivers are too slow",
+    "back-pressure": "all of local_capacity is in use by %d messages: receivers are too slow",
     "blocked": "%d group messages dropped: RabbitMQ blocks publishers",
     "expired": "%d messages dropped: no receive() took them within local_expiry",
     "foreign": "%d messages dropped: for channels of another process",
     "malformed": "%d messages dropped: not in this layer's format",
     "overflowed": "%d messages dropped: channels that nobody reads hold more than their capacity",
-    "refused by a queue": "%d group messages refused by at least one full queue; others got them",
+    "refused by a queue": "%d group messages refused by at least one full queue",
     "unknown": "%d messages written but not confirmed: they may or may not arrive",
     "unreachable": "%d messages dropped: the process of their channel is gone",
 }
@@ -38,10 +38,18 @@ class Reporter:
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def report(self, reason: str, name: str, times: int = 1) -> None:
-        """Note an event about the channel or group ``name``."""
-        self._counts.setdefault(reason, Counter())[name] += times
+        """Note an event, or several, about the channel or group ``name``."""
+        self._counts_for(reason)[name] += times
+
+    def report_level(self, reason: str, name: str, level: int) -> None:
+        """Note a level of ``name``; the line tells the highest."""
+        counts = self._counts_for(reason)
+        counts[name] = max(counts[name], level)
+
+    def _counts_for(self, reason: str) -> Counter[str]:
         if reason not in self._timers:
             self._schedule(reason, _FIRST_INTERVAL)
+        return self._counts.setdefault(reason, Counter())
 
     def _schedule(self, reason: str, delay: float) -> None:
         loop = asyncio.get_running_loop()
@@ -58,7 +66,10 @@ class Reporter:
     def _log(self, reason: str, counts: Counter[str]) -> None:
         worst = ", ".join(f"{name} ({n})" for name, n in counts.most_common(_SHOWN))
         more = f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else ""
-        text = _SENTENCES[reason] % sum(counts.values())
+        total = sum(counts.values())
+        text = _SENTENCES[reason] % total
+        if total == 1:
+            text = text.replace("messages", "message", 1)
         self._logger.warning("%s: %s: %s%s", self._owner, text, worst, more)
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ import asyncio
 import enum
 import logging
 import random
+import re
 import ssl
 import time
 from collections.abc import Iterator
@@ -258,6 +259,8 @@ class Supervisor:
         now = time.monotonic()
         recent = {key: at for key, at in self._warned_at.items() if now - at < _REMINDER_INTERVAL}
         self._warned_at = recent
-        if (url, self.last_reason) not in recent:
-            recent[url, self.last_reason] = now
+        # Whatever number it holds: each attempt's queue has another one in its name.
+        news = (url, re.sub(r"\d+", "0", self.last_reason))
+        if news not in recent:
+            recent[news] = now
             logger.warning("%s: cannot connect to %s: %s", self._role.name, url, self.last_reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Generator
 from typing import Any
 
 import carehare
@@ -153,7 +153,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         first use on an event loop, then the same each time, and a new one once that is lost;
         don't close it. Raises ``BrokerUnavailable`` as ``send`` does.
         """
-        return self._loop_layer().user_connection()
+        return _UserConnection(self)
 
     current_connection = carehare_connection
 
@@ -165,6 +165,18 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         number of times; cancelled, it ends everything all the same, a moment later.
         """
         await self._loop_layer().close()
+
+
+class _UserConnection:
+    """What ``carehare_connection`` gives: may be awaited any number of times, or never."""
+
+    __slots__ = ("_layer",)
+
+    def __init__(self, layer: RabbitmqChannelLayer) -> None:
+        self._layer = layer
+
+    def __await__(self) -> Generator[Any, None, carehare.Connection]:
+        return self._layer._loop_layer().user_connection().__await__()
 
 
 def _require_specific(channel: str) -> None:

@@ -298,7 +298,7 @@ class TestChannels:
         channel = await layer.new_channel()
         with log_lines() as lines:
             await layer.send(channel, MESSAGE)
-            assert channel in await lines.next("1 messages dropped: .* within local_expiry")
+            assert channel in await lines.next("1 message dropped: .* within local_expiry")
         await layer.send(channel, END)
         assert await receive_until_end(layer, channel) == []
 
@@ -309,7 +309,7 @@ class TestChannels:
         with log_lines() as lines:
             for _ in range(5):
                 await layer.send(channel, MESSAGE)
-            await lines.next("messages dropped: .* within local_expiry")
+            await lines.next("dropped: .* within local_expiry")
         await layer.send(channel, END)
         assert await receive_until_end(layer, channel) == []
         assert layer._loop_layer().counters.delivered < 6
@@ -490,7 +490,7 @@ class TestNoBroker:
             layer.send(channel, MESSAGE),
             layer.group_send("g", MESSAGE),
             layer.group_add("g", channel),
-            layer.carehare_connection,
+            layer._loop_layer().user_connection(),
         ):
             with pytest.raises(BrokerUnavailable, match=r"No connection|not bound") as caught:
                 await call
@@ -526,6 +526,9 @@ class TestUserConnection:
         connection = await layer.carehare_connection
         assert isinstance(connection, carehare.Connection)
         assert await layer.current_connection is connection
+        awaitable = layer.carehare_connection
+        assert await awaitable is await awaitable
+        assert hasattr(layer, "carehare_connection")  # without a coroutine that nobody awaits
         await connection.queue_declare("", exclusive=True)
 
     async def test_what_goes_wrong_on_it_leaves_the_layer_alone(
@@ -582,6 +585,9 @@ class TestClose:
         layer = await open_layer()
         await layer.close()
         await layer.close()
+        channel = await layer.new_channel()
+        with pytest.raises(StopConsumer):
+            await layer.receive(channel)
         layer = await open_layer()
         await layer.group_send("g", MESSAGE)
         await asyncio.gather(layer.close(), layer.close())

@@ -316,7 +316,7 @@ class TestMalformed:
             assert await receive(layer, channel) == GOOD
             line = await lines.next("WARNING")
             assert lines.rest() == []
-        assert "1 messages dropped: not in this layer's format: " + reason in line
+        assert "1 message dropped: not in this layer's format: " + reason in line
         assert "Traceback" not in line
         assert layer._loop_layer().counters.malformed == 1
 

@@ -60,7 +60,7 @@ async def test_blocked_while_connecting(open_layer: OpenLayer, broker: Broker) -
             await lines.next("WARNING publisher: RabbitMQ blocks publishers: low on tests")
             await layer.group_send("g", MESSAGE)
             assert layer._loop_layer().counters.blocked == 2
-            await lines.next("1 group messages dropped: RabbitMQ blocks publishers: g ")
+            await lines.next("1 group message dropped: RabbitMQ blocks publishers: g ")
             proxy.inject(commands.Connection.Unblocked())
             await lines.next("INFO publisher: RabbitMQ takes messages again")
         await layer.send(channel, MESSAGE)

@@ -45,7 +45,7 @@ async def test_a_burst_is_one_line_with_the_worst_names(lines: LogLines) -> None
 async def test_more_of_the_same_comes_in_a_later_line(lines: LogLines) -> None:
     reporter = Reporter(logger, "crq.x")
     reporter.report("blocked", "g")
-    assert "1 group messages dropped" in await lines.next()
+    assert "1 group message dropped" in await lines.next()
     reporter.report("blocked", "g")
     reporter.report("blocked", "g")
     assert "2 group messages dropped" in await lines.next()
@@ -57,6 +57,6 @@ async def test_close_logs_what_is_left_and_stops(lines: LogLines) -> None:
     reporter.report("unknown", "g")
     assert lines.rest() == []
     reporter.close()
-    assert "1 messages written but not confirmed" in await lines.next()
+    assert "1 message written but not confirmed" in await lines.next()
     reporter.close()
     assert lines.rest() == []

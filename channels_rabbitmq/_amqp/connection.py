@@ -19,6 +19,9 @@ from .url import BrokerUrl
 @functools.lru_cache(maxsize=32)
 def _default_ssl_context(url: BrokerUrl) -> ssl.SSLContext:
     """Return the TLS settings that an ``amqps://`` URL asks for. Cached: loading CAs takes long."""
+    for path in filter(None, (url.cacertfile, url.certfile, url.keyfile)):
+        with open(path, "rb"):
+            pass  # so that the error for a missing file names it, which ssl's doesn't
     context = ssl.create_default_context(cafile=url.cacertfile)
     if url.certfile is not None:
         context.load_cert_chain(url.certfile, url.keyfile)
@@ -75,6 +78,10 @@ class Connection(carehare.Connection):
                     return await attempt
                 now = loop.time()
                 return await run_until(now + (deadline - now) / untried, attempt)
+            except asyncio.CancelledError:
+                if self.is_open:  # since this very moment: run_until() lets go of the result
+                    self._protocol.abort()
+                raise
             except Exception:
                 if untried == 1:
                     raise

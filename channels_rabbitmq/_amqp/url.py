@@ -102,6 +102,9 @@ class BrokerUrl:
         tls = scheme == "amqps"
         parameters = _parse_query(query, tls=tls)
         connection_timeout = _parse_number(parameters, "connection_timeout", 1, 2**32 - 1)
+        channel_max = _parse_number(parameters, "channel_max", 0, 2**16 - 1)
+        if channel_max == 1:
+            raise ValueError("the URL's query parameter channel_max must be at least 2, or 0")
         heartbeat = _parse_number(parameters, "heartbeat", 0, 2**16 - 1)
         return cls(
             tls=tls,
@@ -113,7 +116,7 @@ class BrokerUrl:
             heartbeat=DEFAULT_HEARTBEAT if heartbeat is None else heartbeat,
             connection_timeout=None if connection_timeout is None else connection_timeout / 1000,
             # AMQP's 0 is "no limit".
-            channel_max=_parse_number(parameters, "channel_max", 0, 2**16 - 1) or None,
+            channel_max=channel_max or None,
             cacertfile=parameters.get("cacertfile"),
             certfile=parameters.get("certfile"),
             keyfile=parameters.get("keyfile"),
