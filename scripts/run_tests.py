@@ -14,8 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import environment
@@ -33,6 +33,7 @@ class Step:
 
     name: str
     command: Sequence[str | Path]
+    variables: Mapping[str, str] = field(default_factory=dict)  # added to the environment
     seconds: float = 0.0
     outcome: str = "not run"
 
@@ -42,7 +43,11 @@ class Step:
         # In a session of its own: of Ctrl-C it hears from us, once.
         with interrupts.held():
             process = subprocess.Popen(
-                self.command, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True
+                self.command,
+                cwd=ROOT,
+                env={**os.environ, **self.variables},
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         try:
             self.outcome = "FAILED" if process.wait() else "passed"
@@ -94,15 +99,17 @@ def _steps(python: Path) -> list[Step]:
 
 
 def _tox_step(python: Path) -> Step:
-    """The fast tests on the other Pythons, and on the oldest Channels everywhere."""
+    """The fast tests on all other Pythons, and with the oldest Channels on the first and the last.
+
+    (Without arguments tox runs all tests on all combinations.)
+    """
     current = f"{sys.version_info.major}{sys.version_info.minor}"
     pythons = find_pythons()
+    versions = list(pythons)
     environments = [
-        f"py{version}-{channels}"
-        for version in pythons
-        for channels in ("oldest", "newest")
         # The newest Channels on this Python: that was the step "pytest".
-        if (version, channels) != (current, "newest")
+        *(f"py{version}-newest" for version in versions if version != current),
+        *(f"py{version}-oldest" for version in dict.fromkeys((versions[0], versions[-1]))),
     ]
     return Step(
         "tox",
@@ -112,6 +119,8 @@ def _tox_step(python: Path) -> Step:
             *("-e", ",".join(environments)),
             *("--", "-q", "-m", "not slow"),
         ],
+        # The step "pytest" looked thoroughly enough at what doesn't depend on versions.
+        {"HYPOTHESIS_PROFILE": "dev"},
     )
 
 
