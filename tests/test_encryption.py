@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import msgpack  # type: ignore[import-untyped]  # has no annotations
+import msgpack
 import pytest
 from conftest import Broker
 from cryptography.fernet import Fernet
@@ -21,7 +21,7 @@ OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 Keys = list[str | bytes]
 
 GROUP = "g"
-SECRET = {"type": "secret", "text": "Geheimnis", "data": b"\x00\xff" * 100}
+SECRET: dict[str, Any] = {"type": "secret", "text": "Geheimnis", "data": b"\x00\xff" * 100}
 END = {"type": "end"}
 OLD_KEY = "the 0ld key"
 NEW_KEY = "the n3w key"

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import kombu  # type: ignore[import-untyped]  # has no annotations
-import kombu.pools  # type: ignore[import-untyped]  # as above
-import msgpack  # type: ignore[import-untyped]  # as above
-import pika  # type: ignore[import-untyped]  # as above
+import kombu
+import kombu.pools
+import msgpack
+import pika  # type: ignore[import-untyped]  # has no annotations
 import pika.exceptions  # type: ignore[import-untyped]  # as above
 import pytest
 from conftest import Broker
