@@ -1,0 +1,524 @@
+"""Opening and closing a connection, whatever the server does, and what its URL says.
+
+The faults of carehare 1.0.2 are named by what must hold instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import carehare
+import pytest
+from amqp_peer import START, Client, close_connection, connected, scripted_broker, tune
+from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
+from conftest import Broker
+from fake_servers import closing_server, silent_server
+from pamqp import commands
+
+from channels_rabbitmq._amqp import connection as connection_module
+from channels_rabbitmq._amqp import protocol as protocol_module
+from channels_rabbitmq._amqp.connection import Connection
+from channels_rabbitmq._amqp.url import BrokerUrl
+from channels_rabbitmq._settings import Settings
+from private_broker import PrivateBroker
+
+
+@pytest.fixture
+async def proxy(broker: Broker) -> AsyncIterator[AmqpProxy]:
+    async with AmqpProxy(broker.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def queue() -> str:
+    return f"test-{secrets.token_hex(8)}"
+
+
+@pytest.fixture
+def short_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that says nothing is left alone sooner than after a second."""
+    for module in (connection_module, protocol_module):
+        monkeypatch.setattr(module, "FAREWELL_TIMEOUT", 0.02)
+
+
+def make(url: str, **options: Any) -> Connection:
+    return Connection(BrokerUrl.parse(url), **options)
+
+
+def soon(seconds: float = 10.0) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+async def must_work(connection: Any, queue: str) -> None:
+    await connection.queue_declare(queue, exclusive=True)
+    await connection.publish(b"x" * 200_000, routing_key=queue)
+    async with connection.acking_consumer(queue) as consumer:
+        assert (await asyncio.wait_for(consumer.next_delivery(), 10))[0] == b"x" * 200_000
+    assert not connection.closed.done()
+
+
+# Opening, whatever the server does
+
+
+async def test_server_that_says_nothing_is_given_up_at_the_deadline() -> None:
+    """carehare 1.0.2's connect_timeout covers TCP and TLS only."""
+    async with silent_server() as server:
+        with pytest.raises((TimeoutError, asyncio.TimeoutError)):
+            await make(server.url).connect(soon(0.05))
+        await server.all_gone()
+
+
+async def test_server_that_ends_the_connection_during_the_handshake() -> None:
+    """carehare 1.0.2 hangs: AssertionError in connection_lost()."""
+    async with closing_server() as server:
+        with pytest.raises(carehare.ConnectionClosed, match="RabbitMQ ended the connection"):
+            await make(server.url).connect(soon())
+
+
+async def test_nobody_there() -> None:
+    async with silent_server() as server:
+        url = server.url
+    with pytest.raises(ConnectionRefusedError):
+        await make(url).connect(soon())
+
+
+async def say_nothing(client: Client) -> None:
+    await client.hear_end()
+
+
+async def stop_after_start(client: Client) -> None:
+    client.say(START)
+    await client.hear(commands.Connection.StartOk)
+    await client.hear_end()
+
+
+async def stop_after_tune(client: Client) -> None:
+    client.say(START)
+    await client.hear(commands.Connection.StartOk)
+    client.say(tune())
+    await client.hear(commands.Connection.Open)
+    await client.hear_end()
+
+
+async def stop_when_open(client: Client) -> None:
+    await client.greet()
+    await client.hear_end()
+
+
+async def answer_when_open(client: Client) -> None:
+    await client.greet()
+    await client.answer()
+
+
+@pytest.mark.parametrize("script", [say_nothing, stop_after_start, stop_after_tune])
+@pytest.mark.parametrize("how", ["cancelled", "deadline"])
+async def test_connecting_that_is_given_up_closes_its_socket(script: Any, how: str) -> None:
+    """At each stage of the handshake; carehare 1.0.2 leaves it open."""
+    async with scripted_broker(script) as server:
+        connection = make(server.url)
+        if how == "cancelled":
+            connecting = asyncio.create_task(connection.connect(soon()))
+            await server.until_accepted()
+            connecting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await connecting
+        else:
+            with pytest.raises((TimeoutError, asyncio.TimeoutError)):
+                await connection.connect(soon(0.02))
+            await server.until_accepted()
+        await server.until_gone()
+        assert not connection.is_open
+        await connection.close()
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_connecting_cancelled_at_any_moment_closes_its_socket(turns: int) -> None:
+    """In some of these turns the connection is open already when the cancellation comes."""
+    async with scripted_broker(answer_when_open) as server:
+        connection = make(server.url)
+        connecting = asyncio.create_task(connection.connect(soon()))
+        await server.until_accepted()
+        for _ in range(turns):
+            await asyncio.sleep(0)  # lets the handshake go on by a turn
+        connecting.cancel()
+        await asyncio.wait([connecting])
+        if not connecting.cancelled():
+            assert connection.is_open
+            await connection.close()
+        await server.until_gone()
+
+
+async def test_tls_handshake_that_is_given_up_closes_its_socket() -> None:
+    async with silent_server() as server:
+        connection = make(server.url.replace("amqp://", "amqps://"))
+        with pytest.raises((TimeoutError, asyncio.TimeoutError)):
+            await connection.connect(soon(0.1))
+        await server.all_gone()
+
+
+async def test_refused_login_closes_its_socket() -> None:
+    async def refuse(client: Client) -> None:
+        client.say(START)
+        await client.hear(commands.Connection.StartOk)
+        client.say(close_connection(403, "ACCESS_REFUSED - no"))
+        await client.hear(commands.Connection.CloseOk)
+        await client.hear_end()
+
+    async with scripted_broker(refuse) as server:
+        with pytest.raises(carehare.ConnectionClosedByServer, match="403 ACCESS_REFUSED - no"):
+            await make(server.url).connect(soon())
+        await server.until_gone()
+
+
+async def test_wrong_password_is_told_without_it(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    parts = urlsplit(broker.url)
+    url = parts._replace(netloc=f"guest:hush-hush@{parts.hostname}:{parts.port}").geturl()
+    connection = make(url)
+    with pytest.raises(carehare.ConnectionClosedByServer, match="403 ACCESS_REFUSED") as caught:
+        await connection.connect(soon())
+    assert "hush" not in caplog.text + str(caught.value) + repr(caught.value) + repr(connection)
+
+
+async def test_virtual_host_that_is_not_there(broker: Broker) -> None:
+    with pytest.raises(carehare.ConnectionClosedByServer, match="530 NOT_ALLOWED"):
+        await make(f"{broker.url}/no-such-vhost").connect(soon())
+
+
+async def test_host_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolve(host: str, port: int, **options: Any) -> list[Any]:
+        return []
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    with pytest.raises(OSError, match=r"broker\.example has no address"):
+        await make("amqp://broker.example").connect(soon())
+
+
+# What the broker offers
+
+
+def tuned(**limits: int) -> Callable[[Frame], Any]:
+    def change(frame: Frame) -> Any:
+        tune = frame.decode()
+        for name, value in limits.items():
+            setattr(tune, name, value)
+        return tune
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("offered", "agreed"),
+    [
+        ({"channel_max": 0}, {"channel_max": 2047}),
+        ({"frame_max": 0}, {"frame_max": 131072}),
+        ({"heartbeat": 0}, {"heartbeat": 60}),
+        (
+            {"channel_max": 0, "frame_max": 0, "heartbeat": 0},
+            {"channel_max": 10, "frame_max": 131072},
+        ),
+    ],
+)
+async def test_broker_without_limits(
+    proxy: AmqpProxy, queue: str, offered: dict[str, int], agreed: dict[str, int]
+) -> None:
+    """0 means "no limit", and "no heartbeats".
+
+    carehare 1.0.2, for one after the other: RuntimeError at the first call, ValueError in
+    publish(), ConnectionClosedByHeartbeatMonitor at once.
+    """
+    # Rewritten both ways: the broker, which offered something else, has to agree.
+    proxy.rule(TO_CLIENT, commands.Connection.Tune, tuned(**offered))
+    proxy.rule(TO_BROKER, commands.Connection.TuneOk, tuned(**agreed))
+    async with connected(proxy.url) as connection:
+        await must_work(connection, queue)
+
+
+# The URL
+
+
+async def credentials(url: str, *, host: str = "127.0.0.1") -> str | None:
+    """What a client with this URL logs in with; also tells that it reached the server."""
+    heard: list[str] = []
+
+    async def listen(client: Client) -> None:
+        client.say(START)
+        heard.append((await client.hear(commands.Connection.StartOk)).response)
+        client.say(tune())
+        await client.hear(commands.Connection.Open)
+        client.say(commands.Connection.OpenOk())
+        await client.hear(commands.Connection.Close)
+        client.say(commands.Connection.CloseOk())
+
+    async with (
+        scripted_broker(listen, host=host) as server,
+        connected(url.replace("PORT", str(server.port))),
+    ):
+        pass
+    return heard[0] if heard else None
+
+
+async def test_percent_encoded_user_and_password() -> None:
+    assert await credentials("amqp://%67uest:p%40ss%2F@127.0.0.1:PORT") == "\0guest\0p@ss/"
+
+
+async def test_url_without_user_logs_in_as_guest() -> None:
+    """carehare 1.0.2 logs in as "None"."""
+    assert await credentials("amqp://127.0.0.1:PORT") == "\0guest\0guest"
+
+
+async def test_ipv6_host() -> None:
+    """carehare 1.0.2: ValueError: invalid literal for int()."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    assert await credentials("amqp://u:p@[::1]:PORT", host="::1") == "\0u\0p"
+
+
+async def test_real_broker_takes_percent_encoded_credentials(broker: Broker) -> None:
+    if broker.private is None:
+        pytest.skip("$RABBITMQ_URL may have other credentials than guest and guest")
+    for there in ("%67uest:%67uest@", ""):
+        async with connected(broker.url.replace("guest:guest@", there)) as connection:
+            assert connection.is_open
+
+
+async def test_heartbeat_of_the_url_counts() -> None:
+    """carehare 1.0.2 ignores it."""
+    agreed: list[int] = []
+
+    async def listen(client: Client) -> None:
+        client.say(START)
+        await client.hear(commands.Connection.StartOk)
+        client.say(tune(heartbeat=60))
+        agreed.append((await client.hear(commands.Connection.TuneOk)).heartbeat)
+        await client.hear(commands.Connection.Open)
+        client.say(commands.Connection.OpenOk())
+        await client.hear(commands.Connection.Close)
+        client.say(commands.Connection.CloseOk())
+
+    async with (
+        scripted_broker(listen) as server,
+        connected(f"{server.url}?heartbeat=5&connection_timeout=2000"),
+    ):
+        pass
+    assert agreed == [5]
+
+
+async def test_heartbeat_notices_a_broker_that_has_gone_silent() -> None:
+    """A half-open connection: no FIN, no RST. It is left without a word, after its time."""
+    async with scripted_broker(stop_when_open) as server:
+        connection = make(f"{server.url}?heartbeat=1")
+        await connection.connect(soon())
+        heartbeat = connection._protocol._heartbeat
+        assert heartbeat is not None
+        started_at = asyncio.get_running_loop().time()
+        heartbeat._tick_length = 0.01  # instead of 0.25
+        with pytest.raises(carehare.ConnectionClosedByHeartbeatMonitor):
+            await connection.closed
+        assert asyncio.get_running_loop().time() - started_at < 1.0
+        await server.until_gone()
+
+
+def test_tls_settings_without_a_tls_url_are_refused_at_once() -> None:
+    """carehare refuses them at each connect(), and 4.x hung silently over it."""
+    config = {"host": "amqp://broker", "ssl_context": ssl.create_default_context()}
+    with pytest.raises(ValueError, match="ssl_context"):
+        Settings.from_config(config)
+
+
+# Names, and whether publishers are blocked
+
+
+async def test_operators_see_the_name(broker: Broker, queue: str) -> None:
+    if broker.private is None:
+        pytest.skip("only a private broker can be asked for its connections")
+    async with connected(broker.url, connection_name=f"name {queue}"):
+        rows = await asyncio.to_thread(broker.private.list_connections)
+    names = [row["client_properties"].get("connection_name") for row in rows]
+    assert f"name {queue}" in names
+
+
+async def test_blocked_publishers_are_told_and_the_connection_stays_up(
+    proxy: AmqpProxy, queue: str
+) -> None:
+    """carehare 1.0.2 doesn't offer to understand it, and is killed by it."""
+    told: asyncio.Queue[str | None] = asyncio.Queue()
+    async with connected(proxy.url) as connection:
+        connection.on_blocked = told.put_nowait
+        proxy.inject(commands.Connection.Blocked("low on memory"))
+        assert await told.get() == "low on memory"
+        proxy.inject(commands.Connection.Unblocked())
+        assert await told.get() is None
+        await must_work(connection, queue)
+
+
+async def test_cancelled_consumer_and_stopped_flow_leave_the_connection_up(queue: str) -> None:
+    """carehare 1.0.2: NotImplementedError: Unexpected frame."""
+
+    async def upset(client: Client) -> None:
+        await client.greet()
+        await client.hear(commands.Basic.Consume)
+        client.say(commands.Channel.OpenOk(), commands.Basic.QosOk(), channel=1)
+        client.say(commands.Channel.Flow(active=False), channel=1)
+        await client.hear(commands.Channel.FlowOk)
+        client.say(commands.Basic.Cancel("carehare"), channel=1)
+        await client.answer()
+
+    async with scripted_broker(upset) as server, connected(server.url) as connection:
+        consumer = connection.acking_consumer(queue)
+        with pytest.raises(carehare.ChannelClosed):
+            await asyncio.wait_for(consumer.closed, 10)
+        await connection.queue_declare(queue)
+        assert not connection.closed.done()
+
+
+async def test_memory_alarm_is_told_to_whoever_publishes(private_broker: PrivateBroker) -> None:
+    told: asyncio.Queue[str | None] = asyncio.Queue()
+    connection = make(private_broker.url)
+    await connection.connect(soon())
+    connection.on_blocked = told.put_nowait
+    publisher = connection.open_publisher(on_end=lambda exc: None)
+    await asyncio.to_thread(private_broker.ctl, "set_vm_memory_high_watermark", "0.00001")
+    publisher.publish(b"", exchange="", routing_key="none", mandatory=False, deadline=soon(30))
+    assert await asyncio.wait_for(told.get(), 20)
+    await asyncio.to_thread(private_broker.ctl, "set_vm_memory_high_watermark", "0.8")
+    assert await asyncio.wait_for(told.get(), 20) is None
+    await connection.close()
+
+
+# Closing
+
+
+async def test_end_by_the_server_without_a_word_is_an_error(proxy: AmqpProxy) -> None:
+    """carehare 1.0.2 takes it for a close of its own."""
+    async with connected(proxy.url) as connection:
+        proxy.cut(reset=False)
+        with pytest.raises(carehare.ConnectionClosed):
+            await asyncio.wait_for(connection.closed, 10)
+
+
+async def test_close_says_goodbye(proxy: AmqpProxy) -> None:
+    async with connected(proxy.url) as connection:
+        await connection.close()
+        assert proxy.count(TO_BROKER, commands.Connection.Close) == 1
+        assert proxy.count(TO_CLIENT, commands.Connection.CloseOk) == 1
+        assert await connection.closed is None
+        assert connection.ended.result() is None
+        assert not connection.is_open
+        await connection.close()
+    assert proxy.count(TO_BROKER, commands.Connection.Close) == 1
+
+
+@pytest.mark.usefixtures("short_farewell")
+async def test_close_does_not_wait_for_ever_for_the_answer(proxy: AmqpProxy) -> None:
+    """carehare 1.0.2 waits for the heartbeat monitor, if there is one."""
+    proxy.drop(TO_CLIENT, commands.Connection.CloseOk)
+    async with connected(proxy.url) as connection:
+        await asyncio.wait_for(connection.close(), 5)
+        assert await asyncio.wait_for(connection.closed, 5) is None
+    await proxy.until(lambda: not proxy.links)
+
+
+@pytest.mark.usefixtures("short_farewell")
+async def test_close_while_the_broker_reads_nothing() -> None:
+    """Megabytes wait to be written, and the last words behind them."""
+    released = asyncio.Event()
+
+    async def deaf(client: Client) -> None:
+        await client.greet()
+        await released.wait()
+
+    async with scripted_broker(deaf) as server:
+        async with connected(server.url) as connection:
+            connection.publish(b"x" * 20_000_000, routing_key="q").cancel()
+            await asyncio.sleep(0)  # lets it be written
+            await asyncio.wait_for(connection.close(), 5)
+            assert await asyncio.wait_for(connection.closed, 5) is None
+        released.set()
+
+
+async def test_cancelled_close_closes_the_socket_at_once(proxy: AmqpProxy) -> None:
+    """carehare 1.0.2: ``closed`` is cancelled, and connection_lost() raises."""
+    async with connected(proxy.url) as connection:
+        proxy.drop(TO_CLIENT, commands.Connection.CloseOk)
+        closing = asyncio.create_task(connection.close())
+        await proxy.seen(TO_BROKER, commands.Connection.Close)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        await proxy.until(lambda: not proxy.links)
+        await asyncio.wait([connection.closed], timeout=5)
+        assert not connection.closed.cancelled()
+        assert connection.closed.result() is None
+
+
+async def test_cancelled_closed_harms_nobody(proxy: AmqpProxy, queue: str) -> None:
+    """``wait_for(connection.closed, ...)`` cancels it. The connection is as open as before."""
+    async with connected(proxy.url) as connection:
+        with pytest.raises((TimeoutError, asyncio.TimeoutError)):
+            await asyncio.wait_for(connection.closed, 0.001)
+        await connection.queue_declare(queue, exclusive=True)
+        await connection.publish(b"goes on", routing_key=queue)
+        async with connection.acking_consumer(queue) as consumer:
+            assert (await consumer.next_delivery())[0] == b"goes on"
+        await asyncio.wait_for(connection.close(), 5)
+        assert proxy.count(TO_BROKER, commands.Connection.Close) == 1
+    await proxy.until(lambda: not proxy.links)
+
+
+async def test_close_by_several_at_once(proxy: AmqpProxy) -> None:
+    async with connected(proxy.url) as connection:
+        await asyncio.wait_for(asyncio.gather(*(connection.close() for _ in range(5))), 10)
+    assert proxy.count(TO_BROKER, commands.Connection.Close) == 1
+
+
+async def test_close_of_a_connection_that_was_lost_or_never_made(proxy: AmqpProxy) -> None:
+    never = make("amqp://broker")
+    assert not never.is_open
+    await never.close()
+    async with connected(proxy.url) as connection:
+        proxy.cut()
+        await asyncio.wait([connection.closed], timeout=10)
+        await connection.close()
+        assert not connection.is_open
+
+
+async def test_end_while_closing_is_no_error(proxy: AmqpProxy) -> None:
+    async with connected(proxy.url) as connection:
+        proxy.rule(TO_BROKER, commands.Connection.Close, lambda frame: frame.link.cut(reset=False))
+        await asyncio.wait_for(connection.close(), 5)
+        assert await asyncio.wait_for(connection.closed, 5) is None
+
+
+async def test_async_with_is_connect_and_close(broker: Broker, queue: str) -> None:
+    async with make(broker.url) as connection:
+        await must_work(connection, queue)
+    assert connection.closed.result() is None
+
+
+async def test_what_waits_when_the_connection_is_closed_is_answered(
+    broker: Broker, queue: str
+) -> None:
+    async with connected(broker.url) as connection:
+        calls = [
+            connection.queue_declare(queue, exclusive=True),
+            connection.publish(b"x", routing_key=queue),
+            connection.open_topology().call(commands.Queue.Declare(queue=queue, passive=True)),
+        ]
+        consumer = connection.acking_consumer(queue)
+        waiting = asyncio.create_task(consumer.next_delivery())
+        await connection.close()
+        done, pending = await asyncio.wait([*calls, waiting], timeout=10)
+        assert not pending
+        await asyncio.gather(*done, return_exceptions=True)
