@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import secrets
 import socket
 from collections.abc import Callable
@@ -43,6 +44,7 @@ from .exceptions import BrokerUnavailable
 logger = logging.getLogger(__name__)
 
 _ID_PREFIX = "crq."
+_VERSION_4_ID = re.compile("channels_[A-Za-z]{12}")  # of channels_rabbitmq 4.x
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 _ID_LENGTH = 16
 _RANDOM_LENGTH = 12
@@ -164,8 +166,8 @@ class LoopLayer:
 
     def _address(self, channel: str) -> Address:
         id_ = channel.partition("!")[0]
-        if id_.startswith("channels_"):
-            # channels_rabbitmq 4.x: its queue has the name of its id, on the default exchange.
+        if _VERSION_4_ID.fullmatch(id_):
+            # Its queue has the name of its id, on the default exchange.
             return Address("", id_)
         return Address(self._settings.groups_exchange, direct_routing_key(id_))
 

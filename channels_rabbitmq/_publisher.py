@@ -22,6 +22,7 @@ from ._amqp.connection import Connection
 from ._settings import Settings
 from ._statistics import Counters
 from ._supervisor import Supervisor
+from .exceptions import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,10 @@ class Publisher:
         self._counters = counters
         self._on_no_exchange = on_no_exchange
         self._amqp_channel: PublisherChannel | None = None  # while connected
+        # For channels_rabbitmq 4.x, whose queues are on the default exchange: an AMQP channel of
+        # its own, because one send without the permission for that exchange ends it.
+        self._default_exchange_channel: PublisherChannel | None = None
+        self._connection: Connection | None = None
         self._is_blocked = False
         self._blocked_at_set_up: asyncio.Future[None] | None = None
         self._end_exc: Exception | None = None  # why the AMQP channel has ended
@@ -84,6 +89,7 @@ class Publisher:
         if probe.done() and probe.result() is not Outcome.CONFIRMED:
             raise self._end_exc or carehare.ConnectionClosed("RabbitMQ took no message in time")
         self._amqp_channel = amqp_channel
+        self._connection = connection
 
     def ready(self) -> None:
         if self._was_connected:
@@ -91,7 +97,7 @@ class Publisher:
         self._was_connected = True
 
     def lost(self, reason: str) -> None:
-        self._amqp_channel = None
+        self._amqp_channel = self._default_exchange_channel = self._connection = None
 
     def _accept_blocked(self, reason: str | None) -> None:
         self._is_blocked = reason is not None
@@ -137,6 +143,11 @@ class Publisher:
             else:
                 self._counters.blocked += 1
                 return Outcome.BLOCKED
+        if not exchange:
+            try:
+                amqp_channel = self._for_default_exchange()
+            except (carehare.ChannelClosed, carehare.ConnectionClosed) as err:
+                raise BrokerUnavailable(str(err)) from err
         counters = self._counters
         counters.published += 1
         outcome = await amqp_channel.publish(
@@ -153,3 +164,14 @@ class Publisher:
         elif outcome is Outcome.RETURNED:
             counters.returned += 1
         return outcome
+
+    def _for_default_exchange(self) -> PublisherChannel:
+        amqp_channel = self._default_exchange_channel
+        if amqp_channel is None or amqp_channel.is_ended:
+            assert self._connection is not None, "there is one when there is its AMQP channel"
+            amqp_channel = self._connection.open_publisher(on_end=self._accept_refusal)
+            self._default_exchange_channel = amqp_channel
+        return amqp_channel
+
+    def _accept_refusal(self, exc: Exception) -> None:
+        logger.warning("publisher: RabbitMQ refused a message for version 4.x: %s", exc)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
 import ssl
 from collections.abc import Callable
@@ -16,15 +15,21 @@ from .protocol import FAREWELL_TIMEOUT, Protocol
 from .url import BrokerUrl
 
 
-@functools.lru_cache(maxsize=32)
-def _default_ssl_context(url: BrokerUrl) -> ssl.SSLContext:
-    """Return the TLS settings that an ``amqps://`` URL asks for. Cached: loading CAs takes long."""
+def _ssl_context_of(url: BrokerUrl) -> ssl.SSLContext:
+    """Return the TLS settings that an ``amqps://`` URL asks for.
+
+    Made for each connection, so that files which were renewed are read.
+    """
     for path in filter(None, (url.cacertfile, url.certfile, url.keyfile)):
         with open(path, "rb"):
             pass  # so that the error for a missing file names it, which ssl's doesn't
     context = ssl.create_default_context(cafile=url.cacertfile)
     if url.certfile is not None:
-        context.load_cert_chain(url.certfile, url.keyfile)
+        try:
+            context.load_cert_chain(url.certfile, url.keyfile)
+        except ssl.SSLError as err:
+            files = f"{url.certfile} and {url.keyfile or 'the key in it'}"
+            raise ssl.SSLError(f"no pair of a certificate and its key: {files} ({err})") from None
     if not url.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -89,7 +94,7 @@ class Connection(carehare.Connection):
 
     async def _connect_to(self, address: str, family: int) -> None:
         url = self._broker_url
-        context = (self._ssl_context or _default_ssl_context(url)) if url.tls else None
+        context = (self._ssl_context or _ssl_context_of(url)) if url.tls else None
         protocol: Protocol | None = None
 
         def make_protocol() -> Protocol:

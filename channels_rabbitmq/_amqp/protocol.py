@@ -100,6 +100,7 @@ class Protocol(carehare._protocol.Protocol):
         # Those of _channels that take bytes. (isinstance() for each frame would be an eighth of the
         # time that a delivery takes: carehare's Channel is a typing.Protocol.)
         self._bytes_channels: dict[int, BytesChannel] = {}
+        self._greeted = False  # RabbitMQ has sent something
         self._is_lost = False  # connection_lost() was called
         self._is_ending = False  # one side said goodbye, or broke the rules: nothing is read now
         self._abort_timer: asyncio.TimerHandle | None = None
@@ -130,6 +131,7 @@ class Protocol(carehare._protocol.Protocol):
         self._transport.resume()
 
     def data_received(self, data: bytes) -> None:
+        self._greeted = True
         if self._heartbeat is not None:
             self._heartbeat.received()
         if self._is_ending:
@@ -332,8 +334,20 @@ class Protocol(carehare._protocol.Protocol):
             )
         elif self._closing:
             reason = None  # we said goodbye
-        else:
+        elif self._greeted:
             reason = exc or carehare.ConnectionClosed("RabbitMQ ended the connection")
+        else:
+            # With TLS 1.3 a refused client certificate is told after our part of the handshake is
+            # over, and often the reset of the connection overtakes it.
+            hint = (
+                "it may want a client certificate which it trusts"
+                if self._url.tls
+                else "this may be its port for TLS (amqps://)"
+            )
+            told = f" ({exc})" if exc else ""
+            reason = carehare.ConnectionClosed(
+                f"RabbitMQ ended the connection before it greeted: {hint}{told}"
+            )
 
         channels, self._channels = self._channels, {}
         self._bytes_channels.clear()
