@@ -1,0 +1,915 @@
+"""The supervisor: it keeps one connection open for ever, and ends at once when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import carehare
+import pytest
+from amqp_peer import START, Client, ScriptedBroker, close_connection, delivery, scripted_broker
+from amqp_proxy import TO_BROKER, AmqpProxy
+from changes import Changes
+from conftest import Broker
+from fake_servers import closing_server, fake_server, silent_server
+from pamqp import commands
+
+from channels_rabbitmq import _supervisor
+from channels_rabbitmq._amqp import connection as connection_module
+from channels_rabbitmq._amqp import protocol as protocol_module
+from channels_rabbitmq._amqp.connection import Connection
+from channels_rabbitmq._settings import Settings
+from channels_rabbitmq._supervisor import State, Supervisor, back_off, describe
+from channels_rabbitmq.exceptions import BrokerUnavailable
+from private_broker import free_port
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Milliseconds between attempts, and for a farewell."""
+    monkeypatch.setattr(_supervisor, "_FIRST_DELAY", 0.001)
+    monkeypatch.setattr(_supervisor, "_LONGEST_DELAY", 0.004)
+    for module in (connection_module, protocol_module):
+        monkeypatch.setattr(module, "FAREWELL_TIMEOUT", 0.05)
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.DEBUG)
+    return caplog
+
+
+def soon(seconds: float = 10.0) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+async def nothing(connection: Connection) -> None:
+    pass
+
+
+async def hang(connection: Connection) -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+class FakeRole:
+    """Does on set-up what the test says, time after time; notes what it is told."""
+
+    name = "role"
+
+    def __init__(self, *set_ups: Callable[[Connection], Awaitable[None]]) -> None:
+        self._set_ups = iter(set_ups)
+        self.set_up_count = 0
+        self.events: list[str] = []  # "ready", or why it was lost
+        self.changes = Changes()
+
+    async def set_up(self, connection: Connection) -> None:
+        self.set_up_count += 1
+        self.changes.notify()
+        await next(self._set_ups, nothing)(connection)
+
+    def ready(self) -> None:
+        self._note("ready")
+
+    def lost(self, reason: str) -> None:
+        self._note(reason)
+
+    def _note(self, event: str) -> None:
+        self.events.append(event)
+        self.changes.notify()
+
+    async def until_events(self, count: int) -> list[str]:
+        await self.changes.until(lambda: len(self.events) >= count)
+        return self.events[:count]
+
+    async def until_ready(self, times: int = 1) -> None:
+        await self.changes.until(lambda: self.events.count("ready") >= times)
+
+    async def until_set_up(self, times: int = 1) -> None:
+        await self.changes.until(lambda: self.set_up_count >= times)
+
+
+def make(role: FakeRole, *urls: str, connect_timeout: float = 30) -> Supervisor:
+    settings = Settings.from_config({"host": list(urls), "connect_timeout": connect_timeout})
+    return Supervisor(role, settings, connection_name="test role")
+
+
+async def end(supervisor: Supervisor) -> None:
+    supervisor.stop()
+    await asyncio.wait_for(supervisor.wait_stopped(), 5)
+
+
+async def serve(client: Client) -> None:
+    await client.greet()
+    await client.answer()
+
+
+async def hear_nothing_more(client: Client) -> None:
+    """Open, and then deaf: no answer to a good-bye either."""
+    await client.greet()
+    await client.hear_end()
+
+
+def warnings(logged: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
+    return [record.getMessage() for record in logged.records if record.levelno >= level]
+
+
+# back_off
+
+
+def test_delays_double_up_to_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_supervisor.random, "uniform", lambda low, high: high)
+    delays = list(itertools.islice(back_off(), 10))
+    assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0, 10.0]
+
+
+def test_delays_have_jitter() -> None:
+    """So that a broker that restarts isn't met by all processes at once."""
+    longest = [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
+    many = [list(itertools.islice(back_off(), 9)) for _ in range(50)]
+    for delays in many:
+        for delay, limit in zip(delays, longest, strict=True):
+            assert limit / 2 <= delay <= limit
+    assert len({delays[-1] for delays in many}) > 25
+
+
+# describe
+
+
+@pytest.mark.parametrize(
+    ("exc", "text"),
+    [
+        (ConnectionRefusedError(111, "Connection refused"), "[Errno 111] Connection refused"),
+        (OSError("several\n  lines"), "several lines"),
+        (TimeoutError(), "timed out"),
+        (asyncio.TimeoutError(), "timed out"),
+        (TimeoutError(110, "Connection timed out"), "[Errno 110] Connection timed out"),
+        (ConnectionResetError(), "ConnectionResetError"),
+        (
+            carehare.ConnectionClosedByServer(403, "ACCESS_REFUSED - no"),
+            "RabbitMQ closed the connection: 403 ACCESS_REFUSED - no",
+        ),
+        (
+            carehare.ChannelClosedByServer(406, "PRECONDITION_FAILED - no"),
+            "RabbitMQ closed the channel: 406 PRECONDITION_FAILED - no",
+        ),
+        (carehare.ConnectionClosed(), "ConnectionClosed"),
+        (protocol_module.ProtocolError(501, "wrong end"), "wrong end"),
+        (ValueError("a bug"), "ValueError: a bug"),
+        (KeyError("k"), "KeyError: 'k'"),
+        (AssertionError(), "AssertionError"),
+        (asyncio.CancelledError(), "CancelledError"),
+    ],
+)
+def test_errors_in_one_line(exc: BaseException, text: str) -> None:
+    assert describe(exc) == text
+
+
+def test_refused_certificate_in_one_line() -> None:
+    exc = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] ... (_ssl.c:1006)")
+    exc.verify_message = "Hostname mismatch"
+    assert describe(exc) == "TLS certificate refused: Hostname mismatch"
+
+
+# Connecting
+
+
+async def test_nothing_happens_before_somebody_asks() -> None:
+    async with scripted_broker(serve) as broker:
+        supervisor = make(FakeRole(), broker.url)
+        await asyncio.sleep(0)  # lets run what shouldn't be there
+        assert supervisor.state is State.IDLE
+        assert supervisor.connection is None
+        assert broker.accepted == 0
+        await end(supervisor)
+
+
+async def test_all_who_wait_get_the_one_connection(logged: pytest.LogCaptureFixture) -> None:
+    async with scripted_broker(serve) as broker:
+        role = FakeRole()
+        supervisor = make(role, broker.url)
+        connections = await asyncio.gather(*(supervisor.wait_ready(soon()) for _ in range(5)))
+        assert {id(connection) for connection in connections} == {id(supervisor.connection)}
+        assert supervisor.state is State.READY
+        assert "connected" in repr(supervisor)
+        assert await supervisor.wait_ready(soon(-1)) is connections[0]
+        assert (broker.accepted, role.set_up_count, role.events) == (1, 1, ["ready"])
+        assert not warnings(logged)
+        await end(supervisor)
+        await broker.until_gone()
+    assert role.events == ["ready", "closed on this side"]
+
+
+async def test_cancelled_waiter_harms_no_other() -> None:
+    """In 4.x all callers awaited one future, and cancelling one cancelled all."""
+    released = asyncio.Event()
+
+    async def wait_for_release(connection: Connection) -> None:
+        await released.wait()
+
+    async with scripted_broker(serve) as broker:
+        role = FakeRole(wait_for_release)
+        supervisor = make(role, broker.url)
+        one, two = (asyncio.create_task(supervisor.wait_ready(soon())) for _ in range(2))
+        await role.until_set_up()
+        one.cancel()
+        released.set()
+        assert await two is supervisor.connection
+        assert one.cancelled()
+        await end(supervisor)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_urls_are_tried_one_after_the_other() -> None:
+    async with scripted_broker(serve) as broker:
+        dead = [f"amqp://127.0.0.1:{free_port()}" for _ in range(3)]
+        for _ in range(5):
+            role = FakeRole()
+            supervisor = make(role, *dead, broker.url)
+            await supervisor.wait_ready(soon())
+            await end(supervisor)
+            assert role.events[-2:] == ["ready", "closed on this side"]
+
+
+@pytest.mark.usefixtures("fast")
+async def test_reconnects_when_the_connection_is_lost(
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    async def leave(client: Client) -> None:
+        await client.greet()
+        client.say(close_connection(320, "CONNECTION_FORCED - bye"))
+        await client.hear_end()
+
+    scripts = iter([leave, leave])
+
+    async with scripted_broker(lambda client: next(scripts, serve)(client)) as broker:
+        role = FakeRole()
+        supervisor = make(role, broker.url)
+        supervisor.start()
+        await role.until_ready(3)
+        connection = await supervisor.wait_ready(soon())
+        assert connection.is_open
+        assert broker.open == 1
+        lost = "RabbitMQ closed the connection: 320 CONNECTION_FORCED - bye"
+        assert role.events == ["ready", lost, "ready", lost, "ready"]
+        assert [line.split(" to ")[0] for line in warnings(logged)] == [
+            "role: lost the connection"
+        ] * 2
+        assert all(lost in line for line in warnings(logged))
+        await end(supervisor)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_connection_that_is_given_up_is_closed_and_replaced(
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    async with scripted_broker(serve) as broker:
+        role = FakeRole()
+        supervisor = make(role, broker.url)
+        supervisor.give_up_connection("there is none")
+        first = await supervisor.wait_ready(soon())
+        supervisor.give_up_connection("it is deaf")
+        supervisor.give_up_connection("said twice")
+        second = await supervisor.wait_ready(soon())
+        assert second is not first
+        assert not first.is_open
+        assert role.events == ["ready", "it is deaf", "ready"]
+        assert warnings(logged) == [
+            f"role: lost the connection to amqp://guest@127.0.0.1:{broker.port}/%2F: it is deaf"
+        ]
+        await end(supervisor)
+
+
+# Set-up that fails
+
+
+EXPECTED = [
+    OSError("no"),
+    ConnectionResetError(104, "Connection reset by peer"),
+    ssl.SSLError(1, "no"),
+    carehare.ConnectionClosed("no"),
+    carehare.ConnectionClosedByServer(530, "NOT_ALLOWED"),
+    carehare.ConnectionClosedByHeartbeatMonitor("silent"),
+    carehare.ChannelClosed("no"),
+    carehare.ChannelClosedByServer(406, "PRECONDITION_FAILED"),
+    carehare.BadBytesFromServer("bad"),
+    TimeoutError(),
+    asyncio.TimeoutError(),
+]
+UNEXPECTED = [
+    ValueError("a bug"),
+    KeyError("a bug"),
+    RuntimeError("coroutine raised StopIteration"),
+    TypeError("a bug"),
+    AssertionError(),
+]
+
+
+def failing(exc: BaseException) -> Callable[[Connection], Awaitable[None]]:
+    async def set_up(connection: Connection) -> None:
+        raise exc
+
+    return set_up
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("exc", [*EXPECTED, *UNEXPECTED], ids=repr)
+async def test_failed_set_up_is_survived(exc: Exception, logged: pytest.LogCaptureFixture) -> None:
+    """Nothing is left of it: 4.x leaked a connection for each."""
+    async with scripted_broker(serve) as broker:
+        role = FakeRole(failing(exc), failing(exc))
+        supervisor = make(role, broker.url)
+        await supervisor.wait_ready(soon())
+        assert (broker.accepted, broker.open) == (3, 1)
+        assert role.events[2] == "ready"
+        assert role.events[0] == role.events[1] == supervisor.last_reason
+        tracebacks = [record for record in logged.records if record.exc_info]
+        assert len(tracebacks) == (2 if exc in UNEXPECTED else 0)
+        cannot = [line for line in warnings(logged) if "cannot connect" in line]
+        assert len(cannot) == 1
+        assert supervisor.last_reason in cannot[0]
+        await end(supervisor)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_set_up_that_is_cancelled_from_inside_is_survived() -> None:
+    """Somebody cancels a future that it awaits: that is no cancellation of the supervisor."""
+
+    async def await_a_cancelled_future(connection: Connection) -> None:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    async with scripted_broker(serve) as broker:
+        role = FakeRole(await_a_cancelled_future)
+        supervisor = make(role, broker.url)
+        await supervisor.wait_ready(soon())
+        assert broker.accepted == 2
+        await end(supervisor)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_set_up_that_hangs_is_given_up_with_its_connection() -> None:
+    """One time limit spans TCP, TLS, handshake and set-up."""
+    async with scripted_broker(serve) as broker:
+        role = FakeRole(hang)
+        supervisor = make(role, broker.url, connect_timeout=0.1)
+        await supervisor.wait_ready(soon())
+        assert role.events[0] == (
+            f"no answer from amqp://guest@127.0.0.1:{broker.port}/%2F within 0.1 s"
+        )
+        assert (broker.accepted, broker.open) == (2, 1)
+        await end(supervisor)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_url_may_set_the_time_limit() -> None:
+    async with scripted_broker(serve) as broker:
+        role = FakeRole(hang)
+        supervisor = make(role, f"{broker.url}?connection_timeout=50", connect_timeout=60)
+        await supervisor.wait_ready(soon())
+        assert role.events[0].endswith("within 0.05 s")
+        await end(supervisor)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_connection_lost_during_set_up_says_why() -> None:
+    """4.x died of it: ConnectionClosed from a pending call."""
+
+    async def refuse_the_declare(client: Client) -> None:
+        await client.greet()
+        await client.hear(commands.Queue.Declare)
+        client.say(close_connection(541, "INTERNAL_ERROR"))
+        await client.hear_end()
+
+    async def declare(connection: Connection) -> None:
+        await connection.open_topology().call(commands.Queue.Declare(queue="q"))
+
+    scripts = iter([refuse_the_declare])
+    async with scripted_broker(lambda client: next(scripts, serve)(client)) as broker:
+        role = FakeRole(declare)
+        supervisor = make(role, broker.url)
+        await supervisor.wait_ready(soon())
+        assert role.events[0] == "RabbitMQ closed the connection: 541 INTERNAL_ERROR"
+        await end(supervisor)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_bug_during_set_up_says_more_than_that_the_connection_closed(
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    def buggy(body: bytes, tag: int) -> None:
+        raise ZeroDivisionError("a bug")
+
+    async def consume(connection: Connection) -> None:
+        consumer = connection.open_consumer(on_delivery=buggy, on_end=lambda exc: None)
+        await consumer.consume("q", 1)
+
+    async def deliver(client: Client) -> None:
+        await client.greet()
+        await client.hear(commands.Channel.Open)
+        client.say(commands.Channel.OpenOk(), *delivery(1, b"x"), channel=1)
+        await client.answer()
+
+    scripts = iter([deliver])
+    async with scripted_broker(lambda client: next(scripts, serve)(client)) as broker:
+        role = FakeRole(consume)
+        supervisor = make(role, broker.url)
+        await supervisor.wait_ready(soon())
+        assert role.events[0] == "ZeroDivisionError: a bug"
+        await end(supervisor)
+    assert "in buggy" in logged.text
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("method", ["ready", "lost"])
+async def test_error_in_the_role_is_survived_and_logged(
+    method: str, logged: pytest.LogCaptureFixture
+) -> None:
+    class BuggyRole(FakeRole):
+        def _note(self, event: str) -> None:
+            super()._note(event)
+            if (event == "ready") == (method == "ready") and len(self.events) <= 2:
+                raise ZeroDivisionError("a bug")
+
+    async with scripted_broker(serve) as broker:
+        role = BuggyRole()
+        supervisor = make(role, broker.url)
+        await supervisor.wait_ready(soon())
+        supervisor.give_up_connection("for a test")
+        await role.until_ready(2)
+        await supervisor.wait_ready(soon())
+        assert broker.open <= 2
+        assert [record.levelname for record in logged.records if record.exc_info] == ["ERROR"]
+        await end(supervisor)
+        await broker.until_gone()
+
+
+@pytest.mark.usefixtures("fast")
+async def test_bug_that_ends_the_connection_is_logged_with_its_traceback(
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    def buggy(body: bytes, tag: int) -> None:
+        raise ZeroDivisionError("a bug")
+
+    async def consume(connection: Connection) -> None:
+        connection.open_consumer(on_delivery=buggy, on_end=lambda exc: None)
+
+    async def deliver(client: Client) -> None:
+        await client.greet()
+        await client.hear(commands.Channel.Open)
+        client.say(commands.Channel.OpenOk(), *delivery(1, b"private"), channel=1)
+        await client.answer()
+
+    async with scripted_broker(deliver) as broker:
+        role = FakeRole(consume)
+        supervisor = make(role, broker.url)
+        supervisor.start()
+        events = await role.until_events(2)
+        assert events == ["ready", "ZeroDivisionError: a bug"]
+        await end(supervisor)
+    assert [record.levelname for record in logged.records if record.exc_info] == ["ERROR"]
+    assert "in buggy" in logged.text
+    assert "private" not in logged.text
+
+
+# Back-off and log
+
+
+@pytest.fixture
+def delays(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """One list for each run of the back-off, with the number of each delay that was taken."""
+    runs: list[list[int]] = []
+
+    def fake_back_off() -> Iterator[float]:
+        run: list[int] = []
+        runs.append(run)
+        for number in itertools.count(1):
+            run.append(number)
+            yield 0.001
+
+    monkeypatch.setattr(_supervisor, "back_off", fake_back_off)
+    return runs
+
+
+async def test_success_resets_the_back_off(delays: list[list[int]]) -> None:
+    no = failing(OSError("no"))
+    async with scripted_broker(serve) as broker:
+        role = FakeRole(no, no, no, nothing, no, no, nothing)
+        supervisor = make(role, broker.url)
+        await supervisor.wait_ready(soon())
+        assert delays == [[1, 2, 3]]
+        supervisor.give_up_connection("for a test")
+        await role.until_ready(2)
+        assert delays == [[1, 2, 3], [1, 2, 3]]
+        await end(supervisor)
+
+
+async def test_delay_comes_after_a_loss_also_if_there_are_other_urls(
+    delays: list[list[int]],
+) -> None:
+    """Else a broker that throws everybody out would be met again at once."""
+    async with scripted_broker(serve) as broker:
+        role = FakeRole()
+        supervisor = make(role, *[broker.url] * 5)
+        for losses in range(4):
+            await supervisor.wait_ready(soon())
+            assert role.events.count("ready") == losses + 1
+            assert sum(map(len, delays)) == losses
+            supervisor.give_up_connection("for a test")
+        await end(supervisor)
+
+
+async def test_all_urls_are_tried_before_a_delay(delays: list[list[int]]) -> None:
+    async with closing_server() as one, closing_server() as two:
+        role = FakeRole()
+        supervisor = make(role, one.url, two.url)
+        supervisor.start()
+        await role.until_events(6)
+        await end(supervisor)
+    assert sum(map(len, delays)) in (2, 3)
+    assert abs(one.accepted - two.accepted) <= 1
+
+
+@pytest.mark.usefixtures("fast")
+async def test_same_reason_is_one_warning(logged: pytest.LogCaptureFixture) -> None:
+    """4.x wrote a traceback each second while the broker was down."""
+    role = FakeRole()
+    url = f"amqp://guest:guest@127.0.0.1:{free_port()}"
+    supervisor = make(role, url)
+    supervisor.start()
+    await role.until_events(8)
+    await end(supervisor)
+    (line,) = warnings(logged)
+    assert line.startswith("role: cannot connect to amqp://guest@127.0.0.1:")
+    assert "Connect call failed" in line
+    assert not [record for record in logged.records if record.exc_info]
+    infos = [line for line in warnings(logged, logging.INFO) if "reconnecting in" in line]
+    assert len(infos) >= 7
+
+
+@pytest.mark.usefixtures("fast")
+async def test_each_broker_of_a_cluster_is_warned_of_once(
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    role = FakeRole()
+    async with closing_server() as server:
+        supervisor = make(role, f"amqp://127.0.0.1:{free_port()}", server.url)
+        supervisor.start()
+        await role.until_events(12)
+        await end(supervisor)
+    lines = warnings(logged)
+    assert len(lines) == 2
+    assert sum("Connect call failed" in line for line in lines) == 1
+    assert sum("RabbitMQ ended the connection" in line for line in lines) == 1
+
+
+@pytest.mark.usefixtures("fast")
+async def test_another_reason_is_another_warning(logged: pytest.LogCaptureFixture) -> None:
+    reasons = ["one", "one", "two", "two", "one"]
+    async with scripted_broker(serve) as broker:
+        role = FakeRole(*(failing(OSError(reason)) for reason in reasons))
+        supervisor = make(role, broker.url)
+        await supervisor.wait_ready(soon())
+        await end(supervisor)
+    assert [line.rpartition(": ")[2] for line in warnings(logged)] == ["one", "two"]
+
+
+@pytest.mark.usefixtures("fast")
+async def test_reminder_of_the_same_reason(
+    logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_supervisor, "_REMINDER_INTERVAL", 0.0)
+    async with scripted_broker(serve) as broker:
+        role = FakeRole(*(failing(OSError("no")) for _ in range(3)))
+        supervisor = make(role, broker.url)
+        await supervisor.wait_ready(soon())
+        await end(supervisor)
+    assert len(warnings(logged)) == 3
+
+
+@pytest.mark.usefixtures("fast")
+async def test_no_password_and_no_traceback_in_the_log(
+    broker: Broker, logged: pytest.LogCaptureFixture
+) -> None:
+    """Whatever answers: nobody, a broker that refuses, one that says nothing, garbage, silence."""
+    real = urlsplit(broker.url)
+    garbage = b"\x01\0\0\0\0\0\x04abcdX"
+    async with (
+        silent_server() as silent,
+        closing_server() as closing,
+        fake_server(answer=b"HTTP/1.1 400 Bad Request\r\n\r\n") as http,
+        fake_server(answer=garbage) as damaged,
+    ):
+        ports = [silent.port, closing.port, http.port, damaged.port, free_port()]
+        urls = [f"amqp://someone:hush-hush@127.0.0.1:{port}" for port in ports]
+        urls.append(f"amqps://someone:hush-hush@127.0.0.1:{closing.port}?verify=verify_none")
+        urls.append(f"amqp://guest:hush-hush@{real.hostname}:{real.port}")
+        urls.append(f"amqp://someone:hush-hush@{real.hostname}:{real.port}/no-vhost")
+        role = FakeRole()
+        supervisor = make(role, *urls, connect_timeout=0.2)
+        with pytest.raises(BrokerUnavailable) as caught:
+            await supervisor.wait_ready(soon(0.1))
+        await role.until_events(2 * len(urls))
+        await end(supervisor)
+    assert "hush" not in logged.text + str(caught.value) + repr(supervisor)
+    assert "Traceback" not in logged.text
+    assert len(warnings(logged)) == len(urls)
+
+
+async def test_states_are_logged(logged: pytest.LogCaptureFixture) -> None:
+    async with scripted_broker(serve) as broker:
+        supervisor = make(FakeRole(), broker.url)
+        await supervisor.wait_ready(soon())
+        await end(supervisor)
+    assert [line for line in warnings(logged, logging.DEBUG) if "->" in line] == [
+        "role: not asked for yet -> connecting",
+        "role: connecting -> connected",
+        "role: connected -> closed",
+    ]
+
+
+# wait_ready
+
+
+@pytest.mark.usefixtures("fast")
+async def test_wait_ready_tells_the_last_reason(broker: Broker) -> None:
+    parts = urlsplit(broker.url)
+    supervisor = make(FakeRole(), f"amqp://guest:wrong@{parts.hostname}:{parts.port}")
+    waiting = asyncio.create_task(supervisor.wait_ready(soon(0.3)))
+    with pytest.raises(BrokerUnavailable, match="403 ACCESS_REFUSED") as caught:
+        await waiting
+    assert isinstance(caught.value, ConnectionError)
+    assert "wrong" not in str(caught.value)
+    # Those who come later are told at their deadline too, and it goes on trying.
+    with pytest.raises(BrokerUnavailable, match="403 ACCESS_REFUSED"):
+        await supervisor.wait_ready(soon(-1))
+    assert supervisor.state in (State.CONNECTING, State.WAITING)
+    await end(supervisor)
+
+
+async def test_wait_ready_while_the_first_attempt_goes_on() -> None:
+    async with silent_server() as server:
+        supervisor = make(FakeRole(), server.url)
+        with pytest.raises(BrokerUnavailable, match="still connecting"):
+            await supervisor.wait_ready(soon(0.01))
+        await end(supervisor)
+        await server.all_gone()
+
+
+@pytest.mark.usefixtures("fast")
+async def test_wait_ready_between_two_connections_waits_for_the_next() -> None:
+    released = asyncio.Event()
+
+    async def wait_for_release(connection: Connection) -> None:
+        await released.wait()
+
+    async with scripted_broker(serve) as broker:
+        role = FakeRole(nothing, wait_for_release)
+        supervisor = make(role, broker.url)
+        first = await supervisor.wait_ready(soon())
+        supervisor.give_up_connection("for a test")
+        await role.until_set_up(2)
+        with pytest.raises(BrokerUnavailable, match="for a test"):
+            await supervisor.wait_ready(soon(0.01))
+        waiting = asyncio.create_task(supervisor.wait_ready(soon()))
+        released.set()
+        assert await waiting is not first
+        await end(supervisor)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_wait_ready_does_not_return_a_connection_that_has_just_ended() -> None:
+    async with scripted_broker(serve) as broker:
+        supervisor = make(FakeRole(), broker.url)
+        first = await supervisor.wait_ready(soon())
+        first._protocol.abort()
+        await first.ended
+        assert supervisor.connection is first  # the supervisor hasn't noticed yet
+        assert await supervisor.wait_ready(soon()) is not first
+        await end(supervisor)
+
+
+# Ending at each stage
+
+
+async def greet_and_stop(client: Client) -> None:
+    client.say(START)
+    await client.hear(commands.Connection.StartOk)
+    await client.hear_end()
+
+
+# By name: what the server does meanwhile.
+STAGES: dict[str, Callable[[Client], Awaitable[None]]] = {
+    "idle": serve,
+    "just started": serve,
+    "server says nothing": Client.hear_end,
+    "handshake": greet_and_stop,
+    "set-up hangs": serve,
+    "set-up hangs, and the server is deaf": hear_nothing_more,
+    "connected": serve,
+    "connected, and the server is deaf": hear_nothing_more,
+    "back-off": serve,
+    "saying good-bye to a deaf server": hear_nothing_more,
+}
+stages = pytest.mark.parametrize("name", STAGES)
+
+
+class Stage:
+    """A supervisor that has come to some point of its life."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        set_up = nothing
+        if name.startswith("set-up"):
+            set_up = hang
+        elif name == "back-off":
+            set_up = failing(OSError("no"))  # type: ignore[assignment]  # the name is another one's
+        self.role = FakeRole(set_up)
+
+    def server(self) -> Any:
+        return scripted_broker(STAGES[self.name])
+
+    async def reach(self, broker: ScriptedBroker) -> Supervisor:
+        role = self.role
+        supervisor = make(role, broker.url, connect_timeout=60)
+        if self.name != "idle":
+            supervisor.start()
+        if self.name in ("server says nothing", "handshake"):
+            await broker.until_accepted()
+            await asyncio.sleep(0.01)  # for the client's next word, which nobody here hears
+        elif self.name.startswith("set-up"):
+            await role.until_set_up()
+        elif self.name.startswith("connected"):
+            await role.until_ready()
+        elif self.name == "back-off":
+            await role.until_events(1)
+            await broker.until_gone()
+            while supervisor.state is not State.WAITING:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0)
+        elif self.name == "saying good-bye to a deaf server":
+            await role.until_ready()
+            supervisor.give_up_connection("for a test")
+            await role.until_events(2)
+        return supervisor
+
+
+@pytest.fixture
+def quick_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Milliseconds for a deaf server; the delays between attempts stay long."""
+    monkeypatch.setattr(_supervisor, "_FIRST_DELAY", 60.0)
+    monkeypatch.setattr(_supervisor, "_LONGEST_DELAY", 60.0)
+    for module in (connection_module, protocol_module):
+        monkeypatch.setattr(module, "FAREWELL_TIMEOUT", 0.05)
+
+
+@stages
+@pytest.mark.usefixtures("quick_farewell")
+async def test_stop_at_each_stage_ends_all_at_once(name: str) -> None:
+    stage = Stage(name)
+    async with stage.server() as broker:
+        supervisor = await stage.reach(broker)
+        waiting = None
+        if supervisor.connection is None and name != "idle":
+            waiting = asyncio.create_task(supervisor.wait_ready(soon(60)))
+            await asyncio.sleep(0)  # lets it begin
+        supervisor.stop()
+        supervisor.stop()
+        await asyncio.wait_for(supervisor.wait_stopped(), 2)
+        assert supervisor.state is State.CLOSED
+        assert supervisor.connection is None
+        if waiting is not None:
+            with pytest.raises(BrokerUnavailable, match="closed"):
+                await waiting
+        if broker.accepted:
+            await broker.until_gone()
+        # It doesn't come back.
+        supervisor.start()
+        with pytest.raises(BrokerUnavailable, match="closed"):
+            await supervisor.wait_ready(soon())
+        assert broker.open == 0
+        await supervisor.wait_stopped()
+        assert stage.role.events.count("ready") <= 1
+
+
+@stages
+@pytest.mark.usefixtures("quick_farewell")
+def test_asyncio_run_ends_at_each_stage(name: str, logged: pytest.LogCaptureFixture) -> None:
+    """It cancels all tasks once and waits for them: who swallows that hangs it for ever."""
+    errors: list[dict[str, Any]] = []
+    ended_at = 0.0
+
+    async def main() -> None:
+        nonlocal ended_at
+        asyncio.get_running_loop().set_exception_handler(lambda loop, what: errors.append(what))
+        stage = Stage(name)
+        broker = stage.server()
+        supervisor = await stage.reach(await broker.__aenter__())
+        keep.append((broker, supervisor))
+        ended_at = time.monotonic()
+
+    keep: list[Any] = []
+    asyncio.run(main())
+    assert time.monotonic() - ended_at < 2
+    assert keep[0][1].state in (State.CLOSED, State.IDLE, State.CONNECTING)
+    assert not errors
+    assert not warnings(logged, logging.ERROR)
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("turns", range(40))
+async def test_stop_at_any_moment_of_connecting(turns: int) -> None:
+    """Also in the turn in which the handshake, or the set-up, has just succeeded."""
+    async with scripted_broker(serve) as broker:
+        supervisor = make(FakeRole(), broker.url)
+        supervisor.start()
+        for _ in range(turns):
+            await asyncio.sleep(0)  # lets connecting go on by a turn
+        supervisor.stop()
+        await asyncio.wait_for(supervisor.wait_stopped(), 2)
+        assert supervisor._task is not None
+        assert supervisor._task.cancelled()
+        if broker.accepted:
+            await broker.until_gone()
+
+
+@pytest.mark.usefixtures("fast")
+async def test_task_that_is_cancelled_by_others_ends_and_tells_those_who_wait() -> None:
+    """As at the end of asyncio.run, which doesn't call stop()."""
+    async with scripted_broker(serve) as broker:
+        supervisor = make(FakeRole(hang), broker.url)
+        waiting = asyncio.create_task(supervisor.wait_ready(soon(60)))
+        await broker.until_accepted()
+        assert supervisor._task is not None
+        supervisor._task.cancel()
+        with pytest.raises(BrokerUnavailable, match="closed"):
+            await waiting
+        assert supervisor.state is State.CLOSED
+        await broker.until_gone()
+
+
+@pytest.mark.usefixtures("fast")
+async def test_impatient_second_cancel_closes_the_socket_too() -> None:
+    async with scripted_broker(hear_nothing_more) as broker:
+        role = FakeRole()
+        supervisor = make(role, broker.url)
+        supervisor.start()
+        await role.until_ready()
+        supervisor.stop()
+        await role.until_events(2)  # it says good-bye now
+        supervisor.stop()
+        await asyncio.wait_for(supervisor.wait_stopped(), 2)
+        await broker.until_gone()
+
+
+# On a real broker
+
+
+@pytest.mark.usefixtures("fast")
+async def test_real_broker_is_met_again_after_each_cut(
+    broker: Broker, logged: pytest.LogCaptureFixture
+) -> None:
+    async def declare(connection: Connection) -> None:
+        topology = connection.open_topology()
+        await topology.call(commands.Queue.Declare(queue="", exclusive=True))
+
+    async with AmqpProxy(broker.url) as proxy:
+        role = FakeRole(*[declare] * 4)
+        supervisor = make(role, proxy.url)
+        for n in range(1, 4):
+            connection = await supervisor.wait_ready(soon())
+            assert role.events.count("ready") == n
+            assert len(proxy.links) == 1
+            proxy.cut(reset=n % 2 == 0)
+            await role.until_ready(n + 1)
+            assert not connection.is_open
+        assert len([line for line in warnings(logged) if "lost the connection" in line]) == 3
+        await end(supervisor)
+        assert proxy.count(TO_BROKER, commands.Connection.Close) == 1
+        await proxy.until(lambda: not proxy.links)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_real_refusal_of_the_set_up_is_survived(
+    broker: Broker, logged: pytest.LogCaptureFixture
+) -> None:
+    """The exchange exists with another type, say: 4.x opened a connection a second, for ever."""
+
+    async def declare_wrongly(connection: Connection) -> None:
+        await connection.open_topology().call(
+            commands.Exchange.Declare(exchange="amq.direct", exchange_type="topic")
+        )
+
+    async with AmqpProxy(broker.url) as proxy:
+        role = FakeRole(declare_wrongly, declare_wrongly, declare_wrongly)
+        supervisor = make(role, proxy.url)
+        await supervisor.wait_ready(soon())
+        assert (proxy.opened, len(proxy.links)) == (4, 1)
+        (line,) = warnings(logged)
+        assert "RabbitMQ closed the" in line
+        await end(supervisor)
