@@ -123,6 +123,14 @@ class LoopLayer:
         self._user_connection = UserConnection(
             settings, connection_name=self._connection_name(UserConnection.name)
         )
+        # One that has reached the broker saves the others the rest of their back-off.
+        self._supervisors = [
+            self._subscriber.supervisor,
+            self._publisher.supervisor,
+            self._user_connection.supervisor,
+        ]
+        for supervisor in self._supervisors:
+            supervisor.on_ready = self._hurry
         self._probe = Probe(
             self._subscriber.supervisor,
             send=self._send_probe,
@@ -136,6 +144,10 @@ class LoopLayer:
 
     def _connection_name(self, role: str) -> str:
         return f"channels_rabbitmq {role} {self.id} ({socket.gethostname()}, pid {os.getpid()})"
+
+    def _hurry(self) -> None:
+        for supervisor in self._supervisors:
+            supervisor.hurry()
 
     def _deadline(self) -> float:
         return self._loop.time() + self._settings.operation_timeout
@@ -314,5 +326,5 @@ class LoopLayer:
         if self._probe_task is not None:
             self._probe_task.cancel()
             await asyncio.wait([self._probe_task])
-        for role in (self._subscriber, self._publisher, self._user_connection):
-            await role.supervisor.wait_stopped()
+        for supervisor in self._supervisors:
+            await supervisor.wait_stopped()

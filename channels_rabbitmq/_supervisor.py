@@ -15,7 +15,7 @@ import random
 import re
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import carehare
@@ -100,10 +100,12 @@ class Supervisor:
         self._connection_name = connection_name
         self._task: asyncio.Task[None] | None = None
         self._waiters = Waiters()
+        self._pause = Waiters()  # the task itself, between two attempts
         # Ends with a reason when the role gives the present connection up.
         self._given_up: asyncio.Future[str] | None = None
         # By URL and reason: when that was last logged as a warning.
         self._warned_at: dict[tuple[BrokerUrl, str], float] = {}
+        self.on_ready: Callable[[], None] = lambda: None
         self.connection: Connection | None = None  # while READY
         self.state = State.IDLE
         self.last_reason = ""  # why there is no connection, or why the last one was lost
@@ -134,6 +136,10 @@ class Supervisor:
                     f"No connection to RabbitMQ in time: {self.last_reason or 'still connecting'}"
                 )
         return self.connection
+
+    def hurry(self) -> None:
+        """Somebody else has reached the broker: if this one waits to try again, it tries now."""
+        self._pause.wake()
 
     def give_up_connection(self, reason: str) -> None:
         """Close the present connection, if there is one, and reconnect."""
@@ -177,7 +183,7 @@ class Supervisor:
             delay = next(delays)
             self._set_state(State.WAITING)
             logger.info("%s: reconnecting in %.1f s: %s", self._role.name, delay, self.last_reason)
-            await asyncio.sleep(delay)
+            await self._pause.wait(asyncio.get_running_loop().time() + delay)
 
     async def _connect_and_serve(self, url: BrokerUrl) -> bool:
         """Make one attempt; return True, when the connection is lost, if there was one."""
@@ -198,6 +204,7 @@ class Supervisor:
             logger.info("%s: connected to %s", self._role.name, url)
             self._role.ready()
             self._waiters.wake()
+            self.on_ready()
             self.last_reason = await self._serve(connection, self._given_up)
         except asyncio.CancelledError:
             self.last_reason = "closed on this side"

@@ -13,6 +13,7 @@ from amqp_proxy import AmqpProxy
 from conftest import Broker
 from log_lines import log_lines
 
+from channels_rabbitmq import _supervisor
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from private_broker import free_port
 
@@ -78,3 +79,24 @@ async def test_each_address_of_a_name_is_tried_whatever_the_first_one_does(
             sick.close()
             for writer in accepted:
                 writer.close()
+
+
+async def test_the_connection_that_is_back_first_saves_the_other_its_back_off(
+    open_layer: OpenLayer, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with AmqpProxy(broker.url) as proxy:
+        layer = await open_layer(host=proxy.url)
+        channel = await layer.new_channel()
+        await layer.send(channel, MESSAGE)
+        assert await layer.receive(channel) == MESSAGE
+        # So long that nobody would be back by himself in this test.
+        monkeypatch.setattr(_supervisor, "_FIRST_DELAY", 300.0)
+        with log_lines() as lines:
+            proxy.cut()
+            for _ in range(2):
+                await lines.next("INFO .*: reconnecting in")
+            layer._loop_layer()._publisher.supervisor.hurry()
+            await lines.next("INFO publisher: connected")
+            await lines.next("INFO subscriber: connected")
+        await layer.send(channel, MESSAGE)
+        assert await layer.receive(channel) == MESSAGE

@@ -130,15 +130,23 @@ async def test_a_group_that_nobody_wants_any_more_is_unbound_after_its_linger(
 ) -> None:
     async with AmqpProxy(broker.url) as proxy:
         layer = await open_layer(host=proxy.url)
-        layer._loop_layer()._bindings._linger = 0.05
+        bindings = layer._loop_layer()._bindings
+        bindings._linger = 60.0
         channel = await layer.new_channel()
         await layer.group_add("g", channel)
         await layer.group_discard("g", channel)
         await layer.group_send("g", MESSAGE)  # lingering: arrives, and nobody wants it
-        await proxy.seen(TO_CLIENT, commands.Queue.UnbindOk)
         await layer.send(channel, {"n": 1})
         assert await layer.receive(channel) == {"n": 1}
         assert layer._loop_layer().counters.unwanted == 1
+        assert proxy.count(TO_BROKER, commands.Queue.Unbind) == 0
+        # The next one to go lingers for no time at all, and the first one's time is over as well.
+        bindings._lingering["g"] = 0.0
+        bindings._linger = 0.0
+        await layer.group_add("g2", channel)
+        await layer.group_discard("g2", channel)
+        await proxy.seen(TO_CLIENT, commands.Queue.UnbindOk, 2)
+        assert (bindings.bound, bindings.lingering) == (0, 0)
 
 
 async def test_after_a_reconnect_groups_wait_a_little_but_not_those_somebody_waits_for(
