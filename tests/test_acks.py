@@ -29,8 +29,16 @@ class Broker:
         self.acked += acked
 
 
-def test_contiguous_tags_are_one_ack() -> None:
+def batch_of(count: int) -> AckBatch:
+    """A batch after ``count`` deliveries."""
     batch = AckBatch()
+    for tag in range(1, count + 1):
+        batch.expect(tag)
+    return batch
+
+
+def test_contiguous_tags_are_one_ack() -> None:
+    batch = batch_of(5)
     for tag in (1, 2, 3):
         batch.add(tag)
     assert batch.take() == [(3, True)]
@@ -39,7 +47,7 @@ def test_contiguous_tags_are_one_ack() -> None:
 
 
 def test_tags_beyond_a_gap_are_acked_alone() -> None:
-    batch = AckBatch()
+    batch = batch_of(6)
     for tag in (1, 2, 4, 6):
         batch.add(tag)
     assert batch.take() == [(2, True), (4, False), (6, False)]
@@ -47,7 +55,7 @@ def test_tags_beyond_a_gap_are_acked_alone() -> None:
 
 def test_multiple_does_not_name_a_tag_that_was_acked_alone() -> None:
     """The broker would ack all up to it, and then close the AMQP channel."""
-    batch = AckBatch()
+    batch = batch_of(4)
     batch.add(2)
     assert batch.take() == [(2, False)]
     batch.add(1)
@@ -57,7 +65,7 @@ def test_multiple_does_not_name_a_tag_that_was_acked_alone() -> None:
 
 
 def test_add_tells_the_first_of_a_batch() -> None:
-    batch = AckBatch()
+    batch = batch_of(4)
     assert [batch.add(1), batch.add(2)] == [True, False]
     batch.take()
     assert [batch.add(3), batch.add(4)] == [True, False]
@@ -68,11 +76,12 @@ def test_nothing_collected_is_nothing_to_write() -> None:
 
 
 def test_nothing_is_remembered_of_what_is_done() -> None:
-    batch = AckBatch()
-    for tag in range(1000, 0, -1):
+    batch = batch_of(1001)
+    for tag in range(1001, 1, -1):  # the oldest stays outstanding all the time
         batch.add(tag)
         batch.take()
-    assert not batch._done
+    assert list(batch._outstanding) == [1]
+    assert not batch._collected
 
 
 # What happens next: "deliver", "write" the acks, or ack one of those that are held (by position).
@@ -98,6 +107,7 @@ def test_each_tag_is_told_once_and_multiple_names_only_what_is_outstanding(
     for step in steps:
         if step == "deliver":
             held.append(broker.deliver())
+            batch.expect(held[-1])
         elif step == "write":
             write()
         elif held:
@@ -113,7 +123,7 @@ def test_each_tag_is_told_once_and_multiple_names_only_what_is_outstanding(
 def test_any_order_in_any_batches(order: list[int], ends_of_batches: set[int]) -> None:
     broker, batch = Broker(), AckBatch()
     for _ in order:
-        broker.deliver()
+        batch.expect(broker.deliver())
     for position, tag in enumerate(order):
         batch.add(tag)
         if position in ends_of_batches:
@@ -131,5 +141,6 @@ def test_contiguous_batches_need_one_ack_each(sizes: list[int]) -> None:
     for size in sizes:
         for _ in range(size):
             tag += 1
+            batch.expect(tag)
             batch.add(tag)
         assert batch.take() == [(tag, True)]

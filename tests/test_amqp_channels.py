@@ -24,6 +24,7 @@ from pamqp.header import ContentHeader
 
 from channels_rabbitmq._amqp.amqp_channels import ConsumerChannel, Outcome, PublisherChannel
 from channels_rabbitmq._amqp.connection import Connection
+from channels_rabbitmq._amqp.frames import encode_ack
 from channels_rabbitmq._amqp.protocol import Protocol, ProtocolError
 from channels_rabbitmq._amqp.url import BrokerUrl
 
@@ -213,6 +214,10 @@ class Deliveries:
             lambda body, tag: self.got.append((body, tag)), self.ended.append
         )
 
+    def deliver(self, *tags: int) -> None:
+        for tag in tags:
+            self.peer.feed(*delivery(tag, b"body"), channel=1)
+
     async def acks(self) -> list[tuple[int, bool]]:
         await asyncio.sleep(0)  # lets the acks of this turn be written
         return [(frame.delivery_tag, frame.multiple) for _, frame in self.peer.taken()]
@@ -274,6 +279,8 @@ async def test_truncated_delivery_ends_the_connection(size: int) -> None:
 
 async def test_acks_of_a_turn_are_written_together() -> None:
     bench = Deliveries()
+    for tag in range(1, 6):
+        bench.peer.feed(*delivery(tag, b""), channel=1)
     for tag in (1, 2, 3, 5):
         bench.channel.ack(tag)
     writes = bench.peer.transport.writes
@@ -311,6 +318,7 @@ async def test_end_of_the_connection_is_not_the_consumers_end() -> None:
 async def test_acks_after_the_end_are_not_written(end: Any) -> None:
     """Neither those collected in the same turn: the number may be another channel's by now."""
     bench = Deliveries()
+    bench.deliver(1, 2)
     bench.channel.ack(1)
     bench.peer.feed(end, channel=1)
     bench.peer.taken()
@@ -321,6 +329,7 @@ async def test_acks_after_the_end_are_not_written(end: Any) -> None:
 
 async def test_acks_after_the_end_of_the_connection_do_nothing() -> None:
     bench = Deliveries()
+    bench.deliver(1, 2)
     bench.channel.ack(1)
     await bench.peer.lost()
     bench.channel.ack(2)
@@ -733,7 +742,8 @@ async def test_acks_in_any_order_do_not_upset_the_broker(
 async def test_wrong_ack_ends_the_consumer_and_no_other(connection: Connection, queue: str) -> None:
     consumer = RealConsumer(connection, queue)
     await consumer.start()
-    consumer.channel.ack(9999)
+    number = consumer.channel._amqp_channel_id
+    connection._protocol.write(encode_ack(number, 9999, False))
     exc = await consumer.ended.get()
     assert isinstance(exc, carehare.ChannelClosedByServer)
     assert exc.reply_code == 406

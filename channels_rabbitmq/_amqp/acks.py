@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 
 class AckBatch:
     """Collects delivery tags; tells how few acks say the same.
 
-    The *front* is the highest tag up to which everything is done. One ack with ``multiple`` moves
-    it; what is done beyond it is acked one by one.
+    One ack with ``multiple`` says it for all tags below the oldest one that is still outstanding;
+    what is done beyond that is acked one by one.
 
     RabbitMQ answers an ack for a tag that isn't outstanding by closing the AMQP channel, and with
     ``multiple`` it acks *everything* before it notices. So ``multiple`` always names a tag that
@@ -15,27 +17,27 @@ class AckBatch:
     """
 
     def __init__(self) -> None:
-        self._front = 0
-        self._done: set[int] = set()  # acked beyond the front
+        # Delivered and not yet collected, in order: no more than the prefetch count. (Not a dict:
+        # to take the first of one again and again is quadratic.)
+        self._outstanding: OrderedDict[int, None] = OrderedDict()
         self._collected: list[int] = []
+
+    def expect(self, tag: int) -> None:
+        """Note a delivery; tags grow."""
+        self._outstanding[tag] = None
 
     def add(self, tag: int) -> bool:
         """Collect one tag; return True if it is the first since ``take``."""
+        self._outstanding.pop(tag, None)
         self._collected.append(tag)
         return len(self._collected) == 1
 
     def take(self) -> list[tuple[int, bool]]:
         """Return (delivery tag, multiple) for each ack to write."""
         collected, self._collected = self._collected, []
-        done = self._done
-        done.update(collected)
-        front = self._front
-        while front + 1 in done:
-            front += 1
-            done.remove(front)
-        if front == self._front:
-            return [(tag, False) for tag in collected]
-        self._front = front
-        acks = [(max(tag for tag in collected if tag <= front), True)]
-        acks += [(tag, False) for tag in collected if tag > front]
+        oldest = next(iter(self._outstanding), None)
+        below = [tag for tag in collected if oldest is None or tag < oldest]
+        acks = [(max(below), True)] if below else []
+        if oldest is not None:
+            acks += [(tag, False) for tag in collected if tag > oldest]
         return acks

@@ -8,6 +8,7 @@ as long as the connection. (Those of carehare's public methods are in ``carehare
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import enum
 from collections import deque
 from collections.abc import Callable
@@ -161,6 +162,11 @@ class ConsumerChannel(CallChannel):
         self.call(pamqp.commands.Basic.Qos(prefetch_count=prefetch_count))
         return self.call(pamqp.commands.Basic.Consume(queue=queue, consumer_tag="channels"))
 
+    def mute(self) -> None:
+        """Hand out nothing more, and ack nothing: the connection is given up."""
+        self._on_delivery = lambda body, tag: None
+        self._ended = True
+
     def ack(self, delivery_tag: int) -> None:
         """Ack one message; does nothing once the AMQP channel has ended."""
         if self._acks.add(delivery_tag):
@@ -202,6 +208,7 @@ class ConsumerChannel(CallChannel):
         tag, self._tag, self._missing = self._tag, None, None
         self._body.clear()
         assert tag is not None
+        self._acks.expect(tag)
         self._on_delivery(body, tag)
 
     def accept_frame(self, frame: Any) -> None:
@@ -277,7 +284,7 @@ class PublisherChannel(CallChannel):
     @property
     def is_ended(self) -> bool:
         """Whether nothing can be published any more."""
-        return self._ended
+        return self._ended or not self._protocol.can_write
 
     @property
     def is_full(self) -> bool:
@@ -299,10 +306,7 @@ class PublisherChannel(CallChannel):
     def publish(
         self, body: bytes, *, exchange: str, routing_key: str, mandatory: bool, deadline: float
     ) -> asyncio.Future[Outcome]:
-        """Write a message. ``deadline`` (loop time): when an unanswered one counts as UNKNOWN.
-
-        Deadlines should not decrease from call to call: only the oldest message's is watched.
-        """
+        """Write a message. ``deadline`` (loop time): when an unanswered one counts as UNKNOWN."""
         future: asyncio.Future[Outcome] = self._loop.create_future()
         if self._ended:
             future.set_result(Outcome.UNKNOWN)
@@ -324,20 +328,27 @@ class PublisherChannel(CallChannel):
         # Only now: what could not be encoded is no message, and the broker doesn't count it.
         self._sequence_number = sequence_number
         self._unconfirmed[sequence_number] = _Unconfirmed(future, deadline)
-        if self._timer is None:
-            self._timer = self._loop.call_at(deadline, self._expire)
+        if self._timer is None or deadline < self._timer.when():
+            self._watch(deadline)
         return future
+
+    def _watch(self, deadline: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        # In a context of its own: the caller's would live as long as there is traffic.
+        self._timer = self._loop.call_at(deadline, self._expire, context=contextvars.Context())
 
     def _expire(self) -> None:
         self._timer = None
+        # All are looked at: a call that waited for the connection has less time left than those
+        # before it. That is about once in operation_timeout, since confirms leave the timer alone.
         now = self._loop.time()
-        while self._unconfirmed:
-            sequence_number, oldest = next(iter(self._unconfirmed.items()))
-            if oldest.deadline > now:
-                self._timer = self._loop.call_at(oldest.deadline, self._expire)
-                return
-            del self._unconfirmed[sequence_number]
-            resolve(oldest.future, Outcome.UNKNOWN)
+        for sequence_number, message in list(self._unconfirmed.items()):
+            if message.deadline <= now:
+                del self._unconfirmed[sequence_number]
+                resolve(message.future, Outcome.UNKNOWN)
+        if self._unconfirmed:
+            self._watch(min(message.deadline for message in self._unconfirmed.values()))
 
     def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> bool:
         if frame_type == frames.METHOD:
