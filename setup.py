@@ -56,6 +56,7 @@ setup(
             "pytest-timeout>=2.3",
             "ruff~=0.17.5",
             "uvicorn>=0.30",
+            "uvloop>=0.19",
             "websockets>=13",
         ],
     },

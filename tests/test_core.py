@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import random
 import re
@@ -14,6 +15,7 @@ from typing import Any
 
 import carehare
 import pytest
+import uvloop
 from channels.exceptions import (
     ChannelFull,
     InvalidChannelLayerError,
@@ -674,3 +676,58 @@ async def test_back_pressure_is_logged_with_the_worst_channel(open_layer: OpenLa
         for _ in range(4):
             await layer.send(channel, MESSAGE)
         assert f"{channel} (3" in await lines.next("all of local_capacity is in use")
+
+
+async def test_a_loop_whose_tasks_were_all_cancelled_leaves_nobody_waiting(
+    open_layer: OpenLayer,
+) -> None:
+    layer = await open_layer()
+    channel = await layer.new_channel()
+    await layer.send(channel, MESSAGE)
+    assert await receive(layer, channel) == MESSAGE
+    receiving = asyncio.create_task(layer.receive(channel))
+    await asyncio.sleep(0)  # lets it begin to wait
+    for task in asyncio.all_tasks() - {asyncio.current_task(), receiving}:
+        task.cancel()
+    with pytest.raises(StopConsumer):
+        await asyncio.wait_for(receiving, 10)
+    with pytest.raises(BrokerUnavailable, match="closed"):
+        await layer.send(channel, MESSAGE)
+
+
+async def test_the_first_callers_context_is_not_kept(open_layer: OpenLayer) -> None:
+    """What it holds (a request, a trace) would live as long as the connections."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
+    layer = await open_layer()
+    loop_layer = layer._loop_layer()
+    seen: list[str] = []
+    for supervisor in loop_layer._supervisors:
+        supervisor.on_ready = lambda: seen.append(variable.get())
+
+    async def serve() -> None:
+        variable.set("mine")
+        channel = await layer.new_channel()
+        await layer.send(channel, MESSAGE)
+        await layer.carehare_connection
+
+    await asyncio.create_task(serve())
+    assert seen == ["none"] * 3
+
+
+def test_on_uvloop(broker: Broker, groups_exchange: str) -> None:
+    async def use() -> None:
+        layer = RabbitmqChannelLayer(host=broker.url, groups_exchange=groups_exchange)
+        channel = await layer.new_channel()
+        await layer.group_add("g", channel)
+        for n in range(100):
+            await layer.send(channel, {"n": n})
+            await layer.group_send("g", {"body": b"x" * 10000})
+            assert await receive(layer, channel) == {"n": n}
+            assert await receive(layer, channel) == {"body": b"x" * 10000}
+        await layer.close()
+
+    loop = uvloop.new_event_loop()
+    try:
+        loop.run_until_complete(use())
+    finally:
+        loop.close()

@@ -26,14 +26,19 @@ def _ssl_context_of(url: BrokerUrl) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=url.cacertfile)
     if url.certfile is not None:
         try:
-            context.load_cert_chain(url.certfile, url.keyfile)
-        except ssl.SSLError as err:
+            # Without a way to ask, OpenSSL would ask for a passphrase on the terminal.
+            context.load_cert_chain(url.certfile, url.keyfile, password=_have_no_passphrase)
+        except (ssl.SSLError, OSError) as err:
             files = f"{url.certfile} and {url.keyfile or 'the key in it'}"
             raise ssl.SSLError(f"no pair of a certificate and its key: {files} ({err})") from None
     if not url.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _have_no_passphrase() -> str:
+    raise OSError("the key is encrypted, and there is no way to give its passphrase")
 
 
 class Connection(carehare.Connection):
@@ -87,6 +92,8 @@ class Connection(carehare.Connection):
                 if self.is_open:  # since this very moment: run_until() lets go of the result
                     self._protocol.abort()
                 raise
+            except carehare.ConnectionClosedByServer:
+                raise  # It refused, in words, and so will the others: login, virtual host.
             except Exception:
                 if untried == 1:
                     raise
@@ -132,7 +139,7 @@ class Connection(carehare.Connection):
         Takes a second at most: a broker that doesn't answer is left alone then. Raises nothing.
         Cancelling it closes the socket at once.
         """
-        if not self.is_open:
+        if not hasattr(self, "_protocol"):
             return
         protocol = self._protocol
         try:
@@ -143,8 +150,8 @@ class Connection(carehare.Connection):
 
     @property
     def is_open(self) -> bool:
-        """Whether messages can be written: connected, and not closed since."""
-        return hasattr(self, "_protocol") and not self._protocol.ended.done()
+        """Whether messages can be written: connected, and nobody has said goodbye since."""
+        return hasattr(self, "_protocol") and self._protocol.can_write
 
     @property
     def ended(self) -> asyncio.Future[Exception | None]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import platform
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import carehare
 import carehare._protocol
@@ -118,8 +118,8 @@ class Protocol(carehare._protocol.Protocol):
     # Bytes
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport: Any = CoalescingTransport(transport)
+        # A cast: uvloop's transports are like asyncio's, but not instances of them.
+        self._transport: Any = CoalescingTransport(cast("asyncio.Transport", transport))
         self.transport: CoalescingTransport = self._transport  # its type: carehare's is another
         self.write: Callable[[bytes], None] = self._transport.write
         self.write(pamqp.header.ProtocolHeader().marshal())
@@ -372,8 +372,13 @@ class Protocol(carehare._protocol.Protocol):
 
     # AMQP channels
 
+    @property
+    def can_write(self) -> bool:
+        """Whether nobody has said goodbye yet."""
+        return not (self._is_lost or self._is_ending or self._closing)
+
     def _refuse_if_ended(self) -> None:
-        if self._is_lost or self._is_ending or self._closing:
+        if not self.can_write:
             raise carehare.ConnectionClosed("The connection is closed")
 
     def add_channel(self, make: Callable[[int], _OwnChannel]) -> _OwnChannel:
