@@ -10,6 +10,7 @@ minute: messages to it get one try and are dropped, until one gets through.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass
 
 from ._amqp.amqp_channels import Outcome
@@ -38,13 +39,46 @@ class Address:
 
 
 class _Lane:
-    """Sends to one address while a returned message is being tried again."""
+    """Who sends to one address while a returned message is being tried again: one at a time."""
 
-    __slots__ = ("lock", "users")
+    __slots__ = ("_is_taken", "_queue", "users")
 
     def __init__(self) -> None:
-        self.lock = asyncio.Lock()  # first come, first served
         self.users = 0
+        self._is_taken = False
+        self._queue: deque[asyncio.Future[bool]] = deque()  # first come, first served
+
+    async def enter(self, deadline: float) -> bool:
+        """Wait for one's turn; False if it doesn't come by ``deadline`` (loop time)."""
+        if not self._is_taken:
+            self._is_taken = True
+            return True
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[bool] = loop.create_future()
+        timer = loop.call_at(deadline, _set, turn, False)
+        self._queue.append(turn)
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.result():
+                self.leave()
+            raise
+        finally:
+            timer.cancel()
+
+    def leave(self) -> None:
+        """Let the next one have his turn."""
+        while self._queue:
+            turn = self._queue.popleft()
+            if not turn.done():
+                turn.set_result(True)
+                return
+        self._is_taken = False
+
+
+def _set(future: asyncio.Future[bool], result: bool) -> None:
+    if not future.done():
+        future.set_result(result)
 
 
 class DirectSender:
@@ -70,8 +104,12 @@ class DirectSender:
             lane = self._lanes[address] = _Lane()
         lane.users += 1
         try:
-            async with lane.lock:
+            if not await lane.enter(deadline):
+                return Outcome.RETURNED
+            try:
                 return await self._try_again(address, body, deadline)
+            finally:
+                lane.leave()
         finally:
             lane.users -= 1
             if not lane.users:
@@ -93,8 +131,6 @@ class DirectSender:
         loop = asyncio.get_running_loop()
         retry_deadline = loop.time() + RETRY_TIMEOUT
         pause = _FIRST_PAUSE
-        if loop.time() >= deadline:
-            return Outcome.RETURNED  # all its time went by in the lane
         while True:
             outcome = await self._try(address, body, deadline)
             if outcome is not Outcome.RETURNED or self._is_unreachable(address):

@@ -15,6 +15,7 @@ as long as it lives, whatever becomes of its connections.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import os
 import re
@@ -34,7 +35,7 @@ from ._members import Members
 from ._probe import Probe
 from ._publisher import Publisher
 from ._reporter import Reporter
-from ._router import Router
+from ._router import TICK_INTERVAL, Router
 from ._settings import Settings
 from ._statistics import Counters
 from ._subscriber import Subscriber, direct_routing_key
@@ -131,11 +132,17 @@ class LoopLayer:
         ]
         for supervisor in self._supervisors:
             supervisor.on_ready = self._hurry
+        # Somebody may cancel all tasks and let the loop go on: nobody shall wait in vain then.
+        self._subscriber.supervisor.on_end = self._router.close
         self._probe = Probe(
             self._subscriber.supervisor,
             send=self._send_probe,
             is_full=lambda: self._router.in_use >= settings.local_capacity,
         )
+        # Whatever max_message_size is.
+        self._probe_body = MessageCodec(
+            max_message_size=1024, symmetric_encryption_keys=settings.symmetric_encryption_keys
+        ).encode_for_channel(self._prefix, {})
         self._probe_task: asyncio.Task[None] | None = None
         self._is_closed = False
 
@@ -256,8 +263,9 @@ class LoopLayer:
     def _start_subscriber(self) -> None:
         if self._probe_task is None and not self._is_closed:
             self._subscriber.supervisor.start()
-            self._probe_task = self._loop.create_task(
-                self._probe.run(), name="channels_rabbitmq probe"
+            # In a context of its own: the first caller's would live as long as the task.
+            self._probe_task = contextvars.Context().run(
+                self._loop.create_task, self._probe.run(), name="channels_rabbitmq probe"
             )
 
     def _accept_delivery(self, body: bytes, ack: Callable[[], None]) -> None:
@@ -275,9 +283,9 @@ class LoopLayer:
             if channel == self._prefix:  # our own probe
                 ack()
                 return
-            if not channel.startswith(self._prefix):
+            if len(channel) > _LONGEST_NAME or not channel.startswith(self._prefix):
                 self.counters.unwanted += 1
-                self._reporter.report("foreign", channel)
+                self._reporter.report("foreign", channel[:_LONGEST_NAME])
                 ack()
                 return
         self._router.deliver(envelope, ack)
@@ -288,14 +296,18 @@ class LoopLayer:
         self._tick_timer = None if at is None else self._loop.call_at(at, self._tick)
 
     def _tick(self) -> None:
-        self._schedule_tick(self._router.tick())
+        self._schedule_tick(self._loop.time() + TICK_INTERVAL)  # also if tick() should fail
+        at = self._router.tick()
+        assert self._tick_timer is not None
+        self._tick_timer.cancel()
+        self._schedule_tick(at)
         if self._router.in_use >= self._settings.local_capacity:
             for channel, messages in self._router.fullest_channels():
                 self._reporter.report_level("back-pressure", channel, messages)
 
     async def _send_probe(self) -> Outcome:
         return await self._publisher.publish(
-            self._codec.encode_for_channel(self._prefix, {}),
+            self._probe_body,
             exchange=self._settings.groups_exchange,
             routing_key=direct_routing_key(self.id),
             mandatory=True,
@@ -318,7 +330,6 @@ class LoopLayer:
         if self._tick_timer is not None:
             self._tick_timer.cancel()
             self._tick_timer = None
-        self._reporter.close()
         # All are told before anything is waited for: so a cancelled close() still ends all.
         self._subscriber.stop()
         self._publisher.supervisor.stop()
@@ -328,3 +339,5 @@ class LoopLayer:
             await asyncio.wait([self._probe_task])
         for supervisor in self._supervisors:
             await supervisor.wait_stopped()
+        await asyncio.sleep(0)  # lets the calls that end now say so
+        self._reporter.close()

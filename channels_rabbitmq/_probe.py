@@ -9,12 +9,15 @@ others' messages come, and reconnects if it doesn't arrive.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 from ._amqp.amqp_channels import Outcome
 from ._supervisor import Supervisor
 from ._waiting import Waiters
 from .exceptions import BrokerUnavailable
+
+logger = logging.getLogger(__name__)
 
 # Seconds of silence before a probe, and seconds it may take to arrive: noticed within 25 s.
 INTERVAL = 15.0
@@ -54,7 +57,10 @@ class Probe:
             await asyncio.sleep(self._heard_at + INTERVAL - self._loop.time())
             if self._loop.time() < self._heard_at + INTERVAL:
                 continue
-            await self._probe()
+            try:
+                await self._probe()
+            except Exception:
+                logger.exception("subscriber: unexpected error")
             self._heard_at = self._loop.time()
 
     async def _probe(self) -> None:

@@ -56,6 +56,7 @@ class Publisher:
         # For channels_rabbitmq 4.x, whose queues are on the default exchange: an AMQP channel of
         # its own, because one send without the permission for that exchange ends it.
         self._default_exchange_channel: PublisherChannel | None = None
+        self._refusal_logged = False  # once for a connection
         self._connection: Connection | None = None
         self._is_blocked = False
         self._blocked_at_set_up: asyncio.Future[None] | None = None
@@ -70,6 +71,7 @@ class Publisher:
         loop = asyncio.get_running_loop()
         self._is_blocked = False
         self._end_exc = None
+        self._refusal_logged = False
         blocked = self._blocked_at_set_up = loop.create_future()
         connection.on_blocked = self._accept_blocked
         amqp_channel = connection.open_publisher(on_end=self._accept_end)
@@ -86,7 +88,7 @@ class Publisher:
             deadline=loop.time() + self._settings.operation_timeout,
         )
         await asyncio.wait([probe, blocked], return_when=asyncio.FIRST_COMPLETED)
-        if probe.done() and probe.result() is not Outcome.CONFIRMED:
+        if amqp_channel.is_ended or (probe.done() and probe.result() is not Outcome.CONFIRMED):
             raise self._end_exc or carehare.ConnectionClosed("RabbitMQ took no message in time")
         self._amqp_channel = amqp_channel
         self._connection = connection
@@ -174,4 +176,6 @@ class Publisher:
         return amqp_channel
 
     def _accept_refusal(self, exc: Exception) -> None:
-        logger.warning("publisher: RabbitMQ refused a message for version 4.x: %s", exc)
+        if not self._refusal_logged:
+            self._refusal_logged = True
+            logger.warning("publisher: RabbitMQ refused a message for version 4.x: %s", exc)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections import Counter
 
@@ -11,6 +12,7 @@ INTERVAL = 5.0
 _FIRST_INTERVAL = 0.1
 # How many names a line shows.
 _SHOWN = 5
+_LONGEST_NAME = 100
 
 _SENTENCES = {
     "back-pressure": "all of local_capacity is in use by %d messages: receivers are too slow",
@@ -52,8 +54,10 @@ class Reporter:
         return self._counts.setdefault(reason, Counter())
 
     def _schedule(self, reason: str, delay: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._timers[reason] = loop.call_later(delay, self._flush, reason)
+        # In a context of its own: the caller's would live as long as there is something to report.
+        self._timers[reason] = asyncio.get_running_loop().call_later(
+            delay, self._flush, reason, context=contextvars.Context()
+        )
 
     def _flush(self, reason: str) -> None:
         self._timers.pop(reason, None)
@@ -64,7 +68,7 @@ class Reporter:
         self._schedule(reason, INTERVAL)
 
     def _log(self, reason: str, counts: Counter[str]) -> None:
-        worst = ", ".join(f"{name} ({n})" for name, n in counts.most_common(_SHOWN))
+        worst = ", ".join(f"{_plain(name)} ({n})" for name, n in counts.most_common(_SHOWN))
         more = f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else ""
         total = sum(counts.values())
         text = _SENTENCES[reason] % total
@@ -80,3 +84,9 @@ class Reporter:
         for reason, counts in self._counts.items():
             self._log(reason, counts)
         self._counts.clear()
+
+
+def _plain(name: str) -> str:
+    """Return a name as it is, or what it takes for one line if others chose it."""
+    shown = name[:_LONGEST_NAME]
+    return shown if shown.isascii() and shown.isprintable() else ascii(shown)

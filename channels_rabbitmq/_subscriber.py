@@ -22,6 +22,7 @@ confirms held up for 4.6 s). So the groups wait a little, except those which som
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +31,7 @@ from typing import Any
 import carehare
 import pamqp.commands
 
-from ._amqp.amqp_channels import TopologyChannel
+from ._amqp.amqp_channels import ConsumerChannel, TopologyChannel
 from ._amqp.connection import Connection
 from ._bindings import Bindings, Command
 from ._settings import Settings
@@ -61,7 +62,7 @@ class Subscriber:
 
     ``on_delivery(body, ack)`` is called for each message, in order; ``ack()`` may be called at any
     time, and does nothing once the connection that delivered it is gone. ``on_lost()`` is called
-    when a connection is gone that had been set up.
+    when nothing more comes from the connection that delivered until now.
     """
 
     name = "subscriber"
@@ -86,6 +87,7 @@ class Subscriber:
         self.queue = ""  # the present connection's, while there is one
         self._number = 0  # of the connection: each has a queue and an exchange of its own
         self._former_exchanges: list[str] = []  # that may exist still
+        self._consumer: ConsumerChannel | None = None
         self._topology: TopologyChannel | None = None
         # Whether groups nobody waits for are held back until the timer below goes off.
         self._is_holding_back = False
@@ -119,6 +121,7 @@ class Subscriber:
             ),
         ]
         # The first is the one that was in use; of attempts that failed the latest are enough.
+        self._consumer = consumer
         self._former_exchanges.append(exchange)
         del self._former_exchanges[1:-5]
         answers = [consumer.call(call) for call in calls]
@@ -150,6 +153,11 @@ class Subscriber:
 
     def lost(self, reason: str) -> None:
         self._cancel_timer()
+        if self._consumer is not None:
+            # It may go on for a second; what came then would count on the next connection.
+            self._consumer.mute()
+            self._consumer = None
+            self._on_lost()
         if self._topology is None:
             return
         self._topology = None
@@ -157,7 +165,6 @@ class Subscriber:
         self._bound_before = max(self._bound_before, self._bindings.bound)
         self._bindings.connection_lost()
         self._refusals.clear()
-        self._on_lost()
 
     def _accept_end(self, exc: Exception) -> None:
         self.supervisor.give_up_connection(str(exc))
@@ -172,6 +179,7 @@ class Subscriber:
     def release(self, group: str) -> None:
         """Have a group unbound, soon."""
         self._bindings.release(group)
+        self._refusals.pop(group, None)
         if group in self._waiters:
             self._waiters[group].wake()
         self._pump()
@@ -220,7 +228,10 @@ class Subscriber:
             answer.add_done_callback(partial(self._accept_answer, command))
         deadline = self._bindings.next_deadline()
         if self._timer is None and deadline is not None:
-            self._timer = self._loop.call_at(deadline, self._accept_timer)
+            # In a context of its own: the caller's would live as long as groups come and go.
+            self._timer = self._loop.call_at(
+                deadline, self._accept_timer, context=contextvars.Context()
+            )
 
     def _accept_answer(self, command: Command, answer: asyncio.Future[None]) -> None:
         exc = answer.exception()

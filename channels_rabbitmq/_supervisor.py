@@ -9,6 +9,7 @@ line and answered by another attempt; ``CancelledError`` closes the connection a
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import enum
 import logging
 import random
@@ -106,6 +107,7 @@ class Supervisor:
         # By URL and reason: when that was last logged as a warning.
         self._warned_at: dict[tuple[BrokerUrl, str], float] = {}
         self.on_ready: Callable[[], None] = lambda: None
+        self.on_end: Callable[[], None] = lambda: None  # the task has ended, by whomsoever
         self.connection: Connection | None = None  # while READY
         self.state = State.IDLE
         self.last_reason = ""  # why there is no connection, or why the last one was lost
@@ -117,8 +119,11 @@ class Supervisor:
         """Connect, if nobody asked for it before. Must be called on the loop that it serves."""
         if self._task is None and self.state is not State.CLOSED:
             self._set_state(State.CONNECTING)
-            self._task = asyncio.get_running_loop().create_task(
-                self._run(), name=f"channels_rabbitmq {self._role.name}"
+            # In a context of its own: the first caller's would live as long as the connection.
+            self._task = contextvars.Context().run(
+                asyncio.get_running_loop().create_task,
+                self._run(),
+                name=f"channels_rabbitmq {self._role.name}",
             )
 
     async def wait_ready(self, deadline: float) -> Connection:
@@ -170,20 +175,27 @@ class Supervisor:
         finally:
             self._set_state(State.CLOSED)
             self._waiters.wake()
+            self.on_end()
 
     async def _keep_connected(self) -> None:
+        loop = asyncio.get_running_loop()
         delays = back_off()
+        delay = 0.0
         while True:
             urls = list(self._settings.urls)
             random.shuffle(urls)
             for url in urls:
+                begun_at = loop.time()
                 if await self._connect_and_serve(url):
-                    delays = back_off()
+                    # A success resets, but not one that is over sooner than the last delay: what is
+                    # set up and refused again and again is no success.
+                    if loop.time() - begun_at > delay:
+                        delays = back_off()
                     break
             delay = next(delays)
             self._set_state(State.WAITING)
             logger.info("%s: reconnecting in %.1f s: %s", self._role.name, delay, self.last_reason)
-            await self._pause.wait(asyncio.get_running_loop().time() + delay)
+            await self._pause.wait(loop.time() + delay)
 
     async def _connect_and_serve(self, url: BrokerUrl) -> bool:
         """Make one attempt; return True, when the connection is lost, if there was one."""
@@ -198,6 +210,8 @@ class Supervisor:
         try:
             deadline = loop.time() + timeout
             await run_until(deadline, self._connect(connection, deadline))
+            if self._given_up.done():  # while it was set up, or in the turn since
+                raise carehare.ConnectionClosed(self._given_up.result())
             was_ready = True
             self.connection = connection
             self._set_state(State.READY)

@@ -125,6 +125,17 @@ def _has_commands(folder: Path) -> bool:
     )
 
 
+def _is_running(group: int) -> bool:
+    """Whether a thread of a process group isn't stopped. Linux only; elsewhere False."""
+    for stat in Path("/proc").glob("[0-9]*/task/[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            # PID (NAME) STATE PPID PGRP ...
+            fields = stat.read_text().rpartition(")")[2].split()
+            if fields[2] == str(group) and fields[0] not in "TtZX":
+                return True
+    return False
+
+
 def free_port() -> int:
     """A TCP port that is free on 127.0.0.1 now, below the ports of outgoing connections."""
     while True:
@@ -243,6 +254,10 @@ class PrivateBroker:
         """Holds the node: connections stay open, nothing answers. ``thaw()`` lets it go on."""
         assert self._server is not None, "not started"
         os.killpg(self._server.pid, signal.SIGSTOP)
+        # The signal takes effect a moment later, thread by thread.
+        deadline = time.monotonic() + _STOP_TIMEOUT
+        while _is_running(self._server.pid) and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     def thaw(self) -> None:
         assert self._server is not None, "not started"

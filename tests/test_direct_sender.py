@@ -162,3 +162,31 @@ async def test_a_cancelled_send_lets_those_behind_it_go_on(
     assert await third is Outcome.CONFIRMED
     assert publisher.taken == [b"third"]
     assert not sender._lanes
+
+
+async def test_who_waits_behind_others_does_so_until_his_own_deadline(
+    sender: DirectSender, publisher: FakePublisher
+) -> None:
+    publisher.reconnected_at = asyncio.get_running_loop().time()
+    first = asyncio.create_task(sender.send(ADDRESS, b"first", deadline()))
+    await publisher.wait_for_tries(ADDRESS, 2)
+    assert await sender.send(ADDRESS, b"second", deadline(0.01)) is Outcome.RETURNED
+    assert not first.done()
+    publisher.reachable.add("crq.a!")
+    assert await first is Outcome.CONFIRMED
+    assert publisher.taken == [b"first"]
+
+
+async def test_who_is_cancelled_on_his_turn_lets_the_next_one_have_it(
+    sender: DirectSender, publisher: FakePublisher
+) -> None:
+    publisher.reconnected_at = asyncio.get_running_loop().time()
+    sending = [asyncio.create_task(sender.send(ADDRESS, b"0", deadline()))]
+    await publisher.wait_for_tries(ADDRESS, 2)
+    sending += [asyncio.create_task(sender.send(ADDRESS, b"%d" % n, deadline())) for n in (1, 2)]
+    await publisher.wait_for_tries(ADDRESS, 6)
+    publisher.reachable.add("crq.a!")
+    await sending[0]
+    sending[1].cancel()  # woken, and not yet running
+    assert await sending[2] is Outcome.CONFIRMED
+    assert not sender._lanes

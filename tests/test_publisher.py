@@ -189,3 +189,48 @@ async def test_who_waits_for_room_is_let_through_in_turn_when_the_broker_reads_a
         received = [(await layer.receive(channel))["n"] for _ in range(51)]
         assert received == [-1, *range(40), *range(50, 60)]
         await asyncio.wait(sending)
+
+
+async def test_an_amqp_channel_that_ends_as_the_set_up_does_is_another_attempt(
+    open_layer: OpenLayer, broker: Broker
+) -> None:
+    """It ended between two turns of the loop, and publish() never let the loop have another."""
+    async with AmqpProxy(broker.url) as proxy:
+        close = commands.Channel.Close(403, "ACCESS_REFUSED", 60, 40)
+        proxy.rule(TO_CLIENT, commands.Basic.Ack, lambda frame: [frame, close], times=1)
+        proxy.rule(
+            TO_CLIENT,
+            commands.Basic.Ack,
+            lambda frame: [commands.Connection.Blocked("low on tests"), close],
+            times=1,
+        )
+        layer = await open_layer(host=proxy.url)
+        await asyncio.wait_for(layer.group_send("g", MESSAGE), 10)
+        assert proxy.opened == 3
+
+
+async def test_a_call_that_waited_for_the_connection_has_only_the_rest_of_its_time(
+    open_layer: OpenLayer, broker: Broker
+) -> None:
+    async with AmqpProxy(broker.url) as proxy:
+        released = proxy.hold(TO_CLIENT, commands.Connection.Tune)
+        layer = await open_layer(host=proxy.url, operation_timeout=1.5)
+        loop = asyncio.get_running_loop()
+        begun_at = loop.time()
+        sending = asyncio.create_task(layer.group_send("g", MESSAGE))
+        await proxy.seen(TO_CLIENT, commands.Connection.Tune)
+        await asyncio.sleep(1)  # of its 1.5 s
+        acks = proxy.count(TO_CLIENT, commands.Basic.Ack)
+        seen = 0
+
+        def keep_the_second(frame: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            return frame if seen == 1 else None  # the first is the probe's
+
+        proxy.rule(TO_CLIENT, commands.Basic.Ack, keep_the_second)
+        released.set()
+        await sending
+        assert layer._loop_layer().counters.unknown == 1
+        assert acks == 0
+        assert loop.time() - begun_at < 2.4  # 1.5 s, and not 1 + 1.5 s

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import carehare
+import msgpack
 import pamqp.commands
 import pytest
 from amqp_proxy import TO_CLIENT, AmqpProxy
@@ -247,6 +248,23 @@ async def test_foreign_bodies_are_counted_logged_and_forgotten(
     assert await layer.receive(channel) == MESSAGE
     assert layer._loop_layer().counters.malformed == 6
     assert "6 messages dropped: not in this layer's format" in await lines.next("WARNING")
+
+
+async def test_names_that_others_chose_forge_no_log_line(
+    open_layer: OpenLayer, groups_exchange: str, lines: LogLines
+) -> None:
+    layer = await open_layer()
+    channel = await layer.new_channel()
+    await layer.group_add("g", channel)
+    connection = await layer.carehare_connection
+    own = channel.partition("!")[0]
+    for name in ("other!\nERROR:root:forged" + "x" * 3000, own + "!\n" + "y" * 3000):
+        body = msgpack.packb({"__asgi_channel__": name})
+        await connection.publish(body, exchange_name=groups_exchange, routing_key="g")
+    line = await lines.next("2 messages dropped: for channels of another process")
+    assert len(line) < 600
+    assert "\n" not in line
+    assert layer._loop_layer()._router.waiting_messages == 0
 
 
 async def test_corrupt_bytes_from_the_broker(

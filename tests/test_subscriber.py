@@ -231,3 +231,22 @@ async def test_a_dead_queue_that_lingers_has_no_say_in_what_the_new_one_takes(
             assert await receiver.receive(channel) == {"n": n}
         assert former in proxy.links
         released.set()
+
+
+async def test_a_former_connections_deliveries_do_not_count_on_the_next(
+    open_layer: OpenLayer, broker: Broker, groups_exchange: str
+) -> None:
+    async with AmqpProxy(broker.url) as proxy:
+        layer = await open_layer(host=proxy.url)
+        channel = await layer.new_channel()
+        await layer.group_add("g", channel)
+        sender = await open_layer()
+        # The goodbye is held up, so the broker goes on delivering for a moment.
+        released = proxy.hold(TO_BROKER, commands.Connection.Close, name="subscriber")
+        layer._loop_layer()._subscriber.supervisor.give_up_connection("for a test")
+        await asyncio.sleep(0)  # lets it do so
+        await sender.group_send("g", MESSAGE)
+        await proxy.seen(TO_CLIENT, commands.Basic.Deliver)
+        await connected(layer)
+        assert layer._loop_layer()._router.in_use == 0
+        released.set()

@@ -491,7 +491,7 @@ def delays(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
         runs.append(run)
         for number in itertools.count(1):
             run.append(number)
-            yield 0.001
+            yield 0.0
 
     monkeypatch.setattr(_supervisor, "back_off", fake_back_off)
     return runs
@@ -507,6 +507,53 @@ async def test_success_resets_the_back_off(delays: list[list[int]]) -> None:
         supervisor.give_up_connection("for a test")
         await role.until_ready(2)
         assert delays == [[1, 2, 3], [1, 2, 3]]
+        await end(supervisor)
+
+
+async def test_success_that_is_soon_over_does_not_reset_the_back_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else what is set up and refused again and again would be tried ten times a second."""
+    taken: list[int] = []
+
+    def long_delays() -> Iterator[float]:
+        for number in itertools.count(1):
+            taken.append(number)
+            yield 60.0
+
+    monkeypatch.setattr(_supervisor, "back_off", long_delays)
+    async with scripted_broker(serve) as broker:
+        role = FakeRole()
+        supervisor = make(role, broker.url)
+        for losses in range(4):
+            await supervisor.wait_ready(soon())
+            assert len(taken) == losses
+            supervisor.give_up_connection("for a test")
+            while supervisor.state is not State.WAITING:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0)
+            supervisor.hurry()
+        # The first connection resets it (nothing was waited for before it), to where it was.
+        assert taken == [1, 2, 3, 4]
+        await end(supervisor)
+
+
+async def test_hurry_ends_the_wait_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_supervisor, "_FIRST_DELAY", 60.0)
+    async with scripted_broker(serve) as broker:
+        role = FakeRole(failing(OSError("no")), nothing)
+        supervisor = make(role, broker.url)
+        supervisor.hurry()
+        waiting = asyncio.create_task(supervisor.wait_ready(soon()))
+        await role.until_events(1)
+        supervisor.hurry()  # it closes the connection of the first attempt now
+        while supervisor.state is not State.WAITING:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        supervisor.hurry()
+        connection = await waiting
+        supervisor.hurry()
+        assert await supervisor.wait_ready(soon()) is connection
+        assert broker.accepted == 2
         await end(supervisor)
 
 
