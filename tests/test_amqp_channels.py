@@ -327,6 +327,18 @@ async def test_acks_after_the_end_are_not_written(end: Any) -> None:
     assert await bench.acks() == []
 
 
+async def test_muted_consumer_hands_out_and_acks_nothing_more() -> None:
+    """Its connection is given up, and the messages go to the next one's queue, or nowhere."""
+    bench = Deliveries()
+    bench.deliver(1)
+    bench.channel.ack(1)
+    bench.channel.mute()
+    bench.deliver(2)
+    assert bench.got == [(b"body", 1)]
+    assert await bench.acks() == []
+    assert not bench.ended
+
+
 async def test_acks_after_the_end_of_the_connection_do_nothing() -> None:
     bench = Deliveries()
     bench.deliver(1, 2)
@@ -475,6 +487,19 @@ async def test_late_multiple_confirm_settles_the_rest() -> None:
     assert outcomes(early + later) == [UNKNOWN] * 3 + [None] * 2
     bench.feed(commands.Basic.Nack(5, multiple=True))
     assert outcomes(later) == [REFUSED] * 2
+
+
+async def test_deadlines_in_any_order() -> None:
+    """A call that waited for the connection has less time left than those before it."""
+    bench = Publications()
+    now = asyncio.get_running_loop().time()
+    deadlines = [now + 60, now + 0.01, now + 0.005, now + 60, now + 0.005]
+    futures = [bench.publish(1, deadline=deadline)[0] for deadline in deadlines]
+    await asyncio.wait([futures[1]], timeout=5)
+    assert outcomes(futures) == [None, UNKNOWN, UNKNOWN, None, UNKNOWN]
+    bench.feed(commands.Basic.Ack(4, multiple=True))
+    assert outcomes(futures) == [CONFIRMED, UNKNOWN, UNKNOWN, CONFIRMED, UNKNOWN]
+    await bench.peer.lost()
 
 
 async def test_deadline_in_the_past() -> None:
