@@ -60,7 +60,7 @@ class Probe:
             try:
                 await self._probe()
             except Exception:
-                logger.exception("subscriber: unexpected error")
+                logger.exception("%s: unexpected error", "probe")
             self._heard_at = self._loop.time()
 
     async def _probe(self) -> None:
