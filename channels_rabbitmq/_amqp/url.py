@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 
 DEFAULT_HEARTBEAT = 20
+# Characters: what pamqp lets pass.
+_LONGEST_VIRTUAL_HOST = 127
 """Seconds; RabbitMQ's own 60 would notice a half-open connection after minutes."""
 
 _DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
@@ -211,8 +213,10 @@ def _parse_virtual_host(path: str) -> str:
             "(the virtual host / itself is written /%2F or left out)"
         )
     virtual_host = _decode(raw_virtual_host, "virtual host")
-    if len(virtual_host.encode()) > 255:
-        raise ValueError("the URL's virtual host is longer than 255 bytes")
+    if len(virtual_host) > _LONGEST_VIRTUAL_HOST or len(virtual_host.encode()) > 255:
+        raise ValueError(
+            f"the URL's virtual host is longer than {_LONGEST_VIRTUAL_HOST} characters or 255 bytes"
+        )
     return virtual_host
 
 
