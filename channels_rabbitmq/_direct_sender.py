@@ -14,6 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from ._amqp.amqp_channels import Outcome
+from ._amqp.futures import resolve
 from ._publisher import Publisher
 
 # Seconds for which a returned message is tried again; for the first seconds after a reconnect of
@@ -55,7 +56,7 @@ class _Lane:
             return True
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[bool] = loop.create_future()
-        timer = loop.call_at(deadline, _set, turn, False)
+        timer = loop.call_at(deadline, resolve, turn, False)
         self._queue.append(turn)
         try:
             return await turn
@@ -74,11 +75,6 @@ class _Lane:
                 turn.set_result(True)
                 return
         self._is_taken = False
-
-
-def _set(future: asyncio.Future[bool], result: bool) -> None:
-    if not future.done():
-        future.set_result(result)
 
 
 class DirectSender:
