@@ -387,7 +387,8 @@ async def test_demo_serves_two_addresses_and_ends_without_a_trace(
     ):
         for page_socket in (one, other):
             await hear(page_socket, lambda message: len(message.get("people", ())) == 2)
-        queues = queues_on(broker)
+        # On a busy machine rabbitmqctl has been seen to list nothing at all, once.
+        queues = queues_on(broker) or queues_on(broker)
         assert len(queues) >= 2 or broker.private is None
         servers = demo.servers()
         assert len(servers) == 2
