@@ -1,0 +1,85 @@
+"""A bare AMQP client: what RabbitMQ and one Python process each way can do."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from .raw_amqp import RawConnection
+
+TITLE = "raw AMQP client"
+REQUIREMENTS = None  # Python's standard library is enough.
+PACKAGES = ()
+SERVER = "rabbitmq"
+
+_head = struct.Struct(">QQ")  # the sender and its message's number
+
+
+class RawLayer:
+    """Of a channel layer only what the scenarios for it use: one channel, and no groups.
+
+    A message is {"sender": int, "n": int, "data": bytes}; on the wire these three in a row.
+    """
+
+    def __init__(self, connection: RawConnection, capacity: int) -> None:
+        self.connection = connection
+        self._capacity = capacity
+        self._starts: dict[str, bytes] = {}
+        self._bodies: deque[bytes] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def new_channel(self) -> str:
+        return await self.consume(self._accept)
+
+    async def consume(self, on_body: Callable[[bytes], None]) -> str:
+        """A new channel whose messages go to a callback."""
+        name = f"raw.{secrets.token_hex(8)}"
+        await self.connection.declare_queue(
+            name,
+            {
+                "x-queue-type": "classic",
+                "x-max-length": self._capacity,
+                "x-overflow": "reject-publish",
+                "x-message-ttl": 60_000,
+            },
+        )
+        await self.connection.consume(name, self._capacity, on_body)
+        return name
+
+    async def send(self, channel: str, message: dict[str, Any]) -> None:
+        start = self._starts.get(channel)
+        if start is None:
+            start = self._starts[channel] = self.connection.publish_start("", channel)
+        body = _head.pack(message["sender"], message["n"]) + message["data"]
+        await self.connection.publish(start, body)
+
+    async def receive(self, channel: str) -> dict[str, Any]:
+        """For one caller at a time."""
+        while not self._bodies:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return decode(self._bodies.popleft())
+
+    def _accept(self, body: bytes) -> None:
+        self._bodies.append(body)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def decode(body: bytes) -> dict[str, Any]:
+    sender, n = _head.unpack_from(body)
+    return {"sender": sender, "n": n, "data": body[_head.size :]}
+
+
+async def open_layer(url: str, capacity: int) -> RawLayer:
+    connection = await RawConnection.connect(url)
+    await connection.confirm_select()
+    return RawLayer(connection, capacity)
+
+
+async def close_layer(layer: RawLayer) -> None:
+    layer.connection.close()

@@ -1,0 +1,20 @@
+"""channels_redis, its second layer: Redis' publish and subscribe. It has no capacity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TITLE = "channels_redis pubsub"
+REQUIREMENTS = ("channels_redis", "hiredis")
+PACKAGES = ("channels_redis", "redis", "hiredis", "msgpack", "channels", "asgiref")
+SERVER = "redis"
+
+
+async def open_layer(url: str, capacity: int) -> Any:
+    from channels_redis.pubsub import RedisPubSubChannelLayer
+
+    return RedisPubSubChannelLayer(hosts=[url])
+
+
+async def close_layer(layer: Any) -> None:
+    await layer.flush()

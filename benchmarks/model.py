@@ -1,0 +1,66 @@
+"""The words of the suite: what a scenario is, and what one run of it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stage import Stage
+
+# What can be measured, with the names of the modules in layers/
+OURS = "ours"
+OLD = "rabbitmq_4"
+REDIS_CORE = "redis_core"
+REDIS_PUBSUB = "redis_pubsub"
+RAW = "raw"
+# In the order of all tables and charts; also the order of the runs
+LAYERS = (OURS, OLD, REDIS_CORE, REDIS_PUBSUB, RAW)
+CHANNEL_LAYERS = (OURS, OLD, REDIS_CORE, REDIS_PUBSUB)
+
+# What went wrong in a run, short of ending it: {"lost": (3, ""), "RuntimeError": (955, "its text")}
+Problems = dict[str, tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that a run gives, and a column of its table."""
+
+    key: str
+    heading: str  # with its unit
+    digits: int = 0  # behind the decimal point
+    # Set for the metrics that layers are compared by.
+    more_is_better: bool | None = None
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Something to be measured on several layers, each run in processes of its own.
+
+    ``run`` does it once and returns a value for each metric it could take. It raises ``Failed`` if
+    the layer can't do it at all.
+    """
+
+    name: str
+    title: str
+    metrics: tuple[Metric, ...]  # the first is the one in the chart
+    layers: tuple[str, ...]
+    run: Callable[[Stage], Awaitable[dict[str, float]]]
+    time_limit: float = 60.0  # seconds for one run; then its processes are killed
+
+
+class Failed(Exception):
+    """The layer did not do what the scenario asks for; the text says what happened instead."""
+
+
+@dataclass
+class Sample:
+    """One run of a scenario on one layer."""
+
+    scenario: str
+    layer: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    problems: Problems = field(default_factory=dict)
+    failure: str = ""  # why there are no metrics
+    seconds: float = 0.0  # that the run took, with starting and stopping its processes

@@ -1,0 +1,39 @@
+"""What goes wrong without ending a run: counted by kind, with the first text of each kind."""
+
+from __future__ import annotations
+
+import asyncio
+
+LOST = "lost"
+DUPLICATED = "duplicated"
+DAMAGED = "damaged"
+REFUSED = "refused (ChannelFull)"
+TIMED_OUT = "timed out"
+
+_LONGEST_TEXT = 100
+
+
+class Tally:
+    """Counts problems in one process."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, tuple[int, str]] = {}
+
+    def note(self, kind: str, times: int = 1, text: str = "") -> None:
+        if times:
+            before, first_text = self.counts.get(kind, (0, text))
+            self.counts[kind] = (before + times, first_text)
+
+    def note_exc(self, exc: BaseException) -> None:
+        kind, text = describe(exc)
+        self.note(kind, text=text)
+
+
+def describe(exc: BaseException) -> tuple[str, str]:
+    """The kind of an exception, and its text."""
+    name = type(exc).__name__
+    if name == "ChannelFull":
+        return REFUSED, ""
+    if isinstance(exc, (TimeoutError, asyncio.TimeoutError)):
+        return TIMED_OUT, ""
+    return name, " ".join(str(exc).split())[:_LONGEST_TEXT]

@@ -1,0 +1,40 @@
+"""Writes what was measured: ``results.json`` with every run, ``results.rst``, and the charts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from charts import bar_chart
+from figures import summarize
+from model import Sample, Scenario
+from tables import document
+
+
+def write(
+    folder: Path,
+    scenarios: Sequence[Scenario],
+    samples: Sequence[Sample],
+    titles: Mapping[str, str],
+    facts: Sequence[tuple[str, str]],
+) -> str:
+    """Replaces what is there; returns the text of ``results.rst``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.svg"):
+        old.unlink()
+    cells = summarize(samples)
+    charts = {scenario.name: bar_chart(scenario, cells, titles) for scenario in scenarios}
+    for name, chart in charts.items():
+        if chart is not None:
+            (folder / f"{name}.svg").write_text(chart, encoding="utf-8")
+    text = document(
+        scenarios, cells, titles, facts, charts=[name for name, chart in charts.items() if chart]
+    )
+    (folder / "results.rst").write_text(text, encoding="utf-8")
+    record = {"facts": dict(facts), "samples": [dataclasses.asdict(each) for each in samples]}
+    (folder / "results.json").write_text(
+        json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    return text

@@ -1,0 +1,206 @@
+"""Measures this project's channel layer beside others, on servers of its own.
+
+The layers are installed into environments of their own at the first run. A full run takes up to 25
+minutes, --quick below five: once each instead of three times, and shorter. Results of a full run go
+to benchmarks/results, others to benchmarks/results/partial. What is measured and how to read
+it is in benchmarks/README.rst.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import datetime
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+_HERE = Path(__file__).resolve().parent
+sys.path.append(str(_HERE.parent / "scripts"))
+
+import interrupts  # noqa: E402 - its folder is on the path only now; the same below
+import machine  # noqa: E402
+import peers  # noqa: E402
+import results_folder  # noqa: E402
+from brokers import NoBroker, get_broker  # noqa: E402
+from environment import ROOT, EnvironmentFailed  # noqa: E402
+from layers.raw_amqp import RawConnection  # noqa: E402
+from model import LAYERS, RAW, Sample, Scenario  # noqa: E402
+from redis_server import NoRedis, PrivateRedis, find_command  # noqa: E402
+from stage import Server  # noqa: E402
+from suite import SCENARIOS, plan, run_all  # noqa: E402
+
+from private_broker import BrokerFailed  # noqa: E402
+
+_ROUNDS = 3
+_RESULTS = _HERE / "results"
+
+
+def main() -> int:
+    options = _parse_options()
+    interrupts.let_signals_interrupt()
+    try:
+        with contextlib.ExitStack() as stack:
+            return _run(options, stack)
+    except KeyboardInterrupt:
+        print("\nInterrupted; no results were written.", flush=True)
+        return 130
+    except (EnvironmentFailed, NoBroker, BrokerFailed) as exc:
+        print(exc, file=sys.stderr)
+        return 1
+
+
+def _parse_options() -> argparse.Namespace:
+    names = [scenario.name for scenario in SCENARIOS]
+    parser = argparse.ArgumentParser(
+        prog="scripts/benchmark",
+        description=__doc__,
+        epilog=f"scenarios: {', '.join(names)}; layers: {', '.join(LAYERS)}",
+    )
+    parser.add_argument("--quick", action="store_true", help="each run once, and shorter")
+    parser.add_argument(
+        "--scenario", nargs="+", metavar="NAME", help="only these (a name's beginning is enough)"
+    )
+    parser.add_argument("--layers", nargs="+", metavar="NAME", choices=LAYERS, help="only these")
+    parser.add_argument("--rounds", type=int, metavar="N", help="how often each is run")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the results go")
+    options = parser.parse_args()
+    for wanted in options.scenario or ():
+        if not any(name.startswith(wanted) for name in names):
+            parser.error(f"no scenario {wanted}; there are {', '.join(names)}")
+    return options
+
+
+def _run(options: argparse.Namespace, stack: contextlib.ExitStack) -> int:
+    is_full = not (options.quick or options.scenario or options.layers)
+    scenarios = [
+        scenario
+        for scenario in SCENARIOS
+        if not options.scenario or any(map(scenario.name.startswith, options.scenario))
+    ]
+    layers = [layer for layer in LAYERS if layer in (options.layers or LAYERS)]
+    rounds = options.rounds or (1 if options.quick else _ROUNDS)
+
+    servers, skipped = _start_servers(layers, stack)
+    pythons = {}
+    for layer in servers:
+        try:
+            pythons[layer] = peers.prepare(layer)
+        except peers.PeerFailed as exc:
+            print(f"{peers.adapter(layer).TITLE} is skipped: {exc}", file=sys.stderr)
+            skipped.append((peers.adapter(layer).TITLE, "could not be installed"))
+    # The raw client also observes in scenarios of others.
+    pythons[RAW] = pythons.get(RAW) or peers.prepare(RAW)
+    runs = list(plan(scenarios, [layer for layer in layers if layer in pythons], rounds))
+    facts = _facts(servers, pythons, options.quick, skipped)
+    for name, text in facts:
+        print(f"{name}: {text}", flush=True)
+
+    progress = _Progress(runs)
+    samples = asyncio.run(
+        run_all(runs, servers, pythons, quick=options.quick, report=progress.report)
+    )
+    folder = options.output or (_RESULTS if is_full else _RESULTS / "partial")
+    titles = {layer: peers.adapter(layer).TITLE for layer in LAYERS}
+    print(f"\n{results_folder.write(folder, scenarios, samples, titles, facts)}")
+    print(f"Written to {os.path.relpath(folder)}.", flush=True)
+    return 0
+
+
+def _start_servers(
+    layers: Sequence[str], stack: contextlib.ExitStack
+) -> tuple[dict[str, Server], list[tuple[str, str]]]:
+    """A server for each layer that can have one, and which layers are skipped and why."""
+    by_kind = {}
+    skipped = []
+    kinds = {peers.adapter(layer).SERVER for layer in layers}
+    if "rabbitmq" in kinds:
+        broker = stack.enter_context(get_broker())
+        print(f"RabbitMQ: {broker.description}", flush=True)
+        by_kind["rabbitmq"] = _rabbitmq(broker.url)
+    if "redis" in kinds:
+        try:
+            redis = stack.enter_context(PrivateRedis(find_command()))
+        except NoRedis as exc:
+            print(f"The layers on Redis are skipped: {exc}.", flush=True)
+            skipped.append(("channels_redis", str(exc)))
+        else:
+            by_kind["redis"] = Server(redis.url, "127.0.0.1", redis.port, f"Redis {redis.version}")
+    servers = {}
+    for layer in layers:
+        kind = peers.adapter(layer).SERVER
+        if kind in by_kind:
+            servers[layer] = by_kind[kind]
+    return servers, skipped
+
+
+def _rabbitmq(url: str) -> Server:
+    async def ask_version() -> str:
+        connection = await asyncio.wait_for(RawConnection.connect(url), 20)
+        connection.close()
+        return connection.server_version
+
+    parts = urlsplit(url)
+    version = asyncio.run(ask_version()) if parts.scheme == "amqp" else "(TLS)"
+    port = parts.port or (5672 if parts.scheme == "amqp" else 5671)
+    return Server(url, parts.hostname or "127.0.0.1", port, f"RabbitMQ {version}")
+
+
+def _facts(
+    servers: dict[str, Server],
+    pythons: dict[str, Path],
+    quick: bool,
+    skipped: Sequence[tuple[str, str]],
+) -> list[tuple[str, str]]:
+    facts = [
+        ("Date", f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC"),
+        ("Commit", machine.commit(ROOT)),
+        ("Machine", machine.describe()),
+        ("Load at the start", f"{os.getloadavg()[0]:.1f}"),
+        ("Servers", ", ".join(dict.fromkeys(each.description for each in servers.values()))),
+    ]
+    if quick:
+        facts.append(("Mode", "--quick: one short run each; good for orders of magnitude only"))
+    for layer in LAYERS:
+        if layer in pythons and layer in servers and peers.adapter(layer).PACKAGES:
+            versions = peers.versions(layer, pythons[layer])
+            text = ", ".join(f"{name} {version}" for name, version in versions.items())
+            facts.append((peers.adapter(layer).TITLE, text))
+    facts += [(title, f"skipped: {reason}") for title, reason in skipped]
+    return facts
+
+
+class _Progress:
+    """A line for each run."""
+
+    def __init__(self, runs: Sequence[tuple[Scenario, str]]) -> None:
+        self._metrics = {scenario.name: scenario.metrics[0] for scenario, _ in runs}
+        self._total = len(runs)
+        self._start = time.monotonic()
+
+    def report(self, number: int, sample: Sample) -> None:
+        gone = time.monotonic() - self._start
+        left = gone / number * (self._total - number)
+        metric = self._metrics[sample.scenario]
+        if sample.failure:
+            outcome = "fails: " + " ".join(sample.failure.split())[:100]
+        else:
+            outcome = f"{sample.metrics[metric.key]:,.{metric.digits}f} {metric.heading}"
+            outcome += "".join(f"; {n:,} × {kind}" for kind, (n, _) in sample.problems.items())
+        print(
+            f"[{number:3}/{self._total}, {_clock(gone)}, about {_clock(left)} left] "
+            f"{sample.scenario:20} {sample.layer:13} {outcome} ({sample.seconds:.0f} s)",
+            flush=True,
+        )
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

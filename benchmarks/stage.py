@@ -1,0 +1,135 @@
+"""What a scenario works with: processes to start, the server, and what both use of the CPU."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import usage
+from figures import add_problems
+from model import RAW, Failed, Problems
+from workers import WorkerHandle
+
+# The capacity of all layers, wherever it can be set: what is measured is speed, not limits.
+CAPACITY = 20_000
+
+# A server is at rest when it uses less of one core than this share for so many seconds.
+_REST_SHARE = 0.08
+_REST_SECONDS = 0.25
+_LONGEST_WAIT = 20.0
+
+
+class Server:
+    """The RabbitMQ or the Redis that a layer uses."""
+
+    def __init__(self, url: str, host: str, port: int, description: str) -> None:
+        self.url = url
+        self.host = host
+        self.port = port
+        self.description = description
+        is_local = host in ("127.0.0.1", "localhost", "::1")
+        self._pid = usage.find_listener(port) if is_local else None
+
+    def cpu_seconds(self) -> float | None:
+        """``None`` where it can't be seen: a server elsewhere or in a container."""
+        return usage.cpu_seconds(self._pid) if self._pid is not None else None
+
+    async def rest(self) -> None:
+        """Waits until the server has done what earlier runs left to it (bindings to delete)."""
+        deadline = asyncio.get_running_loop().time() + _LONGEST_WAIT
+        before = self.cpu_seconds()
+        if before is None:
+            await asyncio.sleep(2)
+            return
+        while asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(_REST_SECONDS)
+            used = self.cpu_seconds() or 0.0
+            if used - before < _REST_SHARE * _REST_SECONDS:
+                return
+            before = used
+
+
+class CpuTimes:
+    """Seconds used within a ``Stage.cpu_times`` block, by role and for the "server"."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def per(self, count: float) -> dict[str, float]:
+        """Microseconds for each of ``count`` things, by "<role>_us"."""
+        return {f"{role}_us": used / count * 1e6 for role, used in self.seconds.items() if count}
+
+
+class Stage:
+    """One run of a scenario on one layer."""
+
+    def __init__(
+        self, layer: str, server: Server, pythons: Mapping[str, Path], *, quick: bool
+    ) -> None:
+        self.layer = layer
+        self.server = server
+        self.has_rabbitmq = importlib.import_module(f"layers.{layer}").SERVER == "rabbitmq"
+        self.quick = quick
+        self._pythons = pythons
+        self._workers: list[WorkerHandle] = []
+
+    @property
+    def is_raw(self) -> bool:
+        return self.layer == RAW
+
+    async def start(
+        self, role: str, *, url: str | None = None, layer: str | None = None
+    ) -> WorkerHandle:
+        """A fresh process that plays ``role`` ("module.Class" in scenarios/)."""
+        layer = layer or self.layer
+        worker = await WorkerHandle.start(
+            self._pythons[layer], layer, role, url or self.server.url, CAPACITY
+        )
+        self._workers.append(worker)
+        await worker.ready()
+        return worker
+
+    @contextlib.asynccontextmanager
+    async def cpu_times(self, **workers: WorkerHandle) -> AsyncIterator[CpuTimes]:
+        """CPU time used within the block: ``async with stage.cpu_times(sender=worker) as cpu``."""
+        cpu = CpuTimes()
+        before = await self._cpu_seconds(workers)
+        yield cpu
+        after = await self._cpu_seconds(workers)
+        cpu.seconds = {role: after[role] - before[role] for role in before}
+
+    async def _cpu_seconds(self, workers: Mapping[str, WorkerHandle]) -> dict[str, float]:
+        seconds = {role: await worker.call("cpu_seconds") for role, worker in workers.items()}
+        server = self.server.cpu_seconds()
+        if server is not None:
+            seconds["server"] = server
+        return seconds
+
+    async def problems(self) -> Problems:
+        """What all processes have counted."""
+        total: Problems = {}
+        for worker in self._workers:
+            counted = await worker.call("problems")
+            add_problems(total, {kind: (times, text) for kind, (times, text) in counted.items()})
+        return total
+
+    async def fail_on_problems(self) -> None:
+        """For scenarios whose figures mean nothing unless all went well."""
+        problems = await self.problems()
+        if problems:
+            raise Failed(
+                "; ".join(
+                    f"{times:,} x {kind}" + f" ({text})" * bool(text)
+                    for kind, (times, text) in problems.items()
+                )
+            )
+
+    async def close(self) -> None:
+        await asyncio.gather(*(worker.stop() for worker in self._workers))
+
+    async def kill(self) -> None:
+        for worker in self._workers:
+            await worker.kill()
