@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from asyncio import get_running_loop
 from collections.abc import Awaitable, Generator
 from typing import Any
 
@@ -61,7 +62,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
 
     def _loop_layer(self) -> LoopLayer:
         """Return the part of this layer that belongs to the running event loop."""
-        loop = asyncio.get_running_loop()
+        loop = get_running_loop()
         loop_layer = self._loop_layers.get(loop)
         if loop_layer is None:
             with self._lock:
@@ -96,9 +97,16 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         Raises ``StopConsumer`` once the layer is closed, and ``ValueError`` for a channel of
         another process. A lost connection is no error: it waits for the next one.
         """
-        require_channel_name(channel)
-        _require_specific(channel)
-        return await self._loop_layer().receive(channel)
+        # As _loop_layer() does, without the call: this is the path of each message.
+        loop_layer = self._loop_layers.get(get_running_loop()) or self._loop_layer()
+        message = loop_layer.receive_nowait(channel)
+        if message is not None:
+            return message
+        if not loop_layer.knows(channel):
+            require_channel_name(channel)
+            _require_specific(channel)
+            loop_layer.prepare_to_receive(channel)
+        return await loop_layer.wait(channel)
 
     async def new_channel(self, prefix: str = "specific.") -> str:
         """Return the name of a new channel, that this event loop receives from.
