@@ -8,6 +8,7 @@ import importlib
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+import problems
 import usage
 from figures import add_problems
 from model import RAW, Failed, Problems
@@ -20,6 +21,8 @@ CAPACITY = 20_000
 _REST_SHARE = 0.08
 _REST_SECONDS = 0.25
 _LONGEST_WAIT = 20.0
+# Of the processes whose CPU time counts as the server's
+_PROGRAMS = ("beam.smp", "redis-server", "valkey-server")
 
 
 class Server:
@@ -31,7 +34,7 @@ class Server:
         self.port = port
         self.description = description
         is_local = host in ("127.0.0.1", "localhost", "::1")
-        self._pid = usage.find_listener(port) if is_local else None
+        self._pid = usage.find_listener(port, _PROGRAMS) if is_local else None
 
     def cpu_seconds(self) -> float | None:
         """``None`` where it can't be seen: a server elsewhere or in a container."""
@@ -109,7 +112,7 @@ class Stage:
         return seconds
 
     async def problems(self) -> Problems:
-        """What all processes have counted."""
+        """What all processes have counted until now."""
         total: Problems = {}
         for worker in self._workers:
             counted = await worker.call("problems")
@@ -118,17 +121,19 @@ class Stage:
 
     async def fail_on_problems(self) -> None:
         """For scenarios whose figures mean nothing unless all went well."""
-        problems = await self.problems()
-        if problems:
+        counted = await self.problems()
+        if counted:
             raise Failed(
                 "; ".join(
-                    f"{times:,} x {kind}" + f" ({text})" * bool(text)
-                    for kind, (times, text) in problems.items()
+                    f"{times:,} × {kind}" + f" ({text})" * bool(text)
+                    for kind, (times, text) in counted.items()
                 )
             )
 
-    async def close(self) -> None:
-        await asyncio.gather(*(worker.stop() for worker in self._workers))
+    async def close(self) -> Problems:
+        """Has all processes close their layers; counts those that couldn't."""
+        closed = await asyncio.gather(*(worker.stop() for worker in self._workers))
+        return {problems.NOT_CLOSED: (closed.count(False), "")} if False in closed else {}
 
     async def kill(self) -> None:
         for worker in self._workers:

@@ -15,6 +15,7 @@ TITLE = "raw AMQP client"
 REQUIREMENTS = None  # Python's standard library is enough.
 PACKAGES = ()
 SERVER = "rabbitmq"
+NEEDS_LOOP = True  # It connects when it is made.
 
 _head = struct.Struct(">QQ")  # the sender and its message's number
 
@@ -75,7 +76,7 @@ def decode(body: bytes) -> dict[str, Any]:
     return {"sender": sender, "n": n, "data": body[_head.size :]}
 
 
-async def open_layer(url: str, capacity: int) -> RawLayer:
+async def make_layer(url: str, capacity: int) -> RawLayer:
     connection = await RawConnection.connect(url)
     await connection.confirm_select()
     return RawLayer(connection, capacity)

@@ -28,7 +28,8 @@ _ack = struct.Struct(">BHIHHQB")
 
 _START, _TUNE, _OPEN_OK, _CLOSE, _CLOSE_OK = (10, 10), (10, 30), (10, 41), (10, 50), (10, 51)
 _CHANNEL_OPEN_OK, _CHANNEL_CLOSE = (20, 11), (20, 40)
-_EXCHANGE_OK, _DECLARE_OK, _BIND_OK, _DELETE_OK = (40, 11), (50, 11), (50, 21), (50, 41)
+_EXCHANGE_OK, _EXCHANGE_DELETED = (40, 11), (40, 21)
+_DECLARE_OK, _BIND_OK, _DELETE_OK = (50, 11), (50, 21), (50, 41)
 _QOS_OK, _CONSUME_OK, _DELIVER = (60, 11), (60, 21), (60, 60)
 _ACK, _NACK, _SELECT_OK = (60, 80), (60, 120), (85, 11)
 
@@ -98,6 +99,10 @@ class RawConnection(asyncio.Protocol):
         await self._call(
             (40, 10), b"\0\0" + _short(name) + _short("direct") + bytes(5), _EXCHANGE_OK
         )
+
+    async def delete_exchange(self, name: str) -> None:
+        """No error if there is none."""
+        await self._call((40, 20), b"\0\0" + _short(name) + b"\0", _EXCHANGE_DELETED)
 
     async def delete_queue(self, name: str) -> None:
         await self._call((50, 40), b"\0\0" + _short(name) + b"\0", _DELETE_OK)
@@ -182,6 +187,7 @@ class RawConnection(asyncio.Protocol):
         for future in (self.opened, *(call[1] for call in self._calls), *self._confirms.values()):
             if not future.done():
                 future.set_exception(error)
+                future.exception()  # asyncio shall not complain if nobody waits for it
 
     def data_received(self, data: bytes) -> None:
         if self._rest:
