@@ -527,6 +527,18 @@ def test_redis_leaves_nothing_behind() -> None:
         socket.create_connection(("127.0.0.1", redis.port), timeout=5)
 
 
+# The manual
+
+
+def test_readme_renders_and_names_every_layer_and_scenario() -> None:
+    text = (ROOT / "benchmarks" / "README.rst").read_text(encoding="utf-8")
+    literals = {node.astext() for node in parse(text).findall(docutils.nodes.literal)}
+    assert set(LAYERS) <= literals
+    assert {scenario.name for scenario in SCENARIOS} <= literals
+    modules = {path.stem for path in (ROOT / "benchmarks" / "layers").glob("[!_]*.py")}
+    assert modules == {*LAYERS, "raw_amqp"}
+
+
 # The command
 
 
