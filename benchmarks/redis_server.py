@@ -105,6 +105,12 @@ class PrivateRedis:
                 self.version = fields[2].partition("\r")[0]
             time.sleep(0.05)
 
+    def clear(self) -> None:
+        """Takes everything out of it."""
+        answer = self.ask("FLUSHALL")
+        if not answer.startswith("+OK"):
+            raise NoRedis(f"redis-server: {answer.strip()}")
+
     def ask(self, command: str) -> str:
         """What the server answers to one command, as Redis' protocol has it."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:

@@ -149,7 +149,9 @@ def _start_servers(
             print(f"The layers on Redis are skipped: {exc}.", flush=True)
             skipped.append(("channels_redis", str(exc)))
         else:
-            by_kind["redis"] = Server(redis.url, "127.0.0.1", redis.port, f"Redis {redis.version}")
+            by_kind["redis"] = Server(
+                redis.url, "127.0.0.1", redis.port, f"Redis {redis.version}", redis.clear
+            )
     servers = {}
     for layer in layers:
         kind = peers.adapter(layer).SERVER

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import problems
@@ -26,9 +26,17 @@ _PROGRAMS = ("beam.smp", "redis-server", "valkey-server")
 
 
 class Server:
-    """The RabbitMQ or the Redis that a layer uses."""
+    """The RabbitMQ or the Redis that a layer uses. ``clear`` empties it; it may block."""
 
-    def __init__(self, url: str, host: str, port: int, description: str) -> None:
+    def __init__(
+        self,
+        url: str,
+        host: str,
+        port: int,
+        description: str,
+        clear: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._clear = clear
         self.url = url
         self.host = host
         self.port = port
@@ -39,6 +47,14 @@ class Server:
     def cpu_seconds(self) -> float | None:
         """``None`` where it can't be seen: a server elsewhere or in a container."""
         return usage.cpu_seconds(self._pid) if self._pid is not None else None
+
+    async def clear(self) -> None:
+        """Takes away what an earlier run has left for ever.
+
+        channels_redis' core keeps a group's members for a day: each run would send to the dead ones
+        of all runs before.
+        """
+        await asyncio.to_thread(self._clear)
 
     async def rest(self) -> None:
         """Waits until the server has done what earlier runs left to it (bindings to delete)."""

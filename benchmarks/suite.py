@@ -65,6 +65,7 @@ async def run_one(
     start = time.monotonic()
     stage = Stage(layer, server, pythons, quick=quick)
     try:
+        await server.clear()
         await server.rest()
         sample.metrics, sample.problems = await asyncio.wait_for(
             _perform(scenario, stage), scenario.time_limit

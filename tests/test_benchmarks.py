@@ -514,12 +514,15 @@ def test_without_redis_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         redis_server.find_command()
 
 
-def test_redis_leaves_nothing_behind() -> None:
+def test_redis_is_emptied_and_leaves_nothing_behind() -> None:
     command = shutil.which("redis-server")
     if command is None:
         pytest.skip("needs redis-server")
     with redis_server.PrivateRedis(Path(command)) as redis:
         assert re.fullmatch(r"\d+\.\d+\.\d+", redis.version)
+        redis.ask("SET key value")
+        redis.clear()
+        assert redis.ask("DBSIZE").startswith(":0")
         folder = Path(redis._folder)
         assert folder.is_dir()
     assert not folder.exists()
