@@ -187,7 +187,7 @@ class Observer(Role):
         """Seconds that binding all groups to a new queue takes."""
         connection = self.layer.connection
         queue = f"benchmark.{secrets.token_hex(8)}"
-        await connection.declare_exchange(exchange)
+        await connection.declare_exchange(exchange, "direct")
         await connection.declare_queue(queue, {"x-queue-type": "classic"})
         start = now()
         for first in range(0, GROUPS, _BATCH):
