@@ -68,6 +68,10 @@ def _value(scenario: str, key: str, what: str, limit: float) -> Aim:
     return Aim(scenario, what, limit, False, lambda cells: _median(cells, scenario, OURS, key))
 
 
+def _least(scenario: str, key: str, what: str, limit: float) -> Aim:
+    return Aim(scenario, what, limit, True, lambda cells: _median(cells, scenario, OURS, key))
+
+
 def _worst(scenario: str, key: str, what: str, limit: float) -> Aim:
     """In any run, so the greatest instead of the median."""
 
@@ -136,5 +140,7 @@ AIMS = (
     *_reconnect("reconnect-clean"),
     *_reconnect("reconnect-half-open"),
     _ratio("memory-channels", "mib", "MiB", 0.5, less=True),
+    _least("sync", "calls", "calls/s", 500),
+    _ratio("sync", "calls", "calls/s", 3, to=REDIS_PUBSUB),
     Aim("", "lost, duplicated, damaged, shared, errors, hangs, failed runs", 0, False, _harm),
 )
