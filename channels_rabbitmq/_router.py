@@ -23,6 +23,11 @@ and is bounded in another way: ``capacity`` messages for a channel, and ``UNCOUN
 bodies in all; beyond either, the oldest are dropped. What is held when the connection is lost
 stops counting in the same way, since its acks have nowhere to go.
 
+**Lending.** A receiver on another event loop can't take a message in the moment of its wake-up:
+until it hears of it, it may be cancelled. To it a message is *lent*. The message leaves its mailbox
+and goes on counting; the receiver then takes it, and only that acks it, or it is given back, to
+where it was: before all that arrived after it.
+
 **Time.** Nothing waits longer than ``local_expiry``. ``receive()`` checks that itself; ``tick()``
 sees to the channels that nobody reads, and looks for stalled ones. It looks at the mailboxes
 which hold messages, not at idle ones.
@@ -42,7 +47,7 @@ from typing import TYPE_CHECKING, Any
 
 from channels.exceptions import StopConsumer
 
-from ._mailbox import Delivery, Mailbox
+from ._mailbox import Delivery, Loan, Mailbox
 
 if TYPE_CHECKING:
     from ._codec import Envelope
@@ -95,6 +100,8 @@ class Router:
         self._mailboxes: dict[str, Mailbox] = {}
         # Those that hold messages (a dict for its order)
         self._holding: dict[Mailbox, None] = {}
+        # Lent, and neither taken nor given back
+        self._loans: dict[Loan, None] = {}
         # How many receive() calls wait and were not woken
         self._waiting = 0
         # Deliveries so far; numbers them
@@ -151,6 +158,9 @@ class Router:
                 delivery.ack = None
         for mailbox in held:
             self._stop_counting(mailbox)
+        for loan in self._loans:
+            loan.delivery.ack = None
+            self._stop_counting_loan(loan)
         assert self._in_use == 0
         for mailbox in held:
             self._drop_overflow(mailbox)
@@ -196,6 +206,93 @@ class Router:
             waiter = waiter.get_loop().create_future()
             mailbox.add_waiter_first(waiter)
 
+    async def lend(self, channel: str) -> Loan:
+        """As :meth:`receive`, for a receiver on another event loop.
+
+        Each loan ends by :meth:`take` or :meth:`give_back`; both do nothing for one that has ended,
+        or once the router is closed.
+        """
+        if self._closed:
+            raise StopConsumer
+        now = self._clock()
+        mailbox = self._mailboxes.get(channel)
+        if mailbox is None:
+            mailbox = self._mailboxes[channel] = Mailbox(channel, now)
+        else:
+            mailbox.note_reader(now)
+            self._drop_expired(mailbox, now)
+            if mailbox.messages is not None and len(mailbox.messages) > mailbox.woken:
+                return self._lend(mailbox)
+
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        mailbox.add_waiter(waiter)
+        while True:
+            self._waiting += 1
+            try:
+                await waiter
+            except BaseException:
+                self._give_up(mailbox, waiter)
+                raise
+            if self._closed:
+                raise StopConsumer
+            mailbox.woken -= 1
+            mailbox.active_at = now = self._clock()
+            self._drop_expired(mailbox, now)
+            if mailbox.messages is not None:
+                return self._lend(mailbox)
+            waiter = waiter.get_loop().create_future()
+            mailbox.add_waiter_first(waiter)
+
+    def take(self, loan: Loan) -> None:
+        """The receiver has the message."""
+        if loan in self._loans:
+            del self._loans[loan]
+            self._counters.received += 1
+            if loan.counts:
+                self._uncount(loan.delivery)
+
+    def give_back(self, loan: Loan) -> None:
+        """The receiver won't have the message: put it back where it was.
+
+        Afterwards :meth:`next_tick_at` may have changed from None to a moment.
+        """
+        if loan not in self._loans:
+            return
+        del self._loans[loan]
+        delivery = loan.delivery
+        mailbox = self._mailboxes.get(loan.channel)
+        if mailbox is None:
+            mailbox = self._mailboxes[loan.channel] = Mailbox(loan.channel, self._clock())
+        if mailbox.messages is None:
+            mailbox.messages = deque()
+            if not self._holding:
+                self._next_tick_at = self._clock() + TICK_INTERVAL
+            self._holding[mailbox] = None
+        messages = mailbox.messages
+        # Of those that were lent at the same time, older ones may be back already.
+        place = 0
+        while place < len(messages) and messages[place].number < delivery.number:
+            place += 1
+        if place < mailbox.uncounted or mailbox.stalled:
+            self._stop_counting_loan(loan)
+        if not loan.counts:
+            # The oldest don't count: that holds for all before it too.
+            for older in list(islice(messages, mailbox.uncounted, place)):
+                self._add_uncounted(mailbox, older)
+                self._uncount(older)
+            self._add_uncounted(mailbox, delivery)
+            heapq.heappush(self._uncounted_by_age, (delivery.number, mailbox.channel, mailbox))
+        messages.insert(place, delivery)
+        if not loan.counts:
+            self._drop_overflow(mailbox)
+        self._wake(mailbox)
+
+    def cancel_receivers(self) -> None:
+        """Cancel every pending ``receive()``: its event loop will never run again."""
+        for mailbox in list(self._mailboxes.values()):
+            while (waiter := mailbox.pop_waiter()) is not None:
+                waiter.cancel()
+
     def close(self) -> None:
         """End every pending and later ``receive()`` with ``StopConsumer``; forget all messages.
 
@@ -205,6 +302,7 @@ class Router:
         mailboxes = list(self._mailboxes.values())
         self._mailboxes.clear()
         self._holding.clear()
+        self._loans.clear()
         self._uncounted_by_age.clear()
         self._in_use = self._uncounted_bytes = self._waiting = 0
         for mailbox in mailboxes:
@@ -218,8 +316,8 @@ class Router:
     def next_tick_at(self) -> float | None:
         """The moment at which :meth:`tick` wants to be called; None if nothing is held.
 
-        Only :meth:`deliver` changes it from None to a moment. So the caller asks after
-        :meth:`deliver` while it has no timer running, starts one then, and goes on with what
+        Only :meth:`deliver` and :meth:`give_back` change it from None to a moment. So the caller
+        asks after them while it has no timer running, starts one then, and goes on with what
         :meth:`tick` returns until that is None. A tick that comes late does no harm but that.
         """
         return self._next_tick_at if self._holding else None
@@ -259,8 +357,8 @@ class Router:
 
     @property
     def idle(self) -> bool:
-        """Whether no message is held and no ``receive()`` is waiting."""
-        return not self._mailboxes
+        """Whether no message is held or lent and no ``receive()`` is waiting."""
+        return not self._mailboxes and not self._loans
 
     def __repr__(self) -> str:
         if self._closed:
@@ -314,6 +412,19 @@ class Router:
         self._counters.received += 1
         self._forget_if_idle(mailbox)
         return message
+
+    def _lend(self, mailbox: Mailbox) -> Loan:
+        messages = mailbox.messages
+        assert messages is not None
+        counts = not mailbox.uncounted
+        delivery = messages[0]
+        if counts:
+            delivery.counting += 1  # the loan's, in place of the mailbox's
+        self._pop(mailbox)
+        loan = Loan(mailbox.channel, delivery, counts)
+        self._loans[loan] = None
+        self._forget_if_idle(mailbox)
+        return loan
 
     def _has_expired(self, mailbox: Mailbox, now: float) -> bool:
         """Whether its oldest message has."""
@@ -386,6 +497,11 @@ class Router:
         for delivery in islice(mailbox.messages or (), mailbox.uncounted, None):
             self._add_uncounted(mailbox, delivery)
             self._uncount(delivery)
+
+    def _stop_counting_loan(self, loan: Loan) -> None:
+        if loan.counts:
+            loan.counts = False
+            self._uncount(loan.delivery)
 
     def _add_uncounted(self, mailbox: Mailbox, delivery: Delivery) -> None:
         """Note that ``mailbox`` holds ``delivery``, the next after its uncounted ones, so too."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import threading
+import weakref
 from collections.abc import Awaitable, Generator
+from functools import partial
 from typing import Any
 
 import carehare
 from channels.exceptions import ChannelFull, InvalidChannelLayerError, MessageTooLarge
 from channels.layers import BaseChannelLayer
 
+from . import _background
+from ._background import LoopLayers
+from ._forwarding import Forwarder, SyncForwarder
 from ._loop_layer import LoopLayer
 from ._names import require_channel_name, require_group_name
 from ._settings import Settings
@@ -52,24 +56,29 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         self.channel_capacity = self.compile_capacities(  # type: ignore[no-untyped-call]  # as above
             self.channel_capacity
         )
-        self._loop_layers: dict[asyncio.AbstractEventLoop, LoopLayer] = {}
-        self._lock = threading.Lock()
+        self._loop_layers = self._make_loop_layers()
+
+    def _make_loop_layers(self) -> LoopLayers:
+        # Weakly: what serves the layer must not keep it alive, for it ends with it.
+        loop_layers = LoopLayers(self._settings, partial(_capacity_of, weakref.ref(self)))
+        weakref.finalize(self, loop_layers.abandon).atexit = False
+        return loop_layers
 
     def __repr__(self) -> str:
         hosts = ", ".join(map(str, self._settings.urls))
         return f"<{type(self).__name__}: {hosts}>"
 
-    def _loop_layer(self) -> LoopLayer:
-        """Return the part of this layer that belongs to the running event loop."""
-        loop = asyncio.get_running_loop()
-        loop_layer = self._loop_layers.get(loop)
-        if loop_layer is None:
-            with self._lock:
-                # Those of loops that have ended go now: async_to_sync makes a loop for each call.
-                for other in [other for other in self._loop_layers if other.is_closed()]:
-                    del self._loop_layers[other]
-                loop_layer = self._loop_layers[loop] = LoopLayer(self._settings, self.get_capacity)
-        return loop_layer
+    def _loop_layer(self) -> LoopLayer | SyncForwarder:
+        """Return who serves the running event loop."""
+        loop_layers = self._loop_layers
+        if loop_layers.process is not _background.current_process():  # since a fork
+            loop_layers = self._loop_layers = self._make_loop_layers()
+        return loop_layers.serving.get(asyncio.get_running_loop()) or loop_layers.serve()
+
+    def _loop_layer_of(self, channel: str) -> LoopLayer | Forwarder:
+        """Return who serves a channel of this process."""
+        loop_layer = self._loop_layer()
+        return loop_layer if loop_layer.owns(channel) else self._loop_layers.owner(channel)
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
         """Send a message to one channel: at most once, in the order of one sender's calls.
@@ -98,7 +107,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         """
         require_channel_name(channel)
         _require_specific(channel)
-        return await self._loop_layer().receive(channel)
+        return await self._loop_layer_of(channel).receive(channel)
 
     async def new_channel(self, prefix: str = "specific.") -> str:
         """Return the name of a new channel, that this event loop receives from.
@@ -109,7 +118,10 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         require_channel_name(prefix)
         if "!" in prefix:
             raise TypeError(f"The prefix {prefix!r} holds a '!'")
-        return self._loop_layer().new_channel(prefix)
+        loop_layer = self._loop_layer()
+        if isinstance(loop_layer, LoopLayer):
+            return loop_layer.new_channel(prefix)
+        return await loop_layer.new_channel(prefix)
 
     async def group_add(self, group: str, channel: str) -> None:
         """Add a channel of this event loop to a group; no error if it is a member.
@@ -122,7 +134,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         require_group_name(group)
         require_channel_name(channel)
         _require_specific(channel)
-        await self._loop_layer().group_add(group, channel)
+        await self._loop_layer_of(channel).group_add(group, channel)
 
     async def group_discard(self, group: str, channel: str) -> None:
         """Take a channel out of a group; no error if it isn't in it. Doesn't wait for the broker.
@@ -133,7 +145,11 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         require_group_name(group)
         require_channel_name(channel)
         _require_specific(channel)
-        self._loop_layer().group_discard(group, channel)
+        loop_layer = self._loop_layer_of(channel)
+        if isinstance(loop_layer, LoopLayer):
+            loop_layer.group_discard(group, channel)
+        else:
+            await loop_layer.group_discard(group, channel)
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         """Send a message to all channels of a group, at most once each.
@@ -177,6 +193,14 @@ class _UserConnection:
 
     def __await__(self) -> Generator[Any, None, carehare.Connection]:
         return self._layer._loop_layer().user_connection().__await__()
+
+
+def _capacity_of(layer: weakref.ref[RabbitmqChannelLayer], channel: str) -> int:
+    found = layer()
+    if found is None:
+        return 0  # Without the layer nobody receives any more, and all is about to end.
+    capacity: int = found.get_capacity(channel)  # type: ignore[no-untyped-call]  # as above
+    return capacity
 
 
 def _require_specific(channel: str) -> None:
