@@ -37,7 +37,7 @@ from typing import Any
 
 from asgiref.sync import AsyncToSync
 
-from ._forwarding import Call, Forwarder, SyncForwarder
+from ._forwarding import Forwarder, SyncForwarder, SyncReceivers
 from ._loop_layer import LoopLayer
 from ._settings import Settings
 from .exceptions import BrokerUnavailable
@@ -83,7 +83,7 @@ class LoopLayers:
                 self.process.background().loop,
                 self._for_sync_code.get,
                 self._settings,
-                self.process.sync_calls,
+                self.process.sync_receivers,
             )
         if loop is self.process.background_loop():
             return self._for_sync_code.get()
@@ -128,9 +128,9 @@ class LoopLayers:
                 f"The channel {channel} belongs to an event loop of this process that isn't running"
             )
         found = loop_layer
-        return Forwarder(
-            loop_layer.loop, lambda: found, operation_timeout=self._settings.operation_timeout
-        )
+        loop = asyncio.get_running_loop()
+        sync_receivers = self.process.sync_receivers if is_of_async_to_sync(loop) else None
+        return Forwarder(found.loop, lambda: found, self._settings, sync_receivers)
 
     def all(self) -> list[LoopLayer]:
         return list(self._by_id.values())
@@ -214,7 +214,7 @@ class Process:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.all_loop_layers: set[LoopLayers] = set()
-        self.sync_calls: set[Call] = set()
+        self.sync_receivers = SyncReceivers()
         self.is_ending = False
         self._background: BackgroundLoop | None = None
 
@@ -226,11 +226,6 @@ class Process:
 
     def background_loop(self) -> asyncio.AbstractEventLoop | None:
         return None if self._background is None else self._background.loop
-
-    def refuse_sync_calls(self) -> None:
-        """See "Exit"."""
-        for call in list(self.sync_calls):
-            call.refuse()
 
     def end(self) -> None:
         """Close everything: see "Exit"."""
@@ -277,8 +272,8 @@ def _end() -> None:
     _process.end()
 
 
-def _refuse_sync_calls() -> None:
-    _process.refuse_sync_calls()
+def _refuse_sync_receivers() -> None:
+    _process.sync_receivers.refuse()
 
 
 os.register_at_fork(after_in_child=_forget)
@@ -287,4 +282,4 @@ atexit.register(_end)
 # of async_to_sync. It isn't public; without it a call that waits holds up the end of the process.
 _register: Callable[..., Any] | None = getattr(threading, "_register_atexit", None)
 if _register is not None:
-    _register(_refuse_sync_calls)
+    _register(_refuse_sync_receivers)

@@ -77,14 +77,6 @@ class Call:
         self._take()
         return result
 
-    def refuse(self) -> None:
-        """Have the caller go on with an error. From any thread."""
-        with contextlib.suppress(RuntimeError):  # the caller's loop is closed
-            self._caller.call_soon_threadsafe(self._settle, None, self._refusal())
-
-    def _refusal(self) -> Exception:
-        return BrokerUnavailable("The process is ending")
-
     def _take(self) -> None:
         """The caller returns now."""
 
@@ -140,11 +132,20 @@ class ReceiveCall(Call):
         self._channel = channel
         self._loop_layer: LoopLayer | None = None
         self._loan: Loan | None = None
+        self._caller_task = asyncio.current_task()
 
     # The caller's half
 
-    def _refusal(self) -> Exception:
-        return StopConsumer()
+    def refuse(self) -> None:
+        """End the call, for a caller whose process ends. From any thread."""
+        with contextlib.suppress(RuntimeError):  # the caller's loop is closed
+            self._caller.call_soon_threadsafe(self._accept_refusal)
+
+    def _accept_refusal(self) -> None:
+        self._settle(None, StopConsumer())
+        if self._caller_task is not None:
+            # Perhaps nobody looks at it any more, and asyncio would print that.
+            self._caller_task.add_done_callback(_look_at)
 
     def _take(self) -> None:
         self._tell_owner(self._accept_taken)
@@ -185,30 +186,60 @@ class ReceiveCall(Call):
         self._give_back()
 
 
+def _look_at(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+class SyncReceivers:
+    """The calls of ``receive()`` on event loops of ``async_to_sync``.
+
+    Such a loop runs in a thread of an executor's, and when the interpreter begins to end it waits
+    for these threads, even if it was a daemon thread that called, or if the caller was interrupted.
+    So they are refused then.
+    """
+
+    def __init__(self) -> None:
+        self._calls: set[ReceiveCall] = set()
+        self._are_refused = False
+
+    def add(self, call: ReceiveCall) -> None:
+        self._calls.add(call)
+        if self._are_refused:
+            call.refuse()
+
+    def discard(self, call: ReceiveCall) -> None:
+        self._calls.discard(call)
+
+    def refuse(self) -> None:
+        """End those that wait, and those that come."""
+        self._are_refused = True
+        for call in list(self._calls):
+            call.refuse()
+
+
 class Forwarder:
     """A ``LoopLayer`` of another event loop, with the methods that callers use.
 
-    ``get_loop_layer()`` is called on that loop. Each method raises what the other does.
+    ``get_loop_layer()`` is called on that loop. Each method raises what the other does. On an
+    event loop of ``async_to_sync`` there are ``sync_receivers`` to note who waits.
     """
 
     def __init__(
         self,
         owner: asyncio.AbstractEventLoop,
         get_loop_layer: Callable[[], LoopLayer],
-        *,
-        operation_timeout: float,
+        settings: Settings,
+        sync_receivers: SyncReceivers | None,
     ) -> None:
         self._owner = owner
         self._get_loop_layer = get_loop_layer
-        self._timeout = operation_timeout + _GRACE
+        self._settings = settings
+        self._sync_receivers = sync_receivers
 
     async def _call(self, make: Callable[[LoopLayer], Coroutine[Any, Any, Any]]) -> Any:
-        return await self._run(
-            Call(self._owner, lambda: make(self._get_loop_layer())), self._timeout
-        )
-
-    async def _run(self, call: Call, timeout: float | None) -> Any:
-        return await call.run(timeout)
+        call = Call(self._owner, lambda: make(self._get_loop_layer()))
+        return await call.run(self._settings.operation_timeout + _GRACE)
 
     def owns(self, channel: str) -> bool:
         """False: whose a channel is, only the owner's loop knows."""
@@ -238,7 +269,14 @@ class Forwarder:
 
     async def receive(self, channel: str) -> dict[str, Any]:
         call = ReceiveCall(self._owner, self._get_loop_layer, channel)
-        message: dict[str, Any] = await self._run(call, None)
+        if self._sync_receivers is None:
+            message: dict[str, Any] = await call.run(None)
+            return message
+        self._sync_receivers.add(call)
+        try:
+            message = await call.run(None)
+        finally:
+            self._sync_receivers.discard(call)
         return message
 
     async def connect(self) -> None:
@@ -248,8 +286,7 @@ class Forwarder:
 class SyncForwarder(Forwarder):
     """What an event loop that ``async_to_sync`` made has instead of a ``LoopLayer``.
 
-    Its calls end with an error when the interpreter begins to end (``refuse_calls``): it waits for
-    the threads of such loops, and they wait for their calls. ``user_connection`` is the loop's own.
+    ``user_connection`` is the loop's own.
     """
 
     def __init__(
@@ -257,19 +294,10 @@ class SyncForwarder(Forwarder):
         owner: asyncio.AbstractEventLoop,
         get_loop_layer: Callable[[], LoopLayer],
         settings: Settings,
-        calls: set[Call],
+        sync_receivers: SyncReceivers,
     ) -> None:
-        super().__init__(owner, get_loop_layer, operation_timeout=settings.operation_timeout)
-        self._settings = settings
-        self._calls = calls
+        super().__init__(owner, get_loop_layer, settings, sync_receivers)
         self._user_connection: UserConnection | None = None
-
-    async def _run(self, call: Call, timeout: float | None) -> Any:
-        self._calls.add(call)
-        try:
-            return await super()._run(call, timeout)
-        finally:
-            self._calls.discard(call)
 
     async def user_connection(self) -> Connection:
         """Return an open connection of this loop's; the loop's end closes it."""
