@@ -7,8 +7,8 @@ loop*, one daemon thread for the process, where each layer has one ``LoopLayer``
 
 **Fork.** A child inherits memory, but not the threads that worked on it, and it shares sockets,
 epoll and self-pipes with its parent: closing an inherited transport takes the parent's socket out
-of the common epoll and leaves the parent deaf. So all state is in one object. A child gets a new
-one; the old one is never touched again, nor freed, which would close things.
+of the common epoll and leaves the parent deaf. So all state is in one object, ``process``. A child
+gets a new one; the old one is never touched again, nor freed, which would close things.
 
 **Exit.** Connections want a farewell. But at ``atexit`` no thread can be started, and no executor
 works. What runs still runs, so the loops of other threads are told to close; those that have
@@ -17,8 +17,8 @@ begins to end, it waits for the threads of ``async_to_sync``, so for calls that 
 these are refused then.
 
 **Threads.** What several threads look at is changed under the lock, or by one operation on a dict
-or a set. While the lock is held nothing waits, and nothing of the user's is called. The garbage
-collector may call ``LoopLayers.abandon`` in any thread at any moment: it doesn't take the lock.
+or a set. Who holds the lock doesn't wait for other threads' work. The garbage collector may call
+``LoopLayers.abandon`` in any thread at any moment: it doesn't take the lock.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ import asyncio
 import atexit
 import concurrent.futures.thread  # now: see the end of this module
 import contextlib
-import ctypes
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from asgiref.sync import AsyncToSync
@@ -41,6 +41,11 @@ from ._forwarding import Forwarder, SyncForwarder, SyncReceivers
 from ._loop_layer import LoopLayer
 from ._settings import Settings
 from .exceptions import BrokerUnavailable
+
+try:
+    import ctypes
+except ImportError:  # a Python without libffi
+    ctypes = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -51,43 +56,49 @@ _REMEMBERED_IDS = 1000
 
 
 class LoopLayers:
-    """The ``LoopLayer`` of each event loop that uses one layer in this process."""
+    """The ``LoopLayer`` of each event loop that uses one layer in this process.
+
+    ``capacity_of`` is the layer's, which it must not keep alive.
+    """
 
     def __init__(self, settings: Settings, capacity_of: Callable[[str], int]) -> None:
         self._settings = settings
         self._capacity_of = capacity_of
-        self.process = _process
-        self.process.all_loop_layers.add(self)
-        # Who serves each event loop; those of loops that have ended go when a new one comes.
+        # Who serves each event loop. Those of loops that have ended go when a new one comes.
         self.serving: dict[asyncio.AbstractEventLoop, LoopLayer | SyncForwarder] = {}
         self._by_id: dict[str, LoopLayer] = {}
         self._ended_ids: dict[str, None] = {}
         self._for_sync_code = _ForSyncCode(self)
         self._is_abandoned = False
+        self.process = process
+        self.process.add(self)
 
     def serve(self) -> LoopLayer | SyncForwarder:
-        """Decide who serves the running event loop, which ``serving`` hasn't got."""
+        """Decide who serves the running event loop, which isn't in ``serving``.
+
+        Raises BrokerUnavailable when the process is ending.
+        """
         loop = asyncio.get_running_loop()
         with self.process.lock:
             if self.process.is_ending:
                 raise BrokerUnavailable("The process is ending")
             self._forget_ended()
-            found = self.serving[loop] = self._choose(loop)
-        return found
-
-    def _choose(self, loop: asyncio.AbstractEventLoop) -> LoopLayer | SyncForwarder:
-        if self._for_sync_code.loop_layer is not None and self._for_sync_code.loop_layer.is_closed:
-            self._for_sync_code = _ForSyncCode(self)
-        if is_of_async_to_sync(loop):
-            return SyncForwarder(
-                self.process.background().loop,
-                self._for_sync_code.get,
-                self._settings,
-                self.process.sync_receivers,
-            )
-        if loop is self.process.background_loop():
-            return self._for_sync_code.get()
-        return self.make()
+            former = self._for_sync_code.loop_layer
+            if former is not None and former.is_closed:
+                # Each call of async_to_sync has an event loop of its own: the next one starts anew.
+                self._for_sync_code = _ForSyncCode(self)
+            if is_of_async_to_sync(loop):
+                self.serving[loop] = SyncForwarder(
+                    self.process.background().loop,
+                    self._for_sync_code.get,
+                    self._settings,
+                    self.process.sync_receivers,
+                )
+            elif self.process.is_background(loop):
+                return self._for_sync_code.get()
+            else:
+                self.serving[loop] = self.make()
+            return self.serving[loop]
 
     def make(self) -> LoopLayer:
         """Make a ``LoopLayer`` for the running event loop."""
@@ -106,43 +117,57 @@ class LoopLayers:
             del self._ended_ids[next(iter(self._ended_ids))]
 
     def owner(self, channel: str) -> LoopLayer | Forwarder:
-        """Return who serves a channel, whichever event loop has made it.
+        """Return who serves a channel, on whichever event loop it was made.
 
-        Raises ValueError if that is no event loop of this process, or has ended.
+        Raises ValueError if that is none of this process, or one that can't serve it.
         """
         id_ = channel.partition("!")[0]
-        loop_layer = self._by_id.get(id_)
-        if loop_layer is None and id_ not in self._ended_ids:
+        found = self._by_id.get(id_)
+        if found is None and id_ not in self._ended_ids:
             raise ValueError(
                 f"The channel {channel} belongs to another process, or to another layer: only who "
                 "made it by new_channel() can receive from it, or add it to groups"
             )
-        if loop_layer is None or loop_layer.loop.is_closed():
+        if found is None or found.loop.is_closed():
             raise ValueError(
                 f"The channel {channel} belongs to an event loop of this process that has ended"
             )
-        if loop_layer.loop is asyncio.get_running_loop():
-            return loop_layer
-        if not loop_layer.loop.is_running():
+        loop = asyncio.get_running_loop()
+        if found.loop is loop:
+            return found
+        if not found.loop.is_running():
             raise ValueError(
                 f"The channel {channel} belongs to an event loop of this process that isn't running"
             )
-        found = loop_layer
-        loop = asyncio.get_running_loop()
-        sync_receivers = self.process.sync_receivers if is_of_async_to_sync(loop) else None
-        return Forwarder(found.loop, lambda: found, self._settings, sync_receivers)
+        receivers = self.process.sync_receivers if is_of_async_to_sync(loop) else None
+        return Forwarder(found.loop, lambda: found, self._settings, receivers)
 
     def all(self) -> list[LoopLayer]:
-        return list(self._by_id.values())
+        """Those of event loops that can be run still."""
+        return [one for one in list(self._by_id.values()) if not one.loop.is_closed()]
 
     def abandon(self) -> None:
-        """Nobody has the layer any more: close everything. From any thread, at any moment."""
-        if self.process is not _process:
-            return  # That was before a fork.
+        """Close everything: nobody has the layer any more. From any thread, at any moment."""
+        if self.process is not process or self.process.is_ending:
+            return  # before a fork; after the end
+        self._is_abandoned = True
         for loop_layer in self.all():
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop_layer.loop.call_soon_threadsafe(_close_soon, loop_layer)
-        self.process.all_loop_layers.discard(self)
+            with contextlib.suppress(RuntimeError):  # closed in this very moment
+                loop_layer.loop.call_soon_threadsafe(self._close_soon, loop_layer)
+
+    def _close_soon(self, loop_layer: LoopLayer) -> None:
+        task = loop_layer.loop.create_task(loop_layer.close(), name="channels_rabbitmq close")
+        self.process.closing.add(task)
+        task.add_done_callback(partial(self._accept_closed, loop_layer))
+
+    def _accept_closed(self, loop_layer: LoopLayer, task: asyncio.Task[None]) -> None:
+        self.process.closing.discard(task)
+        self._by_id.pop(loop_layer.id, None)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody has the layer any more, and nothing of it is open."""
+        return self._is_abandoned and not self.all()
 
 
 class _ForSyncCode:
@@ -159,31 +184,24 @@ class _ForSyncCode:
         return self.loop_layer
 
 
-# Tasks that close what nobody has any more: asyncio alone would let them be collected.
-_closing: set[asyncio.Task[None]] = set()
-
-
-def _close_soon(loop_layer: LoopLayer) -> None:
-    task = loop_layer.loop.create_task(loop_layer.close(), name="channels_rabbitmq close")
-    _closing.add(task)
-    task.add_done_callback(_closing.discard)
-
-
 def is_of_async_to_sync(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether ``async_to_sync`` has made this loop for one call."""
-    # asgiref has had this dict since 3.5; should it go, such loops have connections of their own.
+    """Whether ``async_to_sync`` has made this loop, for one call."""
+    # The same in asgiref 3.6 to 3.13. Should it go, such loops have connections of their own.
     return loop in getattr(AsyncToSync, "loop_thread_executors", ())
 
 
 class BackgroundLoop:
-    """An event loop in a daemon thread."""
+    """An event loop in a daemon thread.
+
+    Raises BrokerUnavailable if no thread can be started, since the process is ending.
+    """
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="channels_rabbitmq", daemon=True)
         try:
             self._thread.start()
-        except RuntimeError as err:  # the interpreter is ending
+        except RuntimeError as err:
             self.loop.close()
             raise BrokerUnavailable(f"The process is ending: {err}") from None
 
@@ -194,6 +212,7 @@ class BackgroundLoop:
         try:
             self.loop.run_forever()
         finally:
+            # As asyncio.run() ends.
             tasks = asyncio.all_tasks(self.loop)
             for task in tasks:
                 task.cancel()
@@ -203,6 +222,7 @@ class BackgroundLoop:
             self.loop.close()
 
     def stop(self, timeout: float) -> None:
+        """End it, within ``timeout`` seconds or not."""
         with contextlib.suppress(RuntimeError):  # closed
             self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout)
@@ -213,73 +233,96 @@ class Process:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.all_loop_layers: set[LoopLayers] = set()
         self.sync_receivers = SyncReceivers()
+        # Tasks that nobody waits for: asyncio alone would let them be collected.
+        self.closing: set[asyncio.Task[None]] = set()
         self.is_ending = False
+        self._all: set[LoopLayers] = set()
         self._background: BackgroundLoop | None = None
 
+    def add(self, loop_layers: LoopLayers) -> None:
+        """Note those of a layer, until it is gone and everything closed."""
+        for one in [one for one in list(self._all) if one.is_over]:
+            self._all.discard(one)
+        self._all.add(loop_layers)
+
     def background(self) -> BackgroundLoop:
-        """Return the background loop; starts it at the first need. To be called with the lock."""
+        """Return the background loop; the first call starts it. To be called with the lock."""
         if self._background is None or not self._background.is_alive():
             self._background = BackgroundLoop()
         return self._background
 
-    def background_loop(self) -> asyncio.AbstractEventLoop | None:
-        return None if self._background is None else self._background.loop
+    def is_background(self, loop: asyncio.AbstractEventLoop) -> bool:
+        return self._background is not None and self._background.loop is loop
 
     def end(self) -> None:
-        """Close everything: see "Exit"."""
+        """Close everything, in ``_EXIT_TIMEOUT`` or not at all: see "Exit"."""
         self.is_ending = True
         deadline = time.monotonic() + _EXIT_TIMEOUT
-        loop_layers = [one for layers in list(self.all_loop_layers) for one in layers.all()]
-        running = [one for one in loop_layers if one.loop.is_running()]
-        told = [
-            asyncio.run_coroutine_threadsafe(one.leave(cancel_receivers=False), one.loop)
-            for one in running
-        ]
-        for one in loop_layers:
-            if one not in running and not one.loop.is_closed() and time.monotonic() < deadline:
-                _run_for_a_moment(one)
+        told = []
+        stopped = []
+        for loop_layers in list(self._all):
+            for loop_layer in loop_layers.all():
+                if loop_layer.loop.is_running():
+                    told.append(_tell_to_leave(loop_layer))
+                else:
+                    stopped.append(loop_layer)
+        for loop_layer in stopped:
+            if time.monotonic() < deadline:
+                _have_leave(loop_layer)
         concurrent.futures.wait(told, timeout=max(0.0, deadline - time.monotonic()))
         if self._background is not None:
             self._background.stop(max(0.0, deadline - time.monotonic()))
 
 
-def _run_for_a_moment(loop_layer: LoopLayer) -> None:
+def _tell_to_leave(loop_layer: LoopLayer) -> concurrent.futures.Future[None]:
+    """Have a loop of another thread close what it has."""
+    done: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    async def leave() -> None:
+        try:
+            await loop_layer.leave(cancel_receivers=False)
+        finally:
+            done.set_result(None)
+
+    def start() -> None:
+        process.closing.add(loop_layer.loop.create_task(leave()))
+
+    try:
+        loop_layer.loop.call_soon_threadsafe(start)
+    except RuntimeError:  # closed in this very moment
+        done.set_result(None)
+    return done
+
+
+def _have_leave(loop_layer: LoopLayer) -> None:
+    """Run a loop that has stopped, so that it can close what it has."""
     try:
         loop_layer.loop.run_until_complete(loop_layer.leave(cancel_receivers=True))
     except Exception as err:
         logger.debug("not closed at the end of the process: %s", err)
 
 
-# The one place.
-_process = Process()
+process = Process()
 
-
-def current_process() -> Process:
-    return _process
+# States of parents, for ever.
+_inherited: list[Process] = []
 
 
 def _forget() -> None:
     """In the child of a fork: see there."""
-    global _process
-    # Not even the interpreter's end may free it, so what counts references has to be told.
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_process))
-    _process = Process()
-
-
-def _end() -> None:
-    _process.end()
-
-
-def _refuse_sync_receivers() -> None:
-    _process.sync_receivers.refuse()
+    global process
+    _inherited.append(process)
+    # The interpreter's end would free it all the same, if it didn't miscount the references.
+    if hasattr(ctypes, "pythonapi"):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(process))
+    process = Process()
 
 
 os.register_at_fork(after_in_child=_forget)
-atexit.register(_end)
-# These callbacks are called in reverse order, and that of concurrent.futures waits for the threads
-# of async_to_sync. It isn't public; without it a call that waits holds up the end of the process.
+atexit.register(lambda: process.end())
+# Called before those of modules imported earlier, of which concurrent.futures' waits for threads.
+# It isn't public; without it, a receive() of sync code that waits holds up the end of the process.
 _register: Callable[..., Any] | None = getattr(threading, "_register_atexit", None)
 if _register is not None:
-    _register(_refuse_sync_receivers)
+    _register(lambda: process.sync_receivers.refuse())

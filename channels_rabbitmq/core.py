@@ -59,7 +59,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         self._loop_layers = self._make_loop_layers()
 
     def _make_loop_layers(self) -> LoopLayers:
-        # Weakly: what serves the layer must not keep it alive, for it ends with it.
+        # Weakly: what works for the layer ends with it.
         loop_layers = LoopLayers(self._settings, partial(_capacity_of, weakref.ref(self)))
         weakref.finalize(self, loop_layers.abandon).atexit = False
         return loop_layers
@@ -71,8 +71,11 @@ class RabbitmqChannelLayer(BaseChannelLayer):
     def _loop_layer(self) -> LoopLayer | SyncForwarder:
         """Return who serves the running event loop."""
         loop_layers = self._loop_layers
-        if loop_layers.process is not _background.current_process():  # since a fork
-            loop_layers = self._loop_layers = self._make_loop_layers()
+        if loop_layers.process is not _background.process:  # since a fork
+            with _background.process.lock:
+                if self._loop_layers is loop_layers:
+                    self._loop_layers = self._make_loop_layers()
+            loop_layers = self._loop_layers
         return loop_layers.serving.get(asyncio.get_running_loop()) or loop_layers.serve()
 
     def _loop_layer_of(self, channel: str) -> LoopLayer | Forwarder:
