@@ -55,6 +55,9 @@ _EXIT_TIMEOUT = 3.0
 _REMEMBERED_IDS = 1000
 
 
+_Serving = dict[asyncio.AbstractEventLoop, LoopLayer | SyncForwarder]
+
+
 class LoopLayers:
     """The ``LoopLayer`` of each event loop that uses one layer in this process.
 
@@ -65,7 +68,8 @@ class LoopLayers:
         self._settings = settings
         self._capacity_of = capacity_of
         # Who serves each event loop. Those of loops that have ended go when a new one comes.
-        self.serving: dict[asyncio.AbstractEventLoop, LoopLayer | SyncForwarder] = {}
+        self.serving: _Serving = {}
+        self.former: _Serving = {}  # in the child of a fork: its parent's, for ever
         self._by_id: dict[str, LoopLayer] = {}
         self._ended_ids: dict[str, None] = {}
         self._for_sync_code = _ForSyncCode(self)
@@ -255,6 +259,12 @@ class Process:
     def is_background(self, loop: asyncio.AbstractEventLoop) -> bool:
         return self._background is not None and self._background.loop is loop
 
+    def let_go(self) -> None:
+        """Have a fork's child find nothing here."""
+        for loop_layers in self._all:
+            # The child may run a loop that its parent had, and which wasn't running.
+            loop_layers.former, loop_layers.serving = loop_layers.serving, {}
+
     def end(self) -> None:
         """Close everything, in ``_EXIT_TIMEOUT`` or not at all: see "Exit"."""
         self.is_ending = True
@@ -313,6 +323,7 @@ def _forget() -> None:
     """In the child of a fork: see there."""
     global process
     _inherited.append(process)
+    process.let_go()
     # The interpreter's end would free it all the same, if it didn't miscount the references.
     if hasattr(ctypes, "pythonapi"):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(process))

@@ -47,6 +47,7 @@ _MAX_INT = 2**63 - 1
 _MIN_INT = -(2**63)
 
 _ATOMS = frozenset({str, bytes, float, bool, type(None)})
+_FLAT_TYPES = _ATOMS | {int}
 _CONTAINERS = frozenset({dict, list, tuple})
 
 
@@ -57,7 +58,7 @@ class MalformedBody(ValueError):
 class Envelope:
     """A decoded body: the message and who it is for."""
 
-    __slots__ = ("_message", "_packed", "channel", "group", "size")
+    __slots__ = ("_is_flat", "_message", "_packed", "channel", "group", "size")
 
     # Exactly one of the two is set, and not empty.
     group: str | None
@@ -79,16 +80,28 @@ class Envelope:
         self.channel = channel
         self.size = size
         self._packed = packed
-        # Not handed out yet; None from the first message() on.
+        # Not handed out yet, or to copy from; None once it was handed out itself.
         self._message: dict[str, Any] | None = message
+        # Whether it holds nothing that can be changed and is without its recipient.
+        self._is_flat = False
 
     def message(self) -> dict[str, Any]:
         """The message without its recipient; each call gives a copy of its own."""
-        message, self._message = self._message, None
+        message = self._message
         if message is None:
-            message = _unpack_map(self._packed)
+            message = msgpack.unpackb(self._packed, strict_map_key=False)
+        elif self._is_flat:
+            # A shallow copy is all that unpacking gives, at a tenth of the price.
+            return message.copy()
         message.pop(GROUP_KEY, None)
         message.pop(CHANNEL_KEY, None)
+        if self._message is None:
+            return message
+        # The first call. A channel's message has no second one.
+        if self.group is not None and _FLAT_TYPES.issuperset(map(type, message.values())):
+            self._is_flat = True
+            return message.copy()
+        self._message = None
         return message
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from ._amqp.amqp_channels import Outcome
@@ -91,8 +92,10 @@ class DirectSender:
         ``deadline`` and errors are those of ``Publisher.publish``. With one sender that awaits each
         call, messages to one address arrive in order.
         """
-        if address not in self._lanes:
-            outcome = await self._try(address, body, deadline)
+        if not self._lanes or address not in self._lanes:
+            outcome = await self._publish(address, body, deadline)
+            if self._unreachable:
+                self._note_outcome(address, outcome)
             if outcome is not Outcome.RETURNED or self._is_unreachable(address):
                 return outcome
         lane = self._lanes.get(address)
@@ -111,24 +114,26 @@ class DirectSender:
             if not lane.users:
                 del self._lanes[address]
 
-    async def _try(self, address: Address, body: bytes, deadline: float) -> Outcome:
-        outcome = await self._publisher.publish(
+    def _publish(self, address: Address, body: bytes, deadline: float) -> Awaitable[Outcome]:
+        return self._publisher.publish(
             body,
             exchange=address.exchange,
             routing_key=address.routing_key,
             mandatory=True,
             deadline=deadline,
         )
+
+    def _note_outcome(self, address: Address, outcome: Outcome) -> None:
         if outcome in (Outcome.CONFIRMED, Outcome.REFUSED):
             self._unreachable.pop(address, None)
-        return outcome
 
     async def _try_again(self, address: Address, body: bytes, deadline: float) -> Outcome:
         loop = asyncio.get_running_loop()
         retry_deadline = loop.time() + RETRY_TIMEOUT
         pause = _FIRST_PAUSE
         while True:
-            outcome = await self._try(address, body, deadline)
+            outcome = await self._publish(address, body, deadline)
+            self._note_outcome(address, outcome)
             if outcome is not Outcome.RETURNED or self._is_unreachable(address):
                 return outcome
             now = loop.time()

@@ -241,10 +241,6 @@ class Forwarder:
         call = Call(self._owner, lambda: make(self._get_loop_layer()))
         return await call.run(self._settings.operation_timeout + _GRACE)
 
-    def owns(self, channel: str) -> bool:
-        """False: whose a channel is, only the owner's loop knows."""
-        return False
-
     async def send(self, channel: str, message: dict[str, Any]) -> None:
         await self._call(lambda loop_layer: loop_layer.send(channel, message))
 
@@ -298,6 +294,16 @@ class SyncForwarder(Forwarder):
     ) -> None:
         super().__init__(owner, get_loop_layer, settings, sync_receivers)
         self._user_connection: UserConnection | None = None
+
+    def receive_nowait(self, channel: str) -> None:
+        """Nothing: as for a channel of another event loop."""
+
+    def knows(self, channel: str) -> bool:
+        """False, as above."""
+        return False
+
+    async def wait(self, channel: str) -> dict[str, Any]:
+        return await self.receive(channel)
 
     async def user_connection(self) -> Connection:
         """Return an open connection of this loop's; the loop's end closes it."""

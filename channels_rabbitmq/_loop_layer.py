@@ -51,6 +51,7 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 _ID_LENGTH = 16
 _RANDOM_LENGTH = 12
 _LONGEST_NAME = 99
+_MOST_ADDRESSES = 1000  # that are remembered
 
 
 def new_id() -> str:
@@ -114,7 +115,12 @@ class LoopLayer:
             counters=self.counters,
             report=self._reporter.report,
             clock=self._loop.time,
+            create_future=self._loop.create_future,
         )
+        # Without calls between: this is the path of each message.
+        self.receive_nowait = self._router.receive_nowait
+        self.wait = self._router.wait
+        self.knows = self._router.knows
         self._tick_timer: asyncio.TimerHandle | None = None
         self._bindings = Bindings(clock=self._loop.time)
         self._subscriber = Subscriber(
@@ -132,6 +138,7 @@ class LoopLayer:
             on_no_exchange=self._accept_no_exchange,
         )
         self._direct_sender = DirectSender(self._publisher)
+        self._addresses: dict[str, Address] = {}  # by id
         self._user_connection = UserConnection(
             settings, connection_name=connection_name(UserConnection.name, self.id)
         )
@@ -193,10 +200,17 @@ class LoopLayer:
 
     def _address(self, channel: str) -> Address:
         id_ = channel.partition("!")[0]
-        if _VERSION_4_ID.fullmatch(id_):
-            # Its queue has the name of its id, on the default exchange.
-            return Address("", id_)
-        return Address(self._settings.groups_exchange, direct_routing_key(id_))
+        address = self._addresses.get(id_)
+        if address is None:
+            if _VERSION_4_ID.fullmatch(id_):
+                # Its queue has the name of its id, on the default exchange.
+                address = Address("", id_)
+            else:
+                address = Address(self._settings.groups_exchange, direct_routing_key(id_))
+            if len(self._addresses) >= _MOST_ADDRESSES:
+                self._addresses.clear()  # of processes that are gone, most of them
+            self._addresses[id_] = address
+        return address
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         """Send to all channels of a group, in all processes."""
@@ -255,10 +269,14 @@ class LoopLayer:
         room = _LONGEST_NAME - len(self._prefix) - _RANDOM_LENGTH
         return f"{self._prefix}{prefix[:room]}{_random_text(_RANDOM_LENGTH)}"
 
-    async def receive(self, channel: str) -> dict[str, Any]:
-        """Return the next message of a channel of this event loop, or change nothing."""
+    def prepare_to_receive(self, channel: str) -> None:
+        """Make sure that messages can come; raise ValueError for a channel of others."""
         self._require_own(channel)
         self._start_subscriber()
+
+    async def receive(self, channel: str) -> dict[str, Any]:
+        """Return the next message of a channel of this event loop, or change nothing."""
+        self.prepare_to_receive(channel)
         return await self._router.receive(channel)
 
     def owns(self, channel: str) -> bool:
@@ -267,8 +285,7 @@ class LoopLayer:
 
     async def lend(self, channel: str) -> Loan:
         """As ``receive``, for a receiver on another event loop: see ``Router.lend``."""
-        self._require_own(channel)
-        self._start_subscriber()
+        self.prepare_to_receive(channel)
         return await self._router.lend(channel)
 
     def take(self, loan: Loan) -> None:

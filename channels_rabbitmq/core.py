@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
+from asyncio import get_running_loop
 from collections.abc import Awaitable, Generator
 from functools import partial
 from typing import Any
@@ -70,18 +70,20 @@ class RabbitmqChannelLayer(BaseChannelLayer):
 
     def _loop_layer(self) -> LoopLayer | SyncForwarder:
         """Return who serves the running event loop."""
-        loop_layers = self._loop_layers
-        if loop_layers.process is not _background.process:  # since a fork
+        found = self._loop_layers.serving.get(get_running_loop())
+        if found is None:
             with _background.process.lock:
-                if self._loop_layers is loop_layers:
+                if self._loop_layers.process is not _background.process:  # since a fork
                     self._loop_layers = self._make_loop_layers()
-            loop_layers = self._loop_layers
-        return loop_layers.serving.get(asyncio.get_running_loop()) or loop_layers.serve()
+            found = self._loop_layers.serve()
+        return found
 
     def _loop_layer_of(self, channel: str) -> LoopLayer | Forwarder:
-        """Return who serves a channel of this process."""
+        """Return who serves a channel, whichever event loop of this process has made it."""
         loop_layer = self._loop_layer()
-        return loop_layer if loop_layer.owns(channel) else self._loop_layers.owner(channel)
+        if isinstance(loop_layer, LoopLayer) and loop_layer.owns(channel):
+            return loop_layer
+        return self._loop_layers.owner(channel)
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
         """Send a message to one channel: at most once, in the order of one sender's calls.
@@ -108,9 +110,18 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         Raises ``StopConsumer`` once the layer is closed, and ``ValueError`` for a channel of
         another process. A lost connection is no error: it waits for the next one.
         """
-        require_channel_name(channel)
-        _require_specific(channel)
-        return await self._loop_layer_of(channel).receive(channel)
+        # As _loop_layer() does, without the call: this is the path of each message.
+        loop_layer = self._loop_layers.serving.get(get_running_loop()) or self._loop_layer()
+        message = loop_layer.receive_nowait(channel)
+        if message is None:
+            if not loop_layer.knows(channel):
+                require_channel_name(channel)
+                _require_specific(channel)
+                if isinstance(loop_layer, SyncForwarder) or not loop_layer.owns(channel):
+                    return await self._loop_layers.owner(channel).receive(channel)
+                loop_layer.prepare_to_receive(channel)
+            message = await loop_layer.wait(channel)
+        return message
 
     async def new_channel(self, prefix: str = "specific.") -> str:
         """Return the name of a new channel, that this event loop receives from.

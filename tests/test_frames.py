@@ -90,8 +90,7 @@ def test_publish_is_pamqps(
     body = bytes(n % 251 for n in range(size))
     encoded = frames.encode_publish(
         channel,
-        frames.encode_publish_start(exchange),
-        key,
+        frames.encode_publish_method(channel, exchange, key, sequence_number is not None),
         body,
         sequence_number=sequence_number,
         max_payload=max_payload,
@@ -107,8 +106,7 @@ def test_no_frame_is_larger_than_frame_max(frame_max: int, more: int) -> None:
     body = b"x" * (3 * limit + more)
     encoded = frames.encode_publish(
         1,
-        frames.encode_publish_start("e"),
-        "key",
+        frames.encode_publish_method(1, "e", "key", True),
         body,
         sequence_number=7,
         max_payload=frames.max_payload(frame_max),
@@ -119,18 +117,17 @@ def test_no_frame_is_larger_than_frame_max(frame_max: int, more: int) -> None:
 
 
 def test_empty_body_has_no_body_frame() -> None:
-    encoded = frames.encode_publish(
-        1, frames.encode_publish_start("e"), "key", b"", sequence_number=None, max_payload=100
-    )
+    method = frames.encode_publish_method(1, "e", "key", False)
+    encoded = frames.encode_publish(1, method, b"", sequence_number=None, max_payload=100)
     assert [plain(frame)[0] for _, frame in unmarshal(encoded)] == ["Basic.Publish", "header"]
 
 
 @pytest.mark.parametrize("name", ["x" * 256, "ä" * 128, "\ud800"])
 def test_name_that_no_frame_can_hold(name: str) -> None:
     with pytest.raises(ValueError, match=r"range|surrogates"):
-        frames.encode_publish_start(name)
+        frames.encode_publish_method(1, name, "key", False)
     with pytest.raises(ValueError, match=r"range|surrogates"):
-        frames.encode_publish(1, b"", name, b"", sequence_number=None, max_payload=100)
+        frames.encode_publish_method(1, "exchange", name, False)
 
 
 # Reading

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 _CHANNEL_OPEN = pamqp.commands.Channel.Open()
 
+# Frames of Basic.Publish that are kept (keys have at most 255 bytes)
+_MOST_METHODS = 1000
+
 
 def closed_by_server(frame: pamqp.commands.Channel.Close) -> carehare.ChannelClosedByServer:
     """Return the error that says what the broker said."""
@@ -155,6 +158,7 @@ class ConsumerChannel(CallChannel):
         self._missing: int | None = None  # bytes of its body; None: the header is due
         self._body: list[bytes] = []
         self._acks = AckBatch()
+        self._loop = asyncio.get_running_loop()
         self._ended = False
 
     def consume(self, queue: str, prefetch_count: int) -> asyncio.Future[None]:
@@ -170,7 +174,7 @@ class ConsumerChannel(CallChannel):
     def ack(self, delivery_tag: int) -> None:
         """Ack one message; does nothing once the AMQP channel has ended."""
         if self._acks.add(delivery_tag):
-            asyncio.get_running_loop().call_soon(self._write_acks)
+            self._loop.call_soon(self._write_acks)
 
     def _write_acks(self) -> None:
         acks = self._acks.take()
@@ -241,15 +245,6 @@ class Outcome(enum.Enum):
     BLOCKED = "not written: the broker blocks publishers"
 
 
-class _Unconfirmed:
-    __slots__ = ("deadline", "future", "is_returned")
-
-    def __init__(self, future: asyncio.Future[Outcome], deadline: float) -> None:
-        self.future = future
-        self.deadline = deadline
-        self.is_returned = False
-
-
 class PublisherChannel(CallChannel):
     """Publishes with confirms, to any exchange, in order.
 
@@ -272,9 +267,12 @@ class PublisherChannel(CallChannel):
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self._max_payload = frames.max_payload(protocol.frame_max)
-        self._starts: dict[str, bytes] = {}  # by exchange: what its Basic.Publish begins with
+        # The frames of Basic.Publish, by exchange, routing key and whether it is mandatory
+        self._methods: dict[tuple[str, str, bool], bytes] = {}
         self._sequence_number = 0
-        self._unconfirmed: dict[int, _Unconfirmed] = {}  # by sequence number, in order
+        # By sequence number, in order: who waits, and until when (loop time).
+        self._unconfirmed: dict[int, tuple[asyncio.Future[Outcome], float]] = {}
+        self._returned: set[int] = set()  # those of them that the broker returned
         self._timer: asyncio.TimerHandle | None = None
         self._is_returning = False  # a Basic.Return's header or body is due
         self._missing: int | None = None  # bytes of that body; None: the header is due
@@ -311,15 +309,14 @@ class PublisherChannel(CallChannel):
         if self._ended:
             future.set_result(Outcome.UNKNOWN)
             return future
-        start = self._starts.get(exchange)
-        if start is None:
-            start = self._starts[exchange] = frames.encode_publish_start(exchange)
+        method = self._methods.get((exchange, routing_key, mandatory))
+        if method is None:
+            method = self._encode_method(exchange, routing_key, mandatory)
         sequence_number = self._sequence_number + 1
         self._write(
             frames.encode_publish(
                 self._amqp_channel_id,
-                start,
-                routing_key,
+                method,
                 body,
                 sequence_number=sequence_number if mandatory else None,
                 max_payload=self._max_payload,
@@ -327,10 +324,19 @@ class PublisherChannel(CallChannel):
         )
         # Only now: what could not be encoded is no message, and the broker doesn't count it.
         self._sequence_number = sequence_number
-        self._unconfirmed[sequence_number] = _Unconfirmed(future, deadline)
+        self._unconfirmed[sequence_number] = (future, deadline)
         if self._timer is None or deadline < self._timer.when():
             self._watch(deadline)
         return future
+
+    def _encode_method(self, exchange: str, routing_key: str, mandatory: bool) -> bytes:
+        if len(self._methods) >= _MOST_METHODS:
+            self._methods.clear()
+        method = frames.encode_publish_method(
+            self._amqp_channel_id, exchange, routing_key, mandatory
+        )
+        self._methods[exchange, routing_key, mandatory] = method
+        return method
 
     def _watch(self, deadline: float) -> None:
         if self._timer is not None:
@@ -343,12 +349,13 @@ class PublisherChannel(CallChannel):
         # All are looked at: a call that waited for the connection has less time left than those
         # before it. That is about once in operation_timeout, since confirms leave the timer alone.
         now = self._loop.time()
-        for sequence_number, message in list(self._unconfirmed.items()):
-            if message.deadline <= now:
+        for sequence_number, (future, deadline) in list(self._unconfirmed.items()):
+            if deadline <= now:
                 del self._unconfirmed[sequence_number]
-                resolve(message.future, Outcome.UNKNOWN)
+                self._returned.discard(sequence_number)
+                resolve(future, Outcome.UNKNOWN)
         if self._unconfirmed:
-            self._watch(min(message.deadline for message in self._unconfirmed.values()))
+            self._watch(min(deadline for _, deadline in self._unconfirmed.values()))
 
     def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> bool:
         if frame_type == frames.METHOD:
@@ -370,9 +377,8 @@ class PublisherChannel(CallChannel):
         if self._missing is None:
             self._missing = frames.read_body_size(data, start, end)
             sequence_number = frames.read_correlation_id(data, start, end)
-            returned = self._unconfirmed.get(sequence_number or 0)
-            if returned is not None:
-                returned.is_returned = True
+            if sequence_number in self._unconfirmed:
+                self._returned.add(sequence_number)
         else:
             self._missing -= end - start
         if self._missing == 0:
@@ -386,17 +392,23 @@ class PublisherChannel(CallChannel):
             self._settle(sequence_number, outcome)
             return
         # Sequence numbers stand in order: those meant are at the front.
-        while self._unconfirmed:
-            oldest = next(iter(self._unconfirmed))
-            if oldest > sequence_number:
+        front = []
+        for number in self._unconfirmed:
+            if number > sequence_number:
                 break
-            self._settle(oldest, outcome)
+            front.append(number)
+        for number in front:
+            self._settle(number, outcome)
 
     def _settle(self, sequence_number: int, outcome: Outcome) -> None:
         # It may be unknown here: its time was over, and it counts as UNKNOWN already.
         message = self._unconfirmed.pop(sequence_number, None)
-        if message is not None:
-            resolve(message.future, Outcome.RETURNED if message.is_returned else outcome)
+        if message is None:
+            return
+        if self._returned and sequence_number in self._returned:
+            self._returned.remove(sequence_number)
+            outcome = Outcome.RETURNED
+        resolve(message[0], outcome)
 
     def _end(self, culprit_exc: Exception, others_exc: Exception) -> None:
         self._ended = True
@@ -407,5 +419,6 @@ class PublisherChannel(CallChannel):
             self._timer.cancel()
             self._timer = None
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
-        for message in unconfirmed.values():
-            resolve(message.future, Outcome.RETURNED if message.is_returned else Outcome.UNKNOWN)
+        for sequence_number, (future, _) in unconfirmed.items():
+            is_returned = sequence_number in self._returned
+            resolve(future, Outcome.RETURNED if is_returned else Outcome.UNKNOWN)

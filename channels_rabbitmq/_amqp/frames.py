@@ -43,6 +43,9 @@ _tag = struct.Struct(">Q")
 _ack = struct.Struct(">BHIIQBB")
 # class (basic), weight, size of the body, flags that tell which properties follow
 _content_header = struct.Struct(">HHQH")
+# A header frame up to its properties; and from a header's end up to the body
+_header_frame = struct.Struct(">BHIHHQH")
+_end_and_frame_head = struct.Struct(">BBHI")
 # The flag of the property correlation-id (the sixth of basic's, counted from bit 15).
 _HAS_CORRELATION_ID = 1 << 10
 # Those that come before it: content-type, content-encoding, headers, delivery-mode, priority; and
@@ -138,16 +141,29 @@ def encode_ack(amqp_channel_id: int, tag: int, multiple: bool) -> bytes:
     return _ack.pack(METHOD, amqp_channel_id, 13, ACK, tag, multiple, FRAME_END)
 
 
-def encode_publish_start(exchange: str) -> bytes:
-    """Return what all Basic.Publish payloads to one exchange begin with."""
+def encode_publish_method(
+    amqp_channel_id: int, exchange: str, routing_key: str, mandatory: bool
+) -> bytes:
+    """Return the frame of a Basic.Publish, which is the same for all messages to one key."""
     name = exchange.encode()
-    return _index.pack(PUBLISH) + b"\0\0" + bytes([len(name)]) + name
+    key = routing_key.encode()
+    payload = b"".join(
+        (
+            _index.pack(PUBLISH),
+            b"\0\0",  # reserved
+            bytes([len(name)]),
+            name,
+            bytes([len(key)]),
+            key,
+            b"\1" if mandatory else b"\0",
+        )
+    )
+    return _frame_head.pack(METHOD, amqp_channel_id, len(payload)) + payload + b"\xce"
 
 
 def encode_publish(
     amqp_channel_id: int,
-    start: bytes,
-    routing_key: str,
+    method: bytes,
     body: bytes,
     *,
     sequence_number: int | None,
@@ -155,33 +171,26 @@ def encode_publish(
 ) -> bytes:
     """Return all frames of one published message.
 
-    ``start`` is from ``encode_publish_start``. With a ``sequence_number`` the message is
-    *mandatory* and carries the number as its correlation-id, by which a Basic.Return is told.
+    ``method`` is from ``encode_publish_method``. With a ``sequence_number`` the message carries
+    that as its correlation-id, by which a Basic.Return is told.
     No body frame's payload is longer than ``max_payload`` (frame_max less the 8 bytes around it:
     AMQP 0-9-1, section 4.2.3; an empty body has no frame at all).
     """
-    key = routing_key.encode()
-    method_size = len(start) + len(key) + 2
-    if sequence_number is None:
-        mandatory, flags, properties = b"\0", 0, b""
-    else:
-        text = b"%d" % sequence_number
-        mandatory, flags, properties = b"\1", _HAS_CORRELATION_ID, bytes([len(text)]) + text
     size = len(body)
-    parts = [
-        _frame_head.pack(METHOD, amqp_channel_id, method_size),
-        start,
-        bytes([len(key)]),
-        key,
-        mandatory,
-        b"\xce",
-        _frame_head.pack(HEADER, amqp_channel_id, _content_header.size + len(properties)),
-        _content_header.pack(60, 0, size, flags),
-        properties,
-        b"\xce",
-    ]
+    header_size = _content_header.size
+    if sequence_number is None:
+        flags, properties = 0, b""
+    else:
+        properties = b"%c%d" % (len(str(sequence_number)), sequence_number)
+        header_size += len(properties)
+        flags = _HAS_CORRELATION_ID
+    header = _header_frame.pack(HEADER, amqp_channel_id, header_size, 60, 0, size, flags)
+    if 0 < size <= max_payload:
+        body_head = _end_and_frame_head.pack(FRAME_END, BODY, amqp_channel_id, size)
+        return b"".join((method, header, properties, body_head, body, b"\xce"))
+    parts = [method, header, properties, b"\xce"]
     for offset in range(0, size, max_payload):
-        piece = body if size <= max_payload else body[offset : offset + max_payload]
+        piece = body[offset : offset + max_payload]
         parts += (_frame_head.pack(BODY, amqp_channel_id, len(piece)), piece, b"\xce")
     return b"".join(parts)
 
