@@ -275,8 +275,8 @@ class Forwarder:
             self._sync_receivers.discard(call)
         return message
 
-    async def connect(self) -> None:
-        await self._call(lambda loop_layer: loop_layer.connect())
+    async def connect(self, fail_fast: bool) -> None:
+        await self._call(lambda loop_layer: loop_layer.connect(fail_fast))
 
 
 class SyncForwarder(Forwarder):

@@ -373,14 +373,18 @@ class LoopLayer:
         """Whether ``close`` was called."""
         return self._is_closed
 
-    async def connect(self) -> None:
-        """Wait until everything is connected, or raise BrokerUnavailable."""
+    async def connect(self, fail_fast: bool) -> None:
+        """Connect what sends and what receives: see ``RabbitmqChannelLayer.connect``."""
         self._start_subscriber()
-        deadline = self._deadline()
-        for supervisor in (self._subscriber.supervisor, self._publisher.supervisor):
+        supervisors = [self._subscriber.supervisor, self._publisher.supervisor]
+        for supervisor in supervisors:
             supervisor.start()
-        for supervisor in (self._subscriber.supervisor, self._publisher.supervisor):
-            await supervisor.wait_ready(deadline)
+        deadline = self._deadline()
+        for supervisor in supervisors:
+            if fail_fast:
+                await supervisor.wait_tried(deadline)
+            else:
+                await supervisor.wait_ready(deadline)
 
     async def close(self) -> None:
         """End everything: see ``RabbitmqChannelLayer.close``."""

@@ -175,6 +175,15 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         require_group_name(group)
         await self._loop_layer().group_send(group, message)
 
+    async def connect(self, *, fail_fast: bool = False) -> None:
+        """Connect now, and not when the first call needs it. No error if that has happened.
+
+        Returns when messages can be sent and received. Raises ``BrokerUnavailable`` if that isn't
+        so within ``operation_timeout``, or, with ``fail_fast``, as soon as every URL was tried once
+        in vain. Either way the layer goes on trying.
+        """
+        await self._loop_layer().connect(fail_fast)
+
     @property
     def carehare_connection(self) -> Awaitable[carehare.Connection]:
         """An open connection for queues of your own: ``await layer.carehare_connection``.
