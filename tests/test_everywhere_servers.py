@@ -92,7 +92,13 @@ ASGI = {
     "uvicorn-asyncio": "uvicorn --port {port} --timeout-graceful-shutdown 2 --loop asyncio",
     "daphne": "daphne --port {port}",
     "hypercorn": "hypercorn --bind 127.0.0.1:{port} --graceful-timeout 1",
-    "granian": "granian --interface asginl --port {port} --workers-kill-timeout 3",
+    "granian": "granian --interface asginl --port {port}",
+}
+# Those that send the lifespan protocol, and what makes them do it.
+LIFESPAN = {
+    "uvicorn": "--lifespan on",
+    "hypercorn": "",
+    "granian": "--interface asgi",
 }
 # Warnings that are not about us.
 ALLOWED = {
@@ -103,18 +109,39 @@ ALLOWED = {
 # that it got, granian by leaving a child of multiprocessing: no Python runs then. The kernel closes
 # the connections, and RabbitMQ logs that they were lost.
 ABRUPT = {"uvicorn", "uvicorn-asyncio", "granian"}
-# It cancels the tasks of open websockets, of which asyncio makes an error (until Python 3.11).
-LOUD = {"hypercorn"}
+# Servers with faults of their own when websockets are open at the end. hypercorn cancels their
+# tasks, of which asyncio makes an error (until Python 3.11). granian stops its loop while a sync
+# consumer is at its disconnect(): async_to_sync, whatever it calls, then waits for ever.
+CLOSE_FIRST = {"hypercorn", "granian"}
 
 
 async def start_asgi(
-    programs: Programs, server: str, port: int, application: str, **variables: str
+    programs: Programs,
+    server: str,
+    port: int,
+    application: str,
+    options: str = "",
+    **variables: str,
 ) -> Program:
     return await programs.start(
-        *("-m", *ASGI[server].format(port=port).split(), application),
+        *("-m", *ASGI[server].format(port=port).split(), *options.split(), application),
         python=[*STRICT_PYTHON, *ALLOWED.get(server, [])],
         **variables,
     )
+
+
+async def talk_and_stop(programs: Programs, server: str, program: Program, port: int) -> None:
+    """Stop the server while websockets are open, as they are in a new deployment."""
+    async with clients(port, "room") as opened:
+        await talk(port, opened, "room")
+        assert programs.roles() == {"publisher": 1, "subscriber": 1}
+        assert await asyncio.to_thread(get, f"http://127.0.0.1:{port}/job/work/") == {"job": "work"}
+        assert programs.roles() == {"publisher": 1, "subscriber": 1, "carehare_connection": 1}
+        if server not in CLOSE_FIRST:
+            await program.stop()
+    if server in CLOSE_FIRST:
+        await program.stop()
+    program.assert_quiet()
 
 
 @pytest.mark.slow
@@ -124,17 +151,64 @@ async def test_asgi_server(programs: Programs, server: str) -> None:
     port = free_port()
     program = await start_asgi(programs, server, port, "mysite.asgi:application")
     await until_it_answers(program, port)
-    async with clients(port, "room") as opened:
-        await talk(port, opened, "room")
-        assert programs.roles() == {"publisher": 1, "subscriber": 1}
-        assert await asyncio.to_thread(get, f"http://127.0.0.1:{port}/job/work/") == {"job": "work"}
-        assert programs.roles() == {"publisher": 1, "subscriber": 1, "carehare_connection": 1}
-        if server not in LOUD:
-            await program.stop()
-    if server in LOUD:
-        await program.stop()
-    program.assert_quiet()
+    await talk_and_stop(programs, server, program, port)
     await programs.assert_nothing_left(farewell=server not in ABRUPT)
+
+
+class TestLifespan:
+    """Servers that tell a project of their start and end, and a project that listens."""
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("server", LIFESPAN)
+    async def test_connects_at_the_start_and_closes_at_the_end(
+        self, programs: Programs, server: str
+    ) -> None:
+        port = free_port()
+        program = await start_asgi(
+            programs, server, port, "mysite.asgi_lifespan:application", LIFESPAN[server]
+        )
+        # Before anybody asks for anything.
+        await programs.proxy.until(lambda: programs.roles() == {"publisher": 1, "subscriber": 1})
+        await until_it_answers(program, port)
+        await talk_and_stop(programs, server, program, port)
+        await programs.assert_nothing_left()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("server", LIFESPAN)
+    async def test_fail_fast_refuses_to_start(self, programs: Programs, server: str) -> None:
+        port = free_port()
+        program = await start_asgi(
+            programs,
+            server,
+            port,
+            "mysite.asgi_lifespan:application",
+            LIFESPAN[server],
+            FAIL_FAST="1",
+            LAYER_HOST=f"amqp://guest:wrong@{programs.proxy.host}:{programs.proxy.port}",
+        )
+        # hypercorn forgets the exit status of its worker.
+        assert await program.ended() != 0 or server == "hypercorn"
+        assert "ACCESS_REFUSED" in program.stdout + program.stderr, repr(program)
+        await programs.assert_nothing_left(farewell=False)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("server", LIFESPAN)
+    async def test_starts_without_a_broker(self, programs: Programs, server: str) -> None:
+        """And ends while it still tries to connect."""
+        port = free_port()
+        program = await start_asgi(
+            programs,
+            server,
+            port,
+            "mysite.asgi_lifespan:application",
+            LIFESPAN[server],
+            LAYER_HOST=f"amqp://127.0.0.1:{free_port()}",
+            LAYER_CONFIG='{"operation_timeout": 0.3}',
+        )
+        await program.printed("started without a connection: .*refused|Connect call failed")
+        await until_it_answers(program, port)
+        await program.stop()
+        program.assert_quiet()
 
 
 @pytest.mark.slow
