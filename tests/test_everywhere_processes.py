@@ -33,9 +33,9 @@ class TestMultiprocessing:
         types = [message["type"] for message in told["seen"]]
         assert (types[0], *types[-2:]) == ("before", "after", "after.to.group")
         numbers = Counter(message["n"] for message in by_type["question"])
-        assert numbers == dict.fromkeys(range(5), 2)  # two children
+        assert numbers == dict.fromkeys(range(5), 3)  # three children
         children = {message["pid"] for message in by_type["done"]}
-        assert len(children) == 2
+        assert len(children) == 3
         for message in by_type["done"]:
             assert message["heard"] == [f"answer.{number}" for number in range(5)]
         # Each process has connections of its own, and never lost one.
@@ -43,6 +43,21 @@ class TestMultiprocessing:
             assert programs.roles(pid) == {"publisher": 1, "subscriber": 1}
         # A child of multiprocessing ends without Python's own end: nobody closes anything there.
         await programs.assert_nothing_left(farewell=False)
+
+    async def test_parent_ends_and_child_goes_on(
+        self, programs: Programs, open_layer: OpenLayer
+    ) -> None:
+        layer = await open_layer()
+        channel = await layer.new_channel()
+        await layer.group_add("numbers", channel)
+        program = await programs.start("forks.py", "daemonize", python=FORKING_PYTHON)
+        error = await program.result()  # of both processes
+        assert "another process" in error
+        for expected in ("from.parent", "from.child"):
+            message = await asyncio.wait_for(layer.receive(channel), 10)
+            assert message == {"type": expected}
+        assert programs.roles() == {"publisher": 2, "subscriber": 1}
+        await programs.assert_nothing_left()
 
     async def test_forks_amid_the_calls_of_threads(self, programs: Programs) -> None:
         program = await programs.start(

@@ -18,7 +18,7 @@ from channels.layers import channel_layers, get_channel_layer
 from named import call_by_name, tell
 
 ROUNDS = 5
-STYLES = ["sync", "loop"]  # of children
+STYLES = ["sync", "loop", "renewed"]  # of children
 
 layer: Any = get_channel_layer()
 
@@ -31,7 +31,8 @@ def child(style: str, parent: str) -> None:
     if style == "loop":
         asyncio.run(child_on_a_loop(parent))
         return
-    renew_the_layer()
+    if style == "renewed":
+        renew_the_layer()
     channel = async_to_sync(layer.new_channel)()
     async_to_sync(layer.group_add)(group_of_child(), channel)
     heard = []
@@ -140,6 +141,19 @@ def in_sync_code(method: str) -> None:
     async_to_sync(layer.group_send)("parent", {"type": "after.to.group"})
     seen.append(async_to_sync(layer.receive)(channel))
     tell({"pid": os.getpid(), "seen": seen})
+
+
+def daemonize() -> None:
+    """As a daemon begins: the parent ends and the child goes on. Both end as Python ends."""
+    channel = async_to_sync(layer.new_channel)()
+    async_to_sync(layer.group_send)("numbers", {"type": "from.parent"})
+    if os.fork():
+        return
+    try:
+        async_to_sync(layer.receive)(channel)
+    except ValueError as err:  # it is the parent's
+        tell(str(err))
+    async_to_sync(layer.group_send)("numbers", {"type": "from.child"})
 
 
 def while_threads_call(children: str) -> None:
