@@ -298,8 +298,10 @@ class Router:
             for older in list(islice(messages, mailbox.uncounted, place)):
                 self._add_uncounted(mailbox, older)
                 self._uncount(older)
+            if not place and mailbox.uncounted:
+                # The heap knows it by a message that isn't its first any more.
+                heapq.heappush(self._uncounted_by_age, (delivery.number, mailbox.channel, mailbox))
             self._add_uncounted(mailbox, delivery)
-            heapq.heappush(self._uncounted_by_age, (delivery.number, mailbox.channel, mailbox))
         messages.insert(place, delivery)
         if not loan.counts:
             self._drop_overflow(mailbox)
