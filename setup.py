@@ -46,7 +46,7 @@ setup(
             "celery>=5.4",
             "daphne>=4.1",
             "docutils>=0.20",
-            "granian>=2.0",
+            "granian>=2.5",
             "gunicorn>=22",
             "hypercorn>=0.17",
             "hypothesis>=6.100",

@@ -21,6 +21,7 @@ def configured(broker: str | None, name: str) -> Celery:
     exchange = kombu.Exchange(name, durable=False, auto_delete=True)
     app = Celery("everywhere", broker=broker, set_as_current=False)
     app.conf.update(
+        broker_connection_retry_on_startup=True,  # else Celery 5 warns
         task_default_queue=name,
         task_ignore_result=True,
         task_queues=[kombu.Queue(name, exchange, routing_key=name, expires=60.0)],
