@@ -579,8 +579,14 @@ class TestClose:
             for task in calls:
                 with pytest.raises(BrokerUnavailable, match="closed"):
                     await asyncio.wait_for(task, 10)
-            with pytest.raises(BrokerUnavailable, match="closed"):
-                await layer.group_send("g", MESSAGE)
+            for call in (
+                layer.send(channel, MESSAGE),
+                layer.group_send("g", MESSAGE),
+                layer.group_add("g", channel),
+                layer.connect(),
+            ):
+                with pytest.raises(BrokerUnavailable, match="closed"):
+                    await asyncio.wait_for(call, 5)  # operation_timeout is longer
             await server.all_gone()
 
     async def test_closing_unused_twice_and_at_once(self, open_layer: OpenLayer) -> None:
