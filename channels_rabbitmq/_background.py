@@ -307,9 +307,11 @@ def _tell_to_leave(loop_layer: LoopLayer) -> concurrent.futures.Future[None]:
 
 def _have_leave(loop_layer: LoopLayer) -> None:
     """Run a loop that has stopped, so that it can close what it has."""
+    leaving = loop_layer.leave(cancel_receivers=True)
     try:
-        loop_layer.loop.run_until_complete(loop_layer.leave(cancel_receivers=True))
+        loop_layer.loop.run_until_complete(leaving)
     except Exception as err:
+        leaving.close()
         logger.debug("not closed at the end of the process: %s", err)
 
 
@@ -330,7 +332,8 @@ def _forget() -> None:
     process = Process()
 
 
-os.register_at_fork(after_in_child=_forget)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget)
 atexit.register(lambda: process.end())
 # Called before those of modules imported earlier, of which concurrent.futures' waits for threads.
 # It isn't public; without it, a receive() of sync code that waits holds up the end of the process.

@@ -39,13 +39,21 @@ _GRACE = 5.0
 
 
 class Call:
-    """One forwarded call: ``make()``, on the owner's loop, returns the coroutine to run."""
+    """One forwarded call: ``make()``, on the owner's loop, returns the coroutine to run.
+
+    If it isn't ``cancellable`` it runs to its end, also when the caller doesn't wait for that.
+    """
 
     def __init__(
-        self, owner: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, Any]]
+        self,
+        owner: asyncio.AbstractEventLoop,
+        make: Callable[[], Coroutine[Any, Any, Any]],
+        *,
+        cancellable: bool = True,
     ) -> None:
         self._owner = owner
         self._make = make
+        self._is_cancellable = cancellable
         self._caller = asyncio.get_running_loop()
         # The result and the exception. (One that was set as such, and which a caller who is
         # cancelled in this moment doesn't fetch, would be logged as never retrieved.)
@@ -117,7 +125,7 @@ class Call:
     def _cancel(self) -> None:
         """The caller doesn't wait any more."""
         self._is_cancelled = True
-        if self._task is not None:
+        if self._task is not None and self._is_cancellable:
             self._task.cancel()
 
 
@@ -237,8 +245,10 @@ class Forwarder:
         self._settings = settings
         self._sync_receivers = sync_receivers
 
-    async def _call(self, make: Callable[[LoopLayer], Coroutine[Any, Any, Any]]) -> Any:
-        call = Call(self._owner, lambda: make(self._get_loop_layer()))
+    async def _call(
+        self, make: Callable[[LoopLayer], Coroutine[Any, Any, Any]], *, cancellable: bool = True
+    ) -> Any:
+        call = Call(self._owner, lambda: make(self._get_loop_layer()), cancellable=cancellable)
         return await call.run(self._settings.operation_timeout + _GRACE)
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
@@ -318,6 +328,6 @@ class SyncForwarder(Forwarder):
         """Close what serves all loops of sync code, and this one's own connection."""
         if self._user_connection is not None:
             self._user_connection.supervisor.stop()
-        await self._call(lambda loop_layer: loop_layer.close())
+        await self._call(lambda loop_layer: loop_layer.close(), cancellable=False)
         if self._user_connection is not None:
             await self._user_connection.supervisor.wait_stopped()

@@ -400,6 +400,7 @@ class LoopLayer:
         self._subscriber.supervisor.on_end = lambda: None
         if cancel_receivers:
             self._router.cancel_receivers()
+            self._router.close()
         await self._end()
 
     async def _end(self) -> None:

@@ -150,7 +150,9 @@ class Supervisor:
             await self._attempt.wait(deadline)
         if self.connection is None:
             raise BrokerUnavailable(
-                f"No connection to RabbitMQ: {self.last_reason or 'still connecting'}"
+                "The channel layer is closed"
+                if self.state is State.CLOSED
+                else f"No connection to RabbitMQ: {self.last_reason or 'still connecting'}"
             )
         return self.connection
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Generator
@@ -18,6 +19,7 @@ from ._forwarding import Forwarder, SyncForwarder
 from ._loop_layer import LoopLayer
 from ._names import require_channel_name, require_group_name
 from ._settings import Settings
+from .exceptions import BrokerUnavailable
 
 
 class RabbitmqChannelLayer(BaseChannelLayer):
@@ -203,7 +205,8 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         ``BrokerUnavailable``. Takes about a second at most, raises nothing, may be called any
         number of times; cancelled, it ends everything all the same, a moment later.
         """
-        await self._loop_layer().close()
+        with contextlib.suppress(BrokerUnavailable):  # It is closed: the process is ending.
+            await self._loop_layer().close()
 
 
 class _UserConnection:
