@@ -39,6 +39,9 @@ STRICT_PYTHON = [sys.executable, "-X", "dev", "-W", "error"]
 # their locks protect. (Ours are dealt with, and that is tested.)
 FORKING_PYTHON = [*STRICT_PYTHON, "-W", "ignore:This process:DeprecationWarning"]
 
+# The name of the thread in which the layer's own event loop runs, if there is one.
+BACKGROUND_THREAD = "channels_rabbitmq"
+
 _NAME = re.compile(r"channels_rabbitmq (\w+) (\S+) \(.*, pid (\d+)\)")
 # asyncio's debug mode finds that a callback was slow: on a busy machine each may be.
 _SLOW = re.compile(r"Executing <.*> took \d+\.\d+ seconds\n")
