@@ -184,7 +184,7 @@ class Programs:
         self.groups_exchange = groups_exchange
         self.opened: list[Opened] = []  # connections of layers, in the order of their log-ins
         self.peak: Counter[str] = Counter()  # by role: the most that were open at a time
-        self.farewells = 0  # connections that a layer has closed in AMQP's words
+        self.farewells: list[Opened] = []  # those that it has closed in AMQP's words
         self._queues: set[str] = set()  # that layers have declared
         self._all: list[Program] = []
         proxy.rule(TO_BROKER, commands.Connection.StartOk, self._see_start)
@@ -199,7 +199,7 @@ class Programs:
         return frame
 
     def _see_close(self, frame: Frame) -> Frame:
-        self.farewells += 1
+        self.farewells.append(_parse(frame.link.name))
         return frame
 
     def _see_declare(self, frame: Frame) -> Frame:
@@ -240,13 +240,20 @@ class Programs:
         await self.assert_nothing_left()
         return result
 
-    async def assert_nothing_left(self, *, farewell: bool = True) -> None:
-        """No connection and no queue; with ``farewell``, each connection was closed properly."""
+    async def assert_nothing_left(
+        self, *, farewell: bool = True, but_for: Program | None = None
+    ) -> None:
+        """No connection and no queue.
+
+        With ``farewell``, each connection was closed properly, ``but_for`` those of one program.
+        """
         with contextlib.suppress(TimeoutError):
             await self.proxy.until(lambda: not self.proxy.links, timeout=_GRACE)
         assert [link.name for link in self.proxy.links] == []
         if farewell:
-            assert self.farewells == self.proxy.opened, "a connection was lost, not closed"
+            lost = set(self.opened) - set(self.farewells)
+            abrupt = None if but_for is None else but_for.pid
+            assert not {one for one in lost if one.pid != abrupt}, "lost, not closed"
         if self._queues:
             await assert_no_queues(self.broker_url, self._queues)
 

@@ -287,4 +287,4 @@ async def test_gunicorn(programs: Programs, tmp_path: Path, worker: str, preload
     gunicorn.assert_quiet(allowed=rf"<socket.*laddr=\('127.0.0.1', {ports['gunicorn']}\)>$")
     await uvicorn.stop()
     uvicorn.assert_quiet()
-    await programs.assert_nothing_left(farewell=False)
+    await programs.assert_nothing_left(but_for=uvicorn)
