@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from amqp_proxy import TO_CLIENT
 from programs import BACKGROUND_THREAD, Programs
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
@@ -215,6 +216,18 @@ class TestEndings:
     async def test_calls_after_the_end_are_refused(self, programs: Programs) -> None:
         errors = await programs.run("late_calls.py")
         assert len(errors) == 3
+
+    @pytest.mark.slow
+    async def test_while_the_broker_is_silent(self, programs: Programs) -> None:
+        """The farewell isn't answered, and that is all."""
+        program = await programs.start("endings.py", "both_when_told")
+        await program.printed("ready")
+        programs.proxy.stall(TO_CLIENT)
+        program.say("go on")
+        assert await program.ended() == 0
+        assert (program.stdout, program.stderr) == ("ready\n", "")
+        programs.proxy.resume()
+        await programs.assert_nothing_left()
 
     async def test_while_it_tries_to_connect(self, programs: Programs) -> None:
         said = await programs.run(

@@ -73,6 +73,18 @@ def sync_code_interrupted() -> None:
         async_to_sync(use_and_wait)(30)
 
 
+def both_when_told() -> None:
+    """The test does something to the broker before it lets this end."""
+
+    async def main() -> None:
+        await use()
+        print("ready", flush=True)
+        input()  # noqa: ASYNC250 - as a loop is that has much to do
+
+    async_to_sync(use)()
+    asyncio.run(main())
+
+
 def both() -> None:
     """Connections of several loops, one of which is over."""
     asyncio.run(use())
