@@ -43,8 +43,12 @@ setup(
         "tests": [
             CRYPTOGRAPHY,
             "build",
+            "celery>=5.4",
             "daphne>=4.1",
             "docutils>=0.20",
+            "granian>=2.5",
+            "gunicorn>=22",
+            "hypercorn>=0.17",
             "hypothesis>=6.100",
             "kombu>=5.3",
             # A new release of a linter must not fail an old commit.

@@ -31,6 +31,7 @@ from ._amqp.connection import Connection
 from ._bindings import Bindings
 from ._codec import MalformedBody, MessageCodec
 from ._direct_sender import Address, DirectSender
+from ._mailbox import Loan
 from ._members import Members
 from ._probe import Probe
 from ._publisher import Publisher
@@ -51,6 +52,16 @@ _ID_LENGTH = 16
 _RANDOM_LENGTH = 12
 _LONGEST_NAME = 99
 _MOST_ADDRESSES = 1000  # that are remembered
+
+
+def new_id() -> str:
+    """Return an id that nobody had before."""
+    return _ID_PREFIX + _random_text(_ID_LENGTH)
+
+
+def connection_name(role: str, id_: str) -> str:
+    """Return what operators see in RabbitMQ's list of connections."""
+    return f"channels_rabbitmq {role} {id_} ({socket.gethostname()}, pid {os.getpid()})"
 
 
 def _random_text(length: int) -> str:
@@ -86,8 +97,8 @@ class LoopLayer:
 
     def __init__(self, settings: Settings, capacity_of: Callable[[str], int]) -> None:
         self._settings = settings
-        self._loop = asyncio.get_running_loop()
-        self.id = _ID_PREFIX + _random_text(_ID_LENGTH)
+        self.loop = self._loop = asyncio.get_running_loop()
+        self.id = new_id()
         self._prefix = self.id + "!"  # of the names of its channels
         self.counters = Counters()
         self._reporter = Reporter(logger, self.id)
@@ -116,20 +127,20 @@ class LoopLayer:
             self.id,
             settings,
             self._bindings,
-            connection_name=self._connection_name(Subscriber.name),
+            connection_name=connection_name(Subscriber.name, self.id),
             on_delivery=self._accept_delivery,
             on_lost=self._router.connection_lost,
         )
         self._publisher = Publisher(
             settings,
             self.counters,
-            connection_name=self._connection_name(Publisher.name),
+            connection_name=connection_name(Publisher.name, self.id),
             on_no_exchange=self._accept_no_exchange,
         )
         self._direct_sender = DirectSender(self._publisher)
         self._addresses: dict[str, Address] = {}  # by id
         self._user_connection = UserConnection(
-            settings, connection_name=self._connection_name(UserConnection.name)
+            settings, connection_name=connection_name(UserConnection.name, self.id)
         )
         # One that has reached the broker saves the others the rest of their back-off.
         self._supervisors = [
@@ -155,9 +166,6 @@ class LoopLayer:
 
     def __repr__(self) -> str:
         return f"<LoopLayer {self.id}: {self._router!r} {self._bindings!r}>"
-
-    def _connection_name(self, role: str) -> str:
-        return f"channels_rabbitmq {role} {self.id} ({socket.gethostname()}, pid {os.getpid()})"
 
     def _hurry(self) -> None:
         for supervisor in self._supervisors:
@@ -266,6 +274,30 @@ class LoopLayer:
         self._require_own(channel)
         self._start_subscriber()
 
+    async def receive(self, channel: str) -> dict[str, Any]:
+        """Return the next message of a channel of this event loop, or change nothing."""
+        self.prepare_to_receive(channel)
+        return await self._router.receive(channel)
+
+    def owns(self, channel: str) -> bool:
+        """Whether a channel was made here."""
+        return channel.startswith(self._prefix)
+
+    async def lend(self, channel: str) -> Loan:
+        """As ``receive``, for a receiver on another event loop: see ``Router.lend``."""
+        self.prepare_to_receive(channel)
+        return await self._router.lend(channel)
+
+    def take(self, loan: Loan) -> None:
+        """The receiver has the message."""
+        self._router.take(loan)
+
+    def give_back(self, loan: Loan) -> None:
+        """The receiver won't have the message."""
+        self._router.give_back(loan)
+        if self._tick_timer is None:
+            self._schedule_tick(self._router.next_tick_at())
+
     def _require_own(self, channel: str) -> None:
         if not channel.startswith(self._prefix):
             raise ValueError(
@@ -336,10 +368,43 @@ class LoopLayer:
         """Return an open connection for the user's own purposes."""
         return await self._user_connection.supervisor.wait_ready(self._deadline())
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._is_closed
+
+    async def connect(self, fail_fast: bool) -> None:
+        """Connect what sends and what receives: see ``RabbitmqChannelLayer.connect``."""
+        self._start_subscriber()
+        supervisors = [self._subscriber.supervisor, self._publisher.supervisor]
+        for supervisor in supervisors:
+            supervisor.start()
+        deadline = self._deadline()
+        for supervisor in supervisors:
+            if fail_fast:
+                await supervisor.wait_tried(deadline)
+            else:
+                await supervisor.wait_ready(deadline)
+
     async def close(self) -> None:
         """End everything: see ``RabbitmqChannelLayer.close``."""
-        self._is_closed = True
         self._router.close()
+        await self._end()
+
+    async def leave(self, *, cancel_receivers: bool) -> None:
+        """As ``close``, at the end of the process, when calls that wait are not to be told.
+
+        An exception would only be printed. Those of an event loop that goes on running wait until
+        the process ends around them; those of one that won't run again are cancelled.
+        """
+        self._subscriber.supervisor.on_end = lambda: None
+        if cancel_receivers:
+            self._router.cancel_receivers()
+            self._router.close()
+        await self._end()
+
+    async def _end(self) -> None:
+        self._is_closed = True
         if self._tick_timer is not None:
             self._tick_timer.cancel()
             self._tick_timer = None

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._codec import Envelope
@@ -44,6 +44,22 @@ class Delivery:
         self.counting = 0
         # ... and how many hold it without counting it.
         self.uncounted = 0
+
+
+class Loan:
+    """A message that a mailbox has lent: its receiver, on another event loop, may not take it."""
+
+    __slots__ = ("channel", "counts", "delivery")
+
+    def __init__(self, channel: str, delivery: Delivery, counts: bool) -> None:
+        self.channel = channel
+        self.delivery = delivery
+        # Whether it still counts against local_capacity for its mailbox
+        self.counts = counts
+
+    def message(self) -> dict[str, Any]:
+        """The receiver's own copy."""
+        return self.delivery.envelope.message()
 
 
 class Mailbox:
@@ -82,6 +98,10 @@ class Mailbox:
         self._more_waiters: deque[asyncio.Future[None]] | None = None
         # How many receive() calls were woken and have yet to run; each has a message set aside.
         self.woken = 0
+
+    def __lt__(self, other: Mailbox) -> bool:
+        """Some order, for heaps: what was given back may be in a new mailbox of its channel."""
+        return id(self) < id(other)
 
     @property
     def is_idle(self) -> bool:

@@ -23,6 +23,11 @@ and is bounded in another way: ``capacity`` messages for a channel, and ``UNCOUN
 bodies in all; beyond either, the oldest are dropped. What is held when the connection is lost
 stops counting in the same way, since its acks have nowhere to go.
 
+**Lending.** A receiver on another event loop can't take a message in the moment of its wake-up:
+until it hears of it, it may be cancelled. To it a message is *lent*. The message leaves its mailbox
+and goes on counting; the receiver then takes it, and only that acks it, or it is given back, to
+where it was: before all that arrived after it.
+
 **Time.** Nothing waits longer than ``local_expiry``. ``receive()`` checks that itself; ``tick()``
 sees to the channels that nobody reads, and looks for stalled ones. It looks at the mailboxes
 which hold messages, not at idle ones.
@@ -43,7 +48,7 @@ from typing import TYPE_CHECKING, Any
 
 from channels.exceptions import StopConsumer
 
-from ._mailbox import PATIENCE, Delivery, Mailbox
+from ._mailbox import PATIENCE, Delivery, Loan, Mailbox
 
 if TYPE_CHECKING:
     from ._codec import Envelope
@@ -100,6 +105,8 @@ class Router:
         self._just_idle: Mailbox | None = None
         # Those that hold messages (a dict for its order)
         self._holding: dict[Mailbox, None] = {}
+        # Lent, and neither taken nor given back
+        self._loans: dict[Loan, None] = {}
         # How many receive() calls wait and were not woken
         self._waiting = 0
         # Deliveries so far; numbers them
@@ -159,6 +166,9 @@ class Router:
                 delivery.ack = None
         for mailbox in held:
             self._stop_counting(mailbox)
+        for loan in self._loans:
+            loan.delivery.ack = None
+            self._stop_counting_loan(loan)
         assert self._in_use == 0
         for mailbox in held:
             self._drop_overflow(mailbox)
@@ -199,12 +209,16 @@ class Router:
         each gets another message. Raises ``StopConsumer`` once the router is closed.
         """
         message = self.receive_nowait(channel)
-        return message if message is not None else await self.wait(channel)
+        if message is None:
+            message = await self.wait(channel)
+        return message
 
-    async def wait(self, channel: str) -> dict[str, Any]:
+    async def wait(self, channel: str, hand_out: Callable[[Mailbox], Any] | None = None) -> Any:
         """What ``receive`` does when ``receive_nowait`` has just given None."""
         if self._closed:
             raise StopConsumer
+        if hand_out is None:
+            hand_out = self._hand_out
         mailbox = self._mailboxes.get(channel)
         if mailbox is None:
             mailbox = self._mailboxes[channel] = Mailbox(channel, self._clock())
@@ -223,13 +237,81 @@ class Router:
             mailbox.active_at = now = self._clock()
             messages = mailbox.messages
             if messages is not None and messages[0].arrived + self._local_expiry > now:
-                return self._hand_out(mailbox)
+                return hand_out(mailbox)
             self._drop_expired(mailbox, now)
             if mailbox.messages is not None:
-                return self._hand_out(mailbox)
+                return hand_out(mailbox)
             # What it was woken for was dropped before it ran. It is still the first in line.
             waiter = self._create_future()
             mailbox.add_waiter_first(waiter)
+
+    async def lend(self, channel: str) -> Loan:
+        """As :meth:`receive`, for a receiver on another event loop.
+
+        Each loan ends by :meth:`take` or :meth:`give_back`; both do nothing for one that has ended,
+        or once the router is closed.
+        """
+        mailbox = self._mailboxes.get(channel)
+        if mailbox is not None:
+            now = self._clock()
+            mailbox.note_reader(now)
+            self._drop_expired(mailbox, now)
+            if len(mailbox.messages or ()) > mailbox.woken:
+                return self._lend(mailbox)
+        loan: Loan = await self.wait(channel, self._lend)
+        return loan
+
+    def take(self, loan: Loan) -> None:
+        """The receiver has the message."""
+        if loan in self._loans:
+            del self._loans[loan]
+            self._counters.received += 1
+            if loan.counts:
+                self._uncount(loan.delivery)
+
+    def give_back(self, loan: Loan) -> None:
+        """The receiver won't have the message: put it back where it was.
+
+        Afterwards :meth:`next_tick_at` may have changed from None to a moment.
+        """
+        if loan not in self._loans:
+            return
+        del self._loans[loan]
+        delivery = loan.delivery
+        mailbox = self._mailboxes.get(loan.channel)
+        if mailbox is None:
+            mailbox = self._mailboxes[loan.channel] = Mailbox(loan.channel, self._clock())
+        if mailbox.messages is None:
+            mailbox.messages = deque()
+            if not self._holding:
+                self._next_tick_at = self._clock() + TICK_INTERVAL
+            self._holding[mailbox] = None
+        messages = mailbox.messages
+        # Of those that were lent at the same time, older ones may be back already.
+        place = 0
+        while place < len(messages) and messages[place].number < delivery.number:
+            place += 1
+        if place < mailbox.uncounted or mailbox.stalled:
+            self._stop_counting_loan(loan)
+        if not loan.counts:
+            # The oldest don't count: that holds for all before it too.
+            for older in list(islice(messages, mailbox.uncounted, place)):
+                self._add_uncounted(mailbox, older)
+                self._uncount(older)
+            if not place and mailbox.uncounted:
+                # The heap knows it by a message that isn't its first any more.
+                heapq.heappush(self._uncounted_by_age, (delivery.number, mailbox.channel, mailbox))
+            self._add_uncounted(mailbox, delivery)
+        messages.insert(place, delivery)
+        if not loan.counts:
+            self._drop_overflow(mailbox)
+        self._wake(mailbox)
+
+    def cancel_receivers(self) -> None:
+        """Cancel every pending ``receive()``: its event loop will never run again."""
+        for mailbox in list(self._mailboxes.values()):
+            while (waiter := mailbox.pop_waiter()) is not None:
+                waiter.cancel()
 
     def close(self) -> None:
         """End every pending and later ``receive()`` with ``StopConsumer``; forget all messages.
@@ -241,6 +323,7 @@ class Router:
         self._mailboxes.clear()
         self._just_idle = None
         self._holding.clear()
+        self._loans.clear()
         self._uncounted_by_age.clear()
         self._in_use = self._uncounted_bytes = self._waiting = 0
         for mailbox in mailboxes:
@@ -254,8 +337,8 @@ class Router:
     def next_tick_at(self) -> float | None:
         """The moment at which :meth:`tick` wants to be called; None if nothing is held.
 
-        Only :meth:`deliver` changes it from None to a moment. So the caller asks after
-        :meth:`deliver` while it has no timer running, starts one then, and goes on with what
+        Only :meth:`deliver` and :meth:`give_back` change it from None to a moment. So the caller
+        asks after them while it has no timer running, starts one then, and goes on with what
         :meth:`tick` returns until that is None. A tick that comes late does no harm but that.
         """
         return self._next_tick_at if self._holding else None
@@ -295,8 +378,8 @@ class Router:
 
     @property
     def idle(self) -> bool:
-        """Whether no message is held and no ``receive()`` is waiting."""
-        return all(mailbox.is_idle for mailbox in self._mailboxes.values())
+        """Whether no message is held or lent and no ``receive()`` is waiting."""
+        return not self._loans and all(mailbox.is_idle for mailbox in self._mailboxes.values())
 
     def __repr__(self) -> str:
         if self._closed:
@@ -361,6 +444,19 @@ class Router:
             if former is not None and former is not mailbox:
                 self._forget_if_idle(former)
         return message
+
+    def _lend(self, mailbox: Mailbox) -> Loan:
+        messages = mailbox.messages
+        assert messages is not None
+        counts = not mailbox.uncounted
+        delivery = messages[0]
+        if counts:
+            delivery.counting += 1  # the loan's, in place of the mailbox's
+        self._pop(mailbox)
+        loan = Loan(mailbox.channel, delivery, counts)
+        self._loans[loan] = None
+        self._forget_if_idle(mailbox)
+        return loan
 
     def _has_expired(self, mailbox: Mailbox, now: float) -> bool:
         """Whether its oldest message has."""
@@ -433,6 +529,11 @@ class Router:
         for delivery in islice(mailbox.messages or (), mailbox.uncounted, None):
             self._add_uncounted(mailbox, delivery)
             self._uncount(delivery)
+
+    def _stop_counting_loan(self, loan: Loan) -> None:
+        if loan.counts:
+            loan.counts = False
+            self._uncount(loan.delivery)
 
     def _add_uncounted(self, mailbox: Mailbox, delivery: Delivery) -> None:
         """Note that ``mailbox`` holds ``delivery``, the next after its uncounted ones, so too."""

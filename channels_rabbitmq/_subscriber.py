@@ -209,6 +209,8 @@ class Subscriber:
         doesn't confirm by ``deadline`` (loop time), or refuses.
         """
         while self._bindings.is_wanted(group) and not self._bindings.is_bound(group):
+            if self.supervisor.state is State.CLOSED:
+                raise BrokerUnavailable("The channel layer is closed")
             self._refusals.pop(group, None)
             self._bindings.hurry(group)
             self._pump()
@@ -219,7 +221,7 @@ class Subscriber:
                 if not waiters and self._waiters.get(group) is waiters:
                     del self._waiters[group]
             if self.supervisor.state is State.CLOSED:
-                raise BrokerUnavailable("The channel layer is closed")
+                continue
             if group in self._refusals:
                 raise BrokerUnavailable(
                     f"RabbitMQ refused to bind the group {group!r}: {self._refusals[group]}"

@@ -102,6 +102,7 @@ class Supervisor:
         self._task: asyncio.Task[None] | None = None
         self._waiters = Waiters()
         self._pause = Waiters()  # the task itself, between two attempts
+        self._attempt = Waiters()  # until it is connected, or every URL was tried in vain
         # Ends with a reason when the role gives the present connection up.
         self._given_up: asyncio.Future[str] | None = None
         # By URL and reason: when that was last logged as a warning.
@@ -142,6 +143,19 @@ class Supervisor:
                 )
         return self.connection
 
+    async def wait_tried(self, deadline: float) -> Connection:
+        """As ``wait_ready``, but doesn't wait for a second try: raises BrokerUnavailable then."""
+        self.start()
+        if self.connection is None and self.state is not State.CLOSED:
+            await self._attempt.wait(deadline)
+        if self.connection is None:
+            raise BrokerUnavailable(
+                "The channel layer is closed"
+                if self.state is State.CLOSED
+                else f"No connection to RabbitMQ: {self.last_reason or 'still connecting'}"
+            )
+        return self.connection
+
     def hurry(self) -> None:
         """Somebody else has reached the broker: if this one waits to try again, it tries now."""
         self._pause.wake()
@@ -156,6 +170,7 @@ class Supervisor:
         """End the task and its connection, in a moment; whoever waits gets BrokerUnavailable."""
         self._set_state(State.CLOSED)
         self._waiters.wake()
+        self._attempt.wake()
         if self._task is not None:
             self._task.cancel()
 
@@ -175,6 +190,7 @@ class Supervisor:
         finally:
             self._set_state(State.CLOSED)
             self._waiters.wake()
+            self._attempt.wake()
             self.on_end()
 
     async def _keep_connected(self) -> None:
@@ -194,6 +210,7 @@ class Supervisor:
                     break
             delay = next(delays)
             self._set_state(State.WAITING)
+            self._attempt.wake()
             logger.info("%s: reconnecting in %.1f s: %s", self._role.name, delay, self.last_reason)
             await self._pause.wait(loop.time() + delay)
 
@@ -218,6 +235,7 @@ class Supervisor:
             logger.info("%s: connected to %s", self._role.name, url)
             self._role.ready()
             self._waiters.wake()
+            self._attempt.wake()
             self.on_ready()
             self.last_reason = await self._serve(connection, self._given_up)
         except asyncio.CancelledError:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
+import contextlib
+import weakref
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Generator
+from functools import partial
 from typing import Any
 
 import carehare
 from channels.exceptions import ChannelFull, InvalidChannelLayerError, MessageTooLarge
 from channels.layers import BaseChannelLayer
 
+from . import _background
+from ._background import LoopLayers
+from ._forwarding import Forwarder, SyncForwarder
 from ._loop_layer import LoopLayer
 from ._names import require_channel_name, require_group_name
 from ._settings import Settings
+from .exceptions import BrokerUnavailable
 
 
 class RabbitmqChannelLayer(BaseChannelLayer):
@@ -53,24 +58,34 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         self.channel_capacity = self.compile_capacities(  # type: ignore[no-untyped-call]  # as above
             self.channel_capacity
         )
-        self._loop_layers: dict[asyncio.AbstractEventLoop, LoopLayer] = {}
-        self._lock = threading.Lock()
+        self._loop_layers = self._make_loop_layers()
+
+    def _make_loop_layers(self) -> LoopLayers:
+        # Weakly: what works for the layer ends with it.
+        loop_layers = LoopLayers(self._settings, partial(_capacity_of, weakref.ref(self)))
+        weakref.finalize(self, loop_layers.abandon).atexit = False
+        return loop_layers
 
     def __repr__(self) -> str:
         hosts = ", ".join(map(str, self._settings.urls))
         return f"<{type(self).__name__}: {hosts}>"
 
-    def _loop_layer(self) -> LoopLayer:
-        """Return the part of this layer that belongs to the running event loop."""
-        loop = get_running_loop()
-        loop_layer = self._loop_layers.get(loop)
-        if loop_layer is None:
-            with self._lock:
-                # Those of loops that have ended go now: async_to_sync makes a loop for each call.
-                for other in [other for other in self._loop_layers if other.is_closed()]:
-                    del self._loop_layers[other]
-                loop_layer = self._loop_layers[loop] = LoopLayer(self._settings, self.get_capacity)
-        return loop_layer
+    def _loop_layer(self) -> LoopLayer | SyncForwarder:
+        """Return who serves the running event loop."""
+        found = self._loop_layers.serving.get(get_running_loop())
+        if found is None:
+            with _background.process.lock:
+                if self._loop_layers.process is not _background.process:  # since a fork
+                    self._loop_layers = self._make_loop_layers()
+            found = self._loop_layers.serve()
+        return found
+
+    def _loop_layer_of(self, channel: str) -> LoopLayer | Forwarder:
+        """Return who serves a channel, whichever event loop of this process has made it."""
+        loop_layer = self._loop_layer()
+        if isinstance(loop_layer, LoopLayer) and loop_layer.owns(channel):
+            return loop_layer
+        return self._loop_layers.owner(channel)
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
         """Send a message to one channel: at most once, in the order of one sender's calls.
@@ -98,15 +113,17 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         another process. A lost connection is no error: it waits for the next one.
         """
         # As _loop_layer() does, without the call: this is the path of each message.
-        loop_layer = self._loop_layers.get(get_running_loop()) or self._loop_layer()
+        loop_layer = self._loop_layers.serving.get(get_running_loop()) or self._loop_layer()
         message = loop_layer.receive_nowait(channel)
-        if message is not None:
-            return message
-        if not loop_layer.knows(channel):
-            require_channel_name(channel)
-            _require_specific(channel)
-            loop_layer.prepare_to_receive(channel)
-        return await loop_layer.wait(channel)
+        if message is None:
+            if not loop_layer.knows(channel):
+                require_channel_name(channel)
+                _require_specific(channel)
+                if isinstance(loop_layer, SyncForwarder) or not loop_layer.owns(channel):
+                    return await self._loop_layers.owner(channel).receive(channel)
+                loop_layer.prepare_to_receive(channel)
+            message = await loop_layer.wait(channel)
+        return message
 
     async def new_channel(self, prefix: str = "specific.") -> str:
         """Return the name of a new channel, that this event loop receives from.
@@ -117,7 +134,10 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         require_channel_name(prefix)
         if "!" in prefix:
             raise TypeError(f"The prefix {prefix!r} holds a '!'")
-        return self._loop_layer().new_channel(prefix)
+        loop_layer = self._loop_layer()
+        if isinstance(loop_layer, LoopLayer):
+            return loop_layer.new_channel(prefix)
+        return await loop_layer.new_channel(prefix)
 
     async def group_add(self, group: str, channel: str) -> None:
         """Add a channel of this event loop to a group; no error if it is a member.
@@ -130,7 +150,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         require_group_name(group)
         require_channel_name(channel)
         _require_specific(channel)
-        await self._loop_layer().group_add(group, channel)
+        await self._loop_layer_of(channel).group_add(group, channel)
 
     async def group_discard(self, group: str, channel: str) -> None:
         """Take a channel out of a group; no error if it isn't in it. Doesn't wait for the broker.
@@ -141,7 +161,11 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         require_group_name(group)
         require_channel_name(channel)
         _require_specific(channel)
-        self._loop_layer().group_discard(group, channel)
+        loop_layer = self._loop_layer_of(channel)
+        if isinstance(loop_layer, LoopLayer):
+            loop_layer.group_discard(group, channel)
+        else:
+            await loop_layer.group_discard(group, channel)
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         """Send a message to all channels of a group, at most once each.
@@ -152,6 +176,15 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         """
         require_group_name(group)
         await self._loop_layer().group_send(group, message)
+
+    async def connect(self, *, fail_fast: bool = False) -> None:
+        """Connect now, and not when the first call needs it. No error if that has happened.
+
+        Returns when messages can be sent and received. Raises ``BrokerUnavailable`` if that isn't
+        so within ``operation_timeout``, or, with ``fail_fast``, as soon as every URL was tried once
+        in vain. Either way the layer goes on trying.
+        """
+        await self._loop_layer().connect(fail_fast)
 
     @property
     def carehare_connection(self) -> Awaitable[carehare.Connection]:
@@ -172,7 +205,8 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         ``BrokerUnavailable``. Takes about a second at most, raises nothing, may be called any
         number of times; cancelled, it ends everything all the same, a moment later.
         """
-        await self._loop_layer().close()
+        with contextlib.suppress(BrokerUnavailable):  # It is closed: the process is ending.
+            await self._loop_layer().close()
 
 
 class _UserConnection:
@@ -185,6 +219,14 @@ class _UserConnection:
 
     def __await__(self) -> Generator[Any, None, carehare.Connection]:
         return self._layer._loop_layer().user_connection().__await__()
+
+
+def _capacity_of(layer: weakref.ref[RabbitmqChannelLayer], channel: str) -> int:
+    found = layer()
+    if found is None:
+        return 0  # Without the layer nobody receives any more, and all is about to end.
+    capacity: int = found.get_capacity(channel)  # type: ignore[no-untyped-call]  # as above
+    return capacity
 
 
 def _require_specific(channel: str) -> None:

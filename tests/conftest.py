@@ -25,6 +25,8 @@ from leaks import LoopWatch, new_sockets, open_sockets, unclosed_resources
 from private_broker import PrivateBroker, find_broker_commands
 
 if TYPE_CHECKING:
+    from programs import Programs
+
     from channels_rabbitmq.core import RabbitmqChannelLayer
 
 _ROOT = Path(__file__).parent.parent
@@ -235,3 +237,18 @@ async def open_layer(
     yield open_one
     for layer in layers:
         await layer.close()
+
+
+# Programs
+
+
+@pytest.fixture
+async def programs(broker: Broker, groups_exchange: str) -> AsyncIterator[Programs]:
+    """Starts the programs of ``tests/everywhere``; those that still run at the end are killed."""
+    from amqp_proxy import AmqpProxy
+    from programs import Programs
+
+    async with AmqpProxy(broker.url) as proxy:
+        started = Programs(proxy, broker.url, groups_exchange)
+        yield started
+        await started.kill_all()

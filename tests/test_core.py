@@ -579,8 +579,14 @@ class TestClose:
             for task in calls:
                 with pytest.raises(BrokerUnavailable, match="closed"):
                     await asyncio.wait_for(task, 10)
-            with pytest.raises(BrokerUnavailable, match="closed"):
-                await layer.group_send("g", MESSAGE)
+            for call in (
+                layer.send(channel, MESSAGE),
+                layer.group_send("g", MESSAGE),
+                layer.group_add("g", channel),
+                layer.connect(),
+            ):
+                with pytest.raises(BrokerUnavailable, match="closed"):
+                    await asyncio.wait_for(call, 5)  # operation_timeout is longer
             await server.all_gone()
 
     async def test_closing_unused_twice_and_at_once(self, open_layer: OpenLayer) -> None:
@@ -666,7 +672,7 @@ async def test_each_event_loop_has_connections_and_channels_of_its_own(
         assert await receive(layer, channel) == {"from": "another loop"}
     await layer.send(channel, END)
     assert await receive_until_end(layer, channel) == []
-    assert len(layer._loop_layers) <= 2, "layers of closed loops are forgotten"
+    assert len(layer._loop_layers.serving) <= 2, "layers of closed loops are forgotten"
 
 
 async def test_back_pressure_is_logged_with_the_worst_channel(open_layer: OpenLayer) -> None:

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from channels_rabbitmq import _router
 from channels_rabbitmq._codec import Envelope
-from channels_rabbitmq._mailbox import Mailbox
+from channels_rabbitmq._mailbox import Loan, Mailbox
 from channels_rabbitmq._members import Members
 from channels_rabbitmq._router import TICK_INTERVAL, Router
 from channels_rabbitmq._statistics import Counters
@@ -104,6 +104,16 @@ class Rig:
             return int(finished.value["number"])
         raise AssertionError("receive() waits")
 
+    def lend(self, channel: str) -> Loan:
+        """What ``lend()`` returns without waiting; fails if it would wait."""
+        coroutine = self.router.lend(channel)
+        try:
+            coroutine.send(None)
+        except StopIteration as finished:
+            loan: Loan = finished.value
+            return loan
+        raise AssertionError("lend() waits")
+
     def take_all(self, channel: str, count: int) -> list[int]:
         return [self.take(channel) for _ in range(count)]
 
@@ -118,6 +128,7 @@ class Rig:
         held = [(box, d, i) for box in mailboxes.values() for i, d in enumerate(box.messages or ())]
         counting = Counter(d for box, d, i in held if i >= box.uncounted)
         uncounted = Counter(d for box, d, i in held if i < box.uncounted)
+        counting.update(loan.delivery for loan in router._loans if loan.counts)
         for _, delivery, _ in held:
             assert delivery.counting == counting[delivery]
             assert delivery.uncounted == uncounted[delivery]
@@ -128,6 +139,9 @@ class Rig:
         assert set(router._holding) <= set(mailboxes.values())
         assert [box for box in mailboxes.values() if box.is_idle] in ([], [router._just_idle])
         assert all(box.messages != deque() for box in mailboxes.values())
+        for box in mailboxes.values():
+            numbers = [delivery.number for delivery in box.messages or ()]
+            assert numbers == sorted(numbers)
         listed = {box for _, _, box in router._uncounted_by_age}
         assert {box for box in mailboxes.values() if box.uncounted} <= listed
         assert router.stalled_channels == sum(box.stalled for box in mailboxes.values())
@@ -176,6 +190,14 @@ async def start_receive(rig: Rig, channel: str) -> asyncio.Task[int]:
 
     task = asyncio.create_task(receive())
     rig.tasks.append(task)
+    await let_run()
+    return task
+
+
+async def start_lend(rig: Rig, channel: str) -> asyncio.Task[Loan]:
+    """A ``lend()`` that is waiting now."""
+    task = asyncio.create_task(rig.router.lend(channel))
+    rig.tasks.append(task)  # type: ignore[arg-type]  # all that is done with it is to cancel it
     await let_run()
     return task
 
@@ -1066,6 +1088,242 @@ async def test_idle_channels_have_no_containers(rig: Rig) -> None:
 # Whole sites, simulated
 
 
+# Lending
+
+
+def number_of(loan: Loan) -> int:
+    return int(loan.message()["number"])
+
+
+def test_a_loan_is_acked_when_it_is_taken(rig: Rig) -> None:
+    rig.fill("a", 2)
+    loan = rig.lend("a")
+    assert number_of(loan) == 1
+    assert (rig.acked, rig.router.in_use, rig.counters.received) == ([], 2, 0)
+    rig.router.take(loan)
+    assert (rig.acked, rig.router.in_use, rig.counters.received) == ([1], 1, 1)
+    rig.check_books()
+    assert rig.take("a") == 2
+    rig.check_nothing_left()
+
+
+def test_a_loan_is_given_back_to_the_front(rig: Rig) -> None:
+    rig.fill("a", 2)
+    loan = rig.lend("a")
+    rig.deliver("a")
+    rig.router.give_back(loan)
+    rig.check_books()
+    assert (rig.acked, rig.router.in_use) == ([], 3)
+    assert rig.take_all("a", 3) == [1, 2, 3]
+    rig.check_nothing_left()
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_several_loans_are_given_back_in_their_order(rig: Rig, order: tuple[int, ...]) -> None:
+    rig.fill("a", 4)
+    loans = [rig.lend("a") for _ in range(3)]
+    for index in order:
+        rig.router.give_back(loans[index])
+        rig.check_books()
+    assert rig.take_all("a", 4) == [1, 2, 3, 4]
+
+
+def test_a_loan_ends_once(rig: Rig) -> None:
+    rig.fill("a", 2)
+    loan = rig.lend("a")
+    rig.router.give_back(loan)
+    rig.router.give_back(loan)
+    rig.router.take(loan)
+    assert rig.acked == []
+    loan = rig.lend("a")
+    rig.router.take(loan)
+    rig.router.take(loan)
+    rig.router.give_back(loan)
+    assert rig.acked == [1]
+    assert rig.take("a") == 2
+    rig.check_nothing_left()
+
+
+def test_each_borrower_has_a_copy_of_its_own(rig: Rig) -> None:
+    envelope = rig.deliver("a")
+    loan = rig.lend("a")
+    loan.message()
+    rig.router.give_back(loan)
+    rig.take("a")
+    assert envelope.copies == 2
+
+
+async def test_lend_waits_for_a_message(rig: Rig) -> None:
+    lending = await start_lend(rig, "a")
+    rig.deliver("a")
+    await let_run()
+    assert number_of(lending.result()) == 1
+    assert rig.acked == []
+    rig.router.take(lending.result())
+    assert rig.acked == [1]
+    rig.check_nothing_left()
+
+
+async def test_lend_waits_its_turn_among_receivers(rig: Rig) -> None:
+    first = await start_receive(rig, "a")
+    lending = await start_lend(rig, "a")
+    third = await start_receive(rig, "a")
+    rig.fill("a", 3)
+    await let_run()
+    assert (first.result(), number_of(lending.result()), third.result()) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("is_woken", [False, True])
+async def test_a_cancelled_lend_leaves_the_message(rig: Rig, is_woken: bool) -> None:
+    lending = await start_lend(rig, "a")
+    if is_woken:
+        rig.deliver("a")
+    lending.cancel()
+    await let_run()
+    assert lending.cancelled()
+    if not is_woken:
+        rig.deliver("a")
+    assert rig.take("a") == 1
+    rig.check_nothing_left()
+
+
+async def test_what_is_given_back_goes_to_whoever_waits(rig: Rig) -> None:
+    rig.deliver("a")
+    loan = rig.lend("a")
+    receiving = await start_receive(rig, "a")
+    rig.router.give_back(loan)
+    await let_run()
+    assert receiving.result() == 1
+    rig.check_nothing_left()
+
+
+def test_what_is_lent_and_given_back_is_ticked_for(rig: Rig) -> None:
+    rig.deliver("a")
+    loan = rig.lend("a")
+    assert rig.router.next_tick_at() is None
+    assert not rig.router.idle
+    rig.router.give_back(loan)
+    assert rig.router.next_tick_at() == rig.now + TICK_INTERVAL
+    rig.wait_and_tick(60)
+    assert rig.reports == [("expired", "a")]
+    assert rig.acked == [1]
+    rig.check_nothing_left()
+
+
+async def test_lend_passes_over_what_has_expired(rig: Rig) -> None:
+    rig.deliver("a")
+    rig.now += 60
+    lending = await start_lend(rig, "a")
+    assert rig.reports == [("expired", "a")]
+    rig.deliver("a")
+    await let_run()
+    assert number_of(lending.result()) == 2
+
+
+def test_a_group_message_is_acked_when_the_last_member_has_it_lent_or_not(rig: Rig) -> None:
+    rig.join("g", "a", "b")
+    rig.deliver(group="g")
+    loan = rig.lend("a")
+    assert rig.take("b") == 1
+    assert (rig.acked, rig.router.in_use) == ([], 1)
+    rig.router.give_back(loan)
+    rig.check_books()
+    rig.router.take(rig.lend("a"))
+    assert rig.acked == [1]
+    rig.check_nothing_left()
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_a_lost_connection_forgets_the_acks_of_loans(rig: Rig, is_taken: bool) -> None:
+    rig.fill("a", 2)
+    loan = rig.lend("a")
+    rig.router.connection_lost()
+    assert rig.router.in_use == 0
+    rig.deliver("a")
+    if is_taken:
+        rig.router.take(loan)
+    else:
+        rig.router.give_back(loan)
+    rig.check_books()
+    assert rig.take_all("a", 2 if is_taken else 3) == ([2, 3] if is_taken else [1, 2, 3])
+    assert rig.acked == [3]
+    rig.check_nothing_left()
+
+
+async def test_a_loan_comes_back_to_a_channel_that_has_stalled(rig: Rig) -> None:
+    rig.fill("a", 9)
+    counted, given_back = rig.lend("a"), rig.lend("a")
+    await start_receive(rig, "b")
+    rig.wait_and_tick(1.5)
+    assert rig.router.stalled_channels == 1
+    assert rig.acked == [3, 4, 5, 6, 7, 8, 9]
+    rig.router.give_back(given_back)
+    assert rig.acked == [3, 4, 5, 6, 7, 8, 9, 2], "there it doesn't count either"
+    rig.check_books()
+    rig.router.take(counted)
+    assert rig.router.in_use == 0
+    assert rig.take_all("a", 8) == [2, 3, 4, 5, 6, 7, 8, 9]
+
+
+def test_what_is_given_back_can_be_the_oldest_of_too_many(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(capacity=2)
+    rig.fill("a", 3)
+    loan = rig.lend("a")
+    rig.router.connection_lost()
+    rig.router.give_back(loan)
+    assert rig.reports == [("overflowed", "a")]
+    rig.check_books()
+    assert rig.take_all("a", 2) == [2, 3]
+    rig.check_nothing_left()
+
+
+def test_a_loan_that_does_not_count_comes_back_behind_one_that_does(rig: Rig) -> None:
+    rig.fill("a", 2)
+    counted = rig.lend("a")
+    rig.router._stop_counting(rig.router._mailboxes["a"])
+    uncounted = rig.lend("a")
+    rig.router.give_back(counted)
+    rig.router.give_back(uncounted)
+    rig.check_books()
+    assert rig.take_all("a", 2) == [1, 2]
+    assert rig.acked == [2, 1]
+    rig.check_nothing_left()
+
+
+def test_what_does_not_count_comes_back_to_a_new_mailbox(rig: Rig) -> None:
+    rig.deliver("a")
+    rig.router.connection_lost()
+    for _ in range(3):  # the former mailbox is gone each time, and known to the heap still
+        rig.router.give_back(rig.lend("a"))
+        rig.check_books()
+    assert rig.take("a") == 1
+    rig.check_nothing_left()
+
+
+async def test_closing_ends_who_waits_for_a_loan_and_all_loans(rig: Rig) -> None:
+    rig.deliver("a")
+    loan = rig.lend("a")
+    lending = await start_lend(rig, "a")
+    rig.router.close()
+    await let_run()
+    with pytest.raises(StopConsumer):
+        lending.result()
+    with pytest.raises(StopConsumer):
+        await rig.router.lend("a")
+    rig.router.give_back(loan)
+    rig.router.take(loan)
+    assert rig.acked == []
+    assert rig.router.idle
+
+
+async def test_cancelled_receivers_leave_no_trace(rig: Rig) -> None:
+    receiving = [await start_receive(rig, channel) for channel in "aab"]
+    rig.router.cancel_receivers()
+    await let_run()
+    assert all(task.cancelled() for task in receiving)
+    assert rig.router._waiting == 0
+
+
 class Site:
     """Consumers on one router behind a broker that keeps what exceeds the prefetch count."""
 
@@ -1196,8 +1454,8 @@ GROUPS = st.sampled_from("gh")
 
 
 class RouterMachine(RuleBasedStateMachine):
-    """Deliveries within the prefetch count, receivers that come, are cancelled and run, time,
-    members that join and leave, lost connections; steps of the event loop are rules too."""
+    """Deliveries within the prefetch count, receivers that come, are cancelled and run, loans,
+    time, members that join and leave, lost connections; steps of the event loop are rules too."""
 
     CAPACITY = 3
     LOCAL_CAPACITY = 6
@@ -1222,6 +1480,9 @@ class RouterMachine(RuleBasedStateMachine):
         # Numbers addressed to each channel, in order, and those that it received
         self.addressed: dict[str, list[int]] = {channel: [] for channel in "abcd"}
         self.received: dict[str, list[int]] = {channel: [] for channel in "abcd"}
+        # What is lent, and the numbers that were: they may have been overtaken.
+        self.loans: list[Loan] = []
+        self.borrowed: dict[str, set[int]] = {channel: set() for channel in "abcd"}
         self.arrived_at: dict[int, float] = {}
         self.unwanted = 0
         self.rig.join("g", "a", "b", "c")
@@ -1231,6 +1492,14 @@ class RouterMachine(RuleBasedStateMachine):
         assert number in self.addressed[channel]
         assert self.rig.now < self.arrived_at[number] + self.LOCAL_EXPIRY
         self.received[channel].append(number)
+
+    async def borrow(self, channel: str) -> None:
+        loan = await self.rig.router.lend(channel)
+        number = loan.message()["number"]
+        assert number in self.addressed[channel]
+        assert self.rig.now < self.arrived_at[number] + self.LOCAL_EXPIRY
+        self.loans.append(loan)
+        self.borrowed[channel].add(number)
 
     def step(self) -> None:
         """One turn of the event loop: what is ready runs, what it makes ready does not."""
@@ -1280,6 +1549,24 @@ class RouterMachine(RuleBasedStateMachine):
             self.tasks.append(self.loop.create_task(self.consume(channel)))
         if run:
             self.step()
+
+    @rule(channels=st.lists(CHANNELS, min_size=1, max_size=4), run=st.booleans())
+    def lend(self, channels: list[str], run: bool) -> None:
+        for channel in channels:
+            self.tasks.append(self.loop.create_task(self.borrow(channel)))
+        if run:
+            self.step()
+
+    @precondition(lambda self: self.loans)
+    @rule(data=st.data(), is_taken=st.booleans())
+    def end_loan(self, data: st.DataObject, is_taken: bool) -> None:
+        loan = data.draw(st.sampled_from(self.loans))
+        self.loans.remove(loan)
+        if is_taken:
+            self.received[loan.channel].append(loan.message()["number"])
+            self.rig.router.take(loan)
+        else:
+            self.rig.router.give_back(loan)
 
     @precondition(lambda self: self.tasks)
     @rule(data=st.data())
@@ -1353,13 +1640,16 @@ class RouterMachine(RuleBasedStateMachine):
         for channel in "abcd":
             mailbox = self.rig.router._mailboxes.get(channel)
             held = 0 if mailbox is None else len(mailbox.messages or ())
+            lent = sum(loan.channel == channel for loan in self.loans)
             ended = len(self.received[channel]) + dropped[channel]
-            assert len(self.addressed[channel]) == ended + held
+            assert len(self.addressed[channel]) == ended + held + lent
 
     @invariant()
     def channels_are_in_order(self) -> None:
-        for received in self.received.values():
-            assert all(earlier < later for earlier, later in itertools.pairwise(received))
+        for channel, received in self.received.items():
+            # For what nobody had borrowed; the mailboxes' order is looked at with the books.
+            in_order = [number for number in received if number not in self.borrowed[channel]]
+            assert all(earlier < later for earlier, later in itertools.pairwise(in_order))
 
     def teardown(self) -> None:
         try:
@@ -1368,6 +1658,9 @@ class RouterMachine(RuleBasedStateMachine):
                 task.cancel()
             self.come_to_rest()
             assert not self.tasks
+            for loan in self.loans:
+                self.rig.router.give_back(loan)
+            self.loans.clear()
             self.rig.wait_and_tick(self.LOCAL_EXPIRY)
             self.rig.check_nothing_left()
             self.books_are_right()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections.abc import Callable
+from typing import Any
 
 import carehare
 
@@ -39,6 +41,21 @@ def _ssl_context_of(url: BrokerUrl) -> ssl.SSLContext:
 
 def _have_no_passphrase() -> str:
     raise OSError("the key is encrypted, and there is no way to give its passphrase")
+
+
+async def _resolve(url: BrokerUrl) -> list[tuple[Any, ...]]:
+    """Return what ``getaddrinfo`` does."""
+    with contextlib.suppress(socket.gaierror):
+        # An address needs no look-up, nor a thread for it.
+        return socket.getaddrinfo(
+            url.host, url.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+    except RuntimeError:
+        # Once the main thread has ended there are no executors. Other threads may go on for long.
+        return socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
 
 
 class Connection(carehare.Connection):
@@ -78,7 +95,7 @@ class Connection(carehare.Connection):
         """
         url = self._broker_url
         loop = asyncio.get_running_loop()
-        addresses = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+        addresses = await _resolve(url)
         for untried, (family, _, _, _, address) in zip(
             range(len(addresses), 0, -1), addresses, strict=True
         ):

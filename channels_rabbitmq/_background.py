@@ -1,0 +1,342 @@
+"""What belongs to the whole process: who serves which event loop; the background loop; fork, exit.
+
+**Who serves.** A running event loop of the user's has a ``LoopLayer`` of its own. A loop that
+``async_to_sync`` has made lives for one call only; its calls are forwarded to the *background
+loop*, one daemon thread for the process, where each layer has one ``LoopLayer`` for all sync code.
+(``async_to_sync`` in a thread of ``sync_to_async`` makes no loop; it uses the one that waits.)
+
+**Fork.** A child inherits memory, but not the threads that worked on it, and it shares sockets,
+epoll and self-pipes with its parent: closing an inherited transport takes the parent's socket out
+of the common epoll and leaves the parent deaf. So all state is in one object, ``process``. A child
+gets a new one; the old one is never touched again, nor freed, which would close things.
+
+**Exit.** Connections want a farewell. But at ``atexit`` no thread can be started, and no executor
+works. What runs still runs, so the loops of other threads are told to close; those that have
+stopped and were not closed (daphne's) are run for a moment. Before that, when the interpreter
+begins to end, it waits for the threads of ``async_to_sync``, so for calls that may wait for ever:
+these are refused then.
+
+**Threads.** What several threads look at is changed under the lock, or by one operation on a dict
+or a set. Who holds the lock doesn't wait for other threads' work. The garbage collector may call
+``LoopLayers.abandon`` in any thread at any moment: it doesn't take the lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures.thread  # now: see the end of this module
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from asgiref.sync import AsyncToSync
+
+from ._forwarding import Forwarder, SyncForwarder, SyncReceivers
+from ._loop_layer import LoopLayer
+from ._settings import Settings
+from .exceptions import BrokerUnavailable
+
+try:
+    import ctypes
+except ImportError:  # a Python without libffi
+    ctypes = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+# Seconds that all closing may take when the process ends.
+_EXIT_TIMEOUT = 3.0
+# How many ids of loops that have ended are remembered, for the sake of the error's text.
+_REMEMBERED_IDS = 1000
+
+
+_Serving = dict[asyncio.AbstractEventLoop, LoopLayer | SyncForwarder]
+
+
+class LoopLayers:
+    """The ``LoopLayer`` of each event loop that uses one layer in this process.
+
+    ``capacity_of`` is the layer's, which it must not keep alive.
+    """
+
+    def __init__(self, settings: Settings, capacity_of: Callable[[str], int]) -> None:
+        self._settings = settings
+        self._capacity_of = capacity_of
+        # Who serves each event loop. Those of loops that have ended go when a new one comes.
+        self.serving: _Serving = {}
+        self.former: _Serving = {}  # in the child of a fork: its parent's, for ever
+        self._by_id: dict[str, LoopLayer] = {}
+        self._ended_ids: dict[str, None] = {}
+        self._for_sync_code = _ForSyncCode(self)
+        self._is_abandoned = False
+        self.process = process
+        self.process.add(self)
+
+    def serve(self) -> LoopLayer | SyncForwarder:
+        """Decide who serves the running event loop, which isn't in ``serving``.
+
+        Raises BrokerUnavailable when the process is ending.
+        """
+        loop = asyncio.get_running_loop()
+        with self.process.lock:
+            if self.process.is_ending:
+                raise BrokerUnavailable("The process is ending")
+            self._forget_ended()
+            former = self._for_sync_code.loop_layer
+            if former is not None and former.is_closed:
+                # Each call of async_to_sync has an event loop of its own: the next one starts anew.
+                self._for_sync_code = _ForSyncCode(self)
+            if is_of_async_to_sync(loop):
+                self.serving[loop] = SyncForwarder(
+                    self.process.background().loop,
+                    self._for_sync_code.get,
+                    self._settings,
+                    self.process.sync_receivers,
+                )
+            elif self.process.is_background(loop):
+                return self._for_sync_code.get()
+            else:
+                self.serving[loop] = self.make()
+            return self.serving[loop]
+
+    def make(self) -> LoopLayer:
+        """Make a ``LoopLayer`` for the running event loop."""
+        loop_layer = LoopLayer(self._settings, self._capacity_of)
+        self._by_id[loop_layer.id] = loop_layer
+        return loop_layer
+
+    def _forget_ended(self) -> None:
+        for loop in [loop for loop in self.serving if loop.is_closed()]:
+            del self.serving[loop]
+        for id_, loop_layer in list(self._by_id.items()):
+            if loop_layer.loop.is_closed():
+                del self._by_id[id_]
+                self._ended_ids[id_] = None
+        while len(self._ended_ids) > _REMEMBERED_IDS:
+            del self._ended_ids[next(iter(self._ended_ids))]
+
+    def owner(self, channel: str) -> LoopLayer | Forwarder:
+        """Return who serves a channel, on whichever event loop it was made.
+
+        Raises ValueError if that is none of this process, or one that can't serve it.
+        """
+        id_ = channel.partition("!")[0]
+        found = self._by_id.get(id_)
+        if found is None and id_ not in self._ended_ids:
+            raise ValueError(
+                f"The channel {channel} belongs to another process, or to another layer: only who "
+                "made it by new_channel() can receive from it, or add it to groups"
+            )
+        if found is None or found.loop.is_closed():
+            raise ValueError(
+                f"The channel {channel} belongs to an event loop of this process that has ended"
+            )
+        loop = asyncio.get_running_loop()
+        if found.loop is loop:
+            return found
+        if not found.loop.is_running():
+            raise ValueError(
+                f"The channel {channel} belongs to an event loop of this process that isn't running"
+            )
+        receivers = self.process.sync_receivers if is_of_async_to_sync(loop) else None
+        return Forwarder(found.loop, lambda: found, self._settings, receivers)
+
+    def all(self) -> list[LoopLayer]:
+        """Those of event loops that can be run still."""
+        return [one for one in list(self._by_id.values()) if not one.loop.is_closed()]
+
+    def abandon(self) -> None:
+        """Close everything: nobody has the layer any more. From any thread, at any moment."""
+        if self.process is not process or self.process.is_ending:
+            return  # before a fork; after the end
+        self._is_abandoned = True
+        for loop_layer in self.all():
+            with contextlib.suppress(RuntimeError):  # closed in this very moment
+                loop_layer.loop.call_soon_threadsafe(self._close_soon, loop_layer)
+
+    def _close_soon(self, loop_layer: LoopLayer) -> None:
+        task = loop_layer.loop.create_task(loop_layer.close(), name="channels_rabbitmq close")
+        self.process.closing.add(task)
+        task.add_done_callback(partial(self._accept_closed, loop_layer))
+
+    def _accept_closed(self, loop_layer: LoopLayer, task: asyncio.Task[None]) -> None:
+        self.process.closing.discard(task)
+        self._by_id.pop(loop_layer.id, None)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody has the layer any more, and nothing of it is open."""
+        return self._is_abandoned and not self.all()
+
+
+class _ForSyncCode:
+    """The one ``LoopLayer`` of a layer for all sync code, made by its first call."""
+
+    def __init__(self, loop_layers: LoopLayers) -> None:
+        self._loop_layers = loop_layers
+        self.loop_layer: LoopLayer | None = None
+
+    def get(self) -> LoopLayer:
+        """To be called on the background loop."""
+        if self.loop_layer is None:
+            self.loop_layer = self._loop_layers.make()
+        return self.loop_layer
+
+
+def is_of_async_to_sync(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether ``async_to_sync`` has made this loop, for one call."""
+    # The same in asgiref 3.6 to 3.13. Should it go, such loops have connections of their own.
+    return loop in getattr(AsyncToSync, "loop_thread_executors", ())
+
+
+class BackgroundLoop:
+    """An event loop in a daemon thread.
+
+    Raises BrokerUnavailable if no thread can be started, since the process is ending.
+    """
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="channels_rabbitmq", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as err:
+            self.loop.close()
+            raise BrokerUnavailable(f"The process is ending: {err}") from None
+
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self.loop.run_forever()
+        finally:
+            # As asyncio.run() ends.
+            tasks = asyncio.all_tasks(self.loop)
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                self.loop.run_until_complete(asyncio.wait(tasks))
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.close()
+
+    def stop(self, timeout: float) -> None:
+        """End it, within ``timeout`` seconds or not."""
+        with contextlib.suppress(RuntimeError):  # closed
+            self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(timeout)
+
+
+class Process:
+    """All state of one process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.sync_receivers = SyncReceivers()
+        # Tasks that nobody waits for: asyncio alone would let them be collected.
+        self.closing: set[asyncio.Task[None]] = set()
+        self.is_ending = False
+        self._all: set[LoopLayers] = set()
+        self._background: BackgroundLoop | None = None
+
+    def add(self, loop_layers: LoopLayers) -> None:
+        """Note those of a layer, until it is gone and everything closed."""
+        for one in [one for one in list(self._all) if one.is_over]:
+            self._all.discard(one)
+        self._all.add(loop_layers)
+
+    def background(self) -> BackgroundLoop:
+        """Return the background loop; the first call starts it. To be called with the lock."""
+        if self._background is None or not self._background.is_alive():
+            self._background = BackgroundLoop()
+        return self._background
+
+    def is_background(self, loop: asyncio.AbstractEventLoop) -> bool:
+        return self._background is not None and self._background.loop is loop
+
+    def let_go(self) -> None:
+        """Have a fork's child find nothing here."""
+        for loop_layers in self._all:
+            # The child may run a loop that its parent had, and which wasn't running.
+            loop_layers.former, loop_layers.serving = loop_layers.serving, {}
+
+    def end(self) -> None:
+        """Close everything, in ``_EXIT_TIMEOUT`` or not at all: see "Exit"."""
+        self.is_ending = True
+        deadline = time.monotonic() + _EXIT_TIMEOUT
+        told = []
+        stopped = []
+        for loop_layers in list(self._all):
+            for loop_layer in loop_layers.all():
+                if loop_layer.loop.is_running():
+                    told.append(_tell_to_leave(loop_layer))
+                else:
+                    stopped.append(loop_layer)
+        for loop_layer in stopped:
+            if time.monotonic() < deadline:
+                _have_leave(loop_layer)
+        concurrent.futures.wait(told, timeout=max(0.0, deadline - time.monotonic()))
+        if self._background is not None:
+            self._background.stop(max(0.0, deadline - time.monotonic()))
+
+
+def _tell_to_leave(loop_layer: LoopLayer) -> concurrent.futures.Future[None]:
+    """Have a loop of another thread close what it has."""
+    done: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    async def leave() -> None:
+        try:
+            await loop_layer.leave(cancel_receivers=False)
+        finally:
+            done.set_result(None)
+
+    def start() -> None:
+        process.closing.add(loop_layer.loop.create_task(leave()))
+
+    try:
+        loop_layer.loop.call_soon_threadsafe(start)
+    except RuntimeError:  # closed in this very moment
+        done.set_result(None)
+    return done
+
+
+def _have_leave(loop_layer: LoopLayer) -> None:
+    """Run a loop that has stopped, so that it can close what it has."""
+    leaving = loop_layer.leave(cancel_receivers=True)
+    try:
+        loop_layer.loop.run_until_complete(leaving)
+    except Exception as err:
+        leaving.close()
+        logger.debug("not closed at the end of the process: %s", err)
+
+
+process = Process()
+
+# States of parents, for ever.
+_inherited: list[Process] = []
+
+
+def _forget() -> None:
+    """In the child of a fork: see there."""
+    global process
+    _inherited.append(process)
+    process.let_go()
+    # The interpreter's end would free it all the same, if it didn't miscount the references.
+    if hasattr(ctypes, "pythonapi"):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(process))
+    process = Process()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget)
+atexit.register(lambda: process.end())
+# Called before those of modules imported earlier, of which concurrent.futures' waits for threads.
+# It isn't public; without it, a receive() of sync code that waits holds up the end of the process.
+_register: Callable[..., Any] | None = getattr(threading, "_register_atexit", None)
+if _register is not None:
+    _register(lambda: process.sync_receivers.refuse())

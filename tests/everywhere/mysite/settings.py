@@ -1,0 +1,32 @@
+"""Django's settings for all programs here; the tests name the broker."""
+
+from __future__ import annotations
+
+import json
+import os
+
+SECRET_KEY = "nothing here is secret"
+ALLOWED_HOSTS = ["127.0.0.1"]
+INSTALLED_APPS = ["daphne", "channels", "mysite"]  # daphne brings its runserver
+ROOT_URLCONF = "mysite.urls"
+ASGI_APPLICATION = "mysite.asgi.application"
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+USE_TZ = True
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"stderr": {"class": "logging.StreamHandler"}},
+    "root": {"handlers": ["stderr"], "level": "WARNING"},
+}
+
+CHANNEL_LAYERS = {
+    "default": {
+        "BACKEND": "channels_rabbitmq.core.RabbitmqChannelLayer",
+        "CONFIG": {
+            "host": os.environ["LAYER_HOST"],
+            "groups_exchange": os.environ["LAYER_EXCHANGE"],
+            **json.loads(os.environ.get("LAYER_CONFIG", "{}")),
+        },
+    },
+}
