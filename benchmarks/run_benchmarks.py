@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 _HERE = Path(__file__).resolve().parent
 sys.path.append(str(_HERE.parent / "scripts"))
 
-import interrupts  # noqa: E402 - its folder is on the path only now; the same below
+import cancellable  # noqa: E402 - it needs what is on the path only now; the same below
+import interrupts  # noqa: E402
 import machine  # noqa: E402
 import peers  # noqa: E402
 import results_folder  # noqa: E402
@@ -121,7 +122,7 @@ def _run(options: argparse.Namespace, stack: contextlib.ExitStack) -> int:
         print(f"{name}: {text}", flush=True)
 
     progress = _Progress(runs)
-    samples = asyncio.run(
+    samples = cancellable.run(
         run_all(runs, servers, pythons, quick=options.quick, report=progress.report)
     )
     titles = {layer: peers.adapter(layer).TITLE for layer in LAYERS}

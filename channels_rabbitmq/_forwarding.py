@@ -69,11 +69,8 @@ class Call:
             self._owner.call_soon_threadsafe(self._start)
         except RuntimeError:
             raise BrokerUnavailable("The event loop that serves this call has ended") from None
+        timer = None if timeout is None else self._caller.call_later(timeout, self._accept_timeout)
         try:
-            if timeout is not None:
-                await asyncio.wait([self._answer], timeout=timeout)
-                if not self._answer.done():
-                    raise BrokerUnavailable("The event loop that serves this call is busy")
             result, exc = await self._answer
             if exc is not None:
                 raise exc
@@ -82,8 +79,13 @@ class Call:
             raise
         finally:
             exc = None  # breaks the cycle of an exception, its traceback and this frame
+            if timer is not None:
+                timer.cancel()
         self._take()
         return result
+
+    def _accept_timeout(self) -> None:
+        self._settle(None, BrokerUnavailable("The event loop that serves this call is busy"))
 
     def _take(self) -> None:
         """The caller returns now."""
