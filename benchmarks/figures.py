@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from model import OLD, Problems, Sample
+from model import Problems, Sample
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -71,24 +71,9 @@ def _cell(samples: list[Sample]) -> Cell:
     )
 
 
-def median(
+def find_figure(
     cells: Mapping[tuple[str, str], Cell], scenario: str, layer: str, key: str
-) -> float | None:
+) -> Figure | None:
     """``None`` if there is none: not run, or failed."""
     cell = cells.get((scenario, layer))
-    figure = cell.figures.get(key) if cell is not None else None
-    return figure.median if figure is not None else None
-
-
-def ratio(
-    cells: Mapping[tuple[str, str], Cell],
-    scenario: str,
-    layer: str,
-    key: str,
-    *,
-    to: str = OLD,
-) -> float | None:
-    """The layer's median divided by another layer's; ``None`` where either is missing."""
-    value = median(cells, scenario, layer, key)
-    other = median(cells, scenario, to, key)
-    return value / other if value is not None and other else None
+    return cell.figures.get(key) if cell is not None else None

@@ -19,6 +19,9 @@ RAW = "raw"
 LAYERS = (OURS, OLD, REDIS_CORE, REDIS_PUBSUB, RAW)
 CHANNEL_LAYERS = (OURS, OLD, REDIS_CORE, REDIS_PUBSUB)
 
+# On RabbitMQ, each layer's exchange for groups. They don't go by themselves, so they are deleted.
+EXCHANGES = {OURS: "benchmark-ours", OLD: "benchmark-4", RAW: "benchmark-raw"}
+
 # What went wrong in a run, short of ending it: {"lost": (3, ""), "RuntimeError": (955, "its text")}
 Problems = dict[str, tuple[int, str]]
 

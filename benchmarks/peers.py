@@ -31,14 +31,15 @@ def adapter(layer: str) -> ModuleType:
     return importlib.import_module(f"layers.{layer}")
 
 
-def prepare(layer: str) -> Path:
+def prepare(layer: str, own_python: Path | None = None) -> Path:
     """The Python that has what a layer needs; its environment is made first if it isn't there.
 
-    Raises ``PeerFailed``, or ``environment.EnvironmentFailed`` for the project's own.
+    ``own_python`` is used instead of the project's own environment. Raises ``PeerFailed``, or
+    ``environment.EnvironmentFailed`` for the project's own.
     """
     module = adapter(layer)
     if module.REQUIREMENTS is None:
-        return environment.prepare("demo")
+        return own_python or environment.prepare("demo")
     wanted = json.dumps([sys.version, module.REQUIREMENTS])
     digest = hashlib.sha256(wanted.encode()).hexdigest()[:12]
     folder = _CACHE / f"{layer}-{digest}"

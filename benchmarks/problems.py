@@ -9,6 +9,8 @@ DUPLICATED = "duplicated"
 DAMAGED = "damaged"
 REFUSED = "refused (ChannelFull)"
 TIMED_OUT = "timed out"
+SHARED = "the same object for several receivers"
+NOT_CLOSED = "not closed"
 
 _LONGEST_TEXT = 100
 

@@ -11,11 +11,11 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable
 from urllib.parse import urlsplit
 
 HEARTBEAT = 4  # seconds
 
+_CHUNK = 262144  # bytes
 # Connection.Tune: a method frame with channel_max (2 bytes), frame_max (4) and heartbeat (2)
 _TUNE = re.compile(rb"(\x01\0\0\0\0\0\x0c\0\x0a\0\x1e.{6}).{2}(\xce)", re.DOTALL)
 # Connection.Close, 320 CONNECTION_FORCED, as an operator's command has the broker send it
@@ -30,6 +30,8 @@ _CLOSE = (
 
 
 class _Link:
+    """One client's connection, and the one to the server that was made for it."""
+
     def __init__(self, to_client: asyncio.StreamWriter, to_server: asyncio.StreamWriter) -> None:
         self.to_client = to_client
         self.to_server = to_server
@@ -38,6 +40,31 @@ class _Link:
     def close(self) -> None:
         self.to_client.close()
         self.to_server.close()
+
+    async def pump_to_server(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(_CHUNK):
+                await self._pass_on(data, self.to_server)
+
+    async def pump_to_client(self, reader: asyncio.StreamReader) -> None:
+        is_tuned = False
+        with contextlib.suppress(OSError):
+            while data := await reader.read(_CHUNK):
+                if not is_tuned:
+                    data, is_tuned = _set_heartbeat(data)
+                await self._pass_on(data, self.to_client)
+
+    async def _pass_on(self, data: bytes, writer: asyncio.StreamWriter) -> None:
+        if not self.is_swallowing:
+            writer.write(data)
+            await writer.drain()
+
+
+def _set_heartbeat(data: bytes) -> tuple[bytes, bool]:
+    """The data with another heartbeat in its tune, and whether it holds one."""
+    heartbeat = HEARTBEAT.to_bytes(2, "big")
+    changed, times = _TUNE.subn(rb"\g<1>" + heartbeat + rb"\g<2>", data, count=1)
+    return changed, bool(times)
 
 
 class Proxy:
@@ -51,7 +78,7 @@ class Proxy:
         self.port = 0
 
     async def __aenter__(self) -> Proxy:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -86,51 +113,36 @@ class Proxy:
             link.is_swallowing = True
         return time.monotonic()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A task of our own: asyncio complains about the end of one that it made itself.
         self._accepted_at.append(time.monotonic())
-        task = asyncio.current_task()
-        assert task is not None
+        task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
-        link = None
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             server_reader, server_writer = await asyncio.open_connection(*self._address)
-            link = _Link(writer, server_writer)
-            self._links.add(link)
-            pumps = [
-                asyncio.create_task(_pump(link, reader, server_writer, lambda data: data)),
-                asyncio.create_task(_pump(link, server_reader, writer, _set_heartbeat)),
-            ]
-            try:
-                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-                if link.is_swallowing:
-                    # Half-open: each side has to find out by itself, the server too.
-                    await asyncio.wait(pumps)
-            finally:
-                for pump in pumps:
-                    pump.cancel()
-                await asyncio.gather(*pumps, return_exceptions=True)
         except OSError:
-            pass  # no server: the client sees its connection close
-        finally:
-            if link is not None:
-                link.close()
-                self._links.discard(link)
+            writer.close()  # no server: the client sees its connection close
+            return
+        except asyncio.CancelledError:
             writer.close()
-            self._tasks.discard(task)
-
-
-async def _pump(
-    link: _Link,
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-    change: Callable[[bytes], bytes],
-) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(262144):
-            if not link.is_swallowing:
-                writer.write(change(data))
-                await writer.drain()
-
-
-def _set_heartbeat(data: bytes) -> bytes:
-    return _TUNE.sub(rb"\g<1>" + HEARTBEAT.to_bytes(2, "big") + rb"\g<2>", data, count=1)
+            raise
+        link = _Link(writer, server_writer)
+        self._links.add(link)
+        pumps = [
+            asyncio.create_task(link.pump_to_server(reader)),
+            asyncio.create_task(link.pump_to_client(server_reader)),
+        ]
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            if link.is_swallowing:
+                # Half-open: each side has to find out by itself, the server too.
+                await asyncio.wait(pumps)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            link.close()
+            self._links.discard(link)
+            await asyncio.gather(*pumps, return_exceptions=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -22,12 +23,13 @@ _STOP_TIMEOUT = 10.0
 
 # The server ends with the pipe on the shell's standard input, so also when we are killed.
 _RUN = """\
-server=$1
-shift
-"$server" "$@" &
+server=$1 folder=$2
+shift 2
+"$server" --dir "$folder" "$@" > "$folder/log" 2>&1 &
 read -r _
 kill $!
 wait $!
+rm -rf "$folder"
 """
 
 
@@ -81,17 +83,16 @@ class PrivateRedis:
 
     def _start(self) -> subprocess.Popen[bytes]:
         options = [
-            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder),
+            *("--port", str(self.port), "--bind", "127.0.0.1"),
             *("--save", "", "--appendonly", "no", "--loglevel", "warning"),
         ]
-        with (Path(self._folder) / "log").open("wb") as log:
-            return subprocess.Popen(
-                ["sh", "-c", _RUN, "sh", str(self._command), *options],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        return subprocess.Popen(
+            ["sh", "-c", _RUN, "sh", str(self._command), self._folder, *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is not meant for it
+        )
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT
@@ -102,8 +103,13 @@ class PrivateRedis:
             with contextlib.suppress(OSError):
                 fields = self.ask("INFO server").partition("redis_version:")
                 self.version = fields[2].partition("\r")[0]
-                continue
             time.sleep(0.05)
+
+    def clear(self) -> None:
+        """Takes everything out of it."""
+        answer = self.ask("FLUSHALL")
+        if not answer.startswith("+OK"):
+            raise NoRedis(f"redis-server: {answer.strip()}")
 
     def ask(self, command: str) -> str:
         """What the server answers to one command, as Redis' protocol has it."""
@@ -121,7 +127,7 @@ class PrivateRedis:
             try:
                 self._process.wait(_STOP_TIMEOUT)
             except subprocess.TimeoutExpired:
-                self._process.send_signal(signal.SIGKILL)
+                os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
             self._process = None
         shutil.rmtree(self._folder, ignore_errors=True)

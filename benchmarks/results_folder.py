@@ -20,15 +20,15 @@ def write(
     titles: Mapping[str, str],
     facts: Sequence[tuple[str, str]],
 ) -> str:
-    """Replaces what is there; returns the text of ``results.rst``."""
+    """Replaces what is there; returns the text of ``results.rst``. Other files are left alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.svg"):
-        old.unlink()
     cells = summarize(samples)
     charts = {scenario.name: bar_chart(scenario, cells, titles) for scenario in scenarios}
     for name, chart in charts.items():
         if chart is not None:
             (folder / f"{name}.svg").write_text(chart, encoding="utf-8")
+        else:
+            (folder / f"{name}.svg").unlink(missing_ok=True)
     text = document(
         scenarios, cells, titles, facts, charts=[name for name, chart in charts.items() if chart]
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from types import ModuleType
 from typing import Any
 
 from problems import Tally
@@ -50,6 +51,26 @@ class Role:
     async def join(self, groups: Iterable[str], channel: str) -> None:
         """A few at a time, so that no layer is asked for too much."""
         await side_by_side((self.layer.group_add, (group, channel)) for group in groups)
+
+
+class PlainRole:
+    """Base of the roles of a process without an event loop.
+
+    Each of their public methods may be called by the coordinator. ``make_layer`` and
+    ``close_layer`` are those of ``adapter``.
+    """
+
+    def __init__(self, adapter: ModuleType, url: str, capacity: int) -> None:
+        self.adapter = adapter
+        self.url = url
+        self.capacity = capacity
+        self.tally = Tally()
+
+    def problems(self) -> dict[str, tuple[int, str]]:
+        return self.tally.counts
+
+    def close(self) -> None:
+        """Called at the end."""
 
 
 async def side_by_side(

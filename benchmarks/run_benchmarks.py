@@ -1,6 +1,6 @@
 """Measures this project's channel layer beside others, on servers of its own.
 
-The layers are installed into environments of their own at the first run. A full run takes up to 25
+The layers are installed into environments of their own at the first run. A full run takes about 20
 minutes, --quick below five: once each instead of three times, and shorter. Results of a full run go
 to benchmarks/results, others to benchmarks/results/partial. What is measured and how to read
 it is in benchmarks/README.rst.
@@ -29,7 +29,7 @@ import results_folder  # noqa: E402
 from brokers import NoBroker, get_broker  # noqa: E402
 from environment import ROOT, EnvironmentFailed  # noqa: E402
 from layers.raw_amqp import RawConnection  # noqa: E402
-from model import LAYERS, RAW, Sample, Scenario  # noqa: E402
+from model import EXCHANGES, LAYERS, RAW, Sample, Scenario  # noqa: E402
 from redis_server import NoRedis, PrivateRedis, find_command  # noqa: E402
 from stage import Server  # noqa: E402
 from suite import SCENARIOS, plan, run_all  # noqa: E402
@@ -37,6 +37,7 @@ from suite import SCENARIOS, plan, run_all  # noqa: E402
 from private_broker import BrokerFailed  # noqa: E402
 
 _ROUNDS = 3
+_PATIENCE = 20.0  # seconds that a RabbitMQ may take to let us in
 _RESULTS = _HERE / "results"
 
 
@@ -68,15 +69,29 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument("--layers", nargs="+", metavar="NAME", choices=LAYERS, help="only these")
     parser.add_argument("--rounds", type=int, metavar="N", help="how often each is run")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the results go")
+    parser.add_argument(
+        "--python",
+        type=Path,
+        help="a Python that has the package, to be used instead of the project's own .venv",
+    )
     options = parser.parse_args()
     for wanted in options.scenario or ():
         if not any(name.startswith(wanted) for name in names):
             parser.error(f"no scenario {wanted}; there are {', '.join(names)}")
+    if options.rounds is not None and options.rounds < 1:
+        parser.error("--rounds: at least 1")
+    is_full = not (options.quick or options.scenario or options.layers or options.rounds)
+    options.output = options.output or (_RESULTS if is_full else _RESULTS / "partial")
+    try:
+        # Now rather than after all the runs
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        parser.error(f"--output: {exc}")
     return options
 
 
 def _run(options: argparse.Namespace, stack: contextlib.ExitStack) -> int:
-    is_full = not (options.quick or options.scenario or options.layers)
+    load = os.getloadavg()[0]
     scenarios = [
         scenario
         for scenario in SCENARIOS
@@ -85,18 +100,23 @@ def _run(options: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     layers = [layer for layer in LAYERS if layer in (options.layers or LAYERS)]
     rounds = options.rounds or (1 if options.quick else _ROUNDS)
 
+    print("Starting the servers...", flush=True)
     servers, skipped = _start_servers(layers, stack)
     pythons = {}
     for layer in servers:
         try:
-            pythons[layer] = peers.prepare(layer)
+            pythons[layer] = peers.prepare(layer, options.python)
         except peers.PeerFailed as exc:
             print(f"{peers.adapter(layer).TITLE} is skipped: {exc}", file=sys.stderr)
             skipped.append((peers.adapter(layer).TITLE, "could not be installed"))
     # The raw client also observes in scenarios of others.
-    pythons[RAW] = pythons.get(RAW) or peers.prepare(RAW)
-    runs = list(plan(scenarios, [layer for layer in layers if layer in pythons], rounds))
-    facts = _facts(servers, pythons, options.quick, skipped)
+    pythons[RAW] = pythons.get(RAW) or peers.prepare(RAW, options.python)
+    measured = [layer for layer in layers if layer in servers and layer in pythons]
+    runs = list(plan(scenarios, measured, rounds))
+    if not runs:
+        print("Nothing to run: no scenario has one of the layers that are left.", file=sys.stderr)
+        return 1
+    facts = _facts(servers, pythons, load, options.quick, skipped)
     for name, text in facts:
         print(f"{name}: {text}", flush=True)
 
@@ -104,10 +124,9 @@ def _run(options: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     samples = asyncio.run(
         run_all(runs, servers, pythons, quick=options.quick, report=progress.report)
     )
-    folder = options.output or (_RESULTS if is_full else _RESULTS / "partial")
     titles = {layer: peers.adapter(layer).TITLE for layer in LAYERS}
-    print(f"\n{results_folder.write(folder, scenarios, samples, titles, facts)}")
-    print(f"Written to {os.path.relpath(folder)}.", flush=True)
+    print(f"\n{results_folder.write(options.output, scenarios, samples, titles, facts)}")
+    print(f"Written to {os.path.relpath(options.output)}.", flush=True)
     return 0
 
 
@@ -122,6 +141,7 @@ def _start_servers(
         broker = stack.enter_context(get_broker())
         print(f"RabbitMQ: {broker.description}", flush=True)
         by_kind["rabbitmq"] = _rabbitmq(broker.url)
+        stack.callback(_delete_exchanges, broker.url)
     if "redis" in kinds:
         try:
             redis = stack.enter_context(PrivateRedis(find_command()))
@@ -129,7 +149,9 @@ def _start_servers(
             print(f"The layers on Redis are skipped: {exc}.", flush=True)
             skipped.append(("channels_redis", str(exc)))
         else:
-            by_kind["redis"] = Server(redis.url, "127.0.0.1", redis.port, f"Redis {redis.version}")
+            by_kind["redis"] = Server(
+                redis.url, "127.0.0.1", redis.port, f"Redis {redis.version}", redis.clear
+            )
     servers = {}
     for layer in layers:
         kind = peers.adapter(layer).SERVER
@@ -140,27 +162,45 @@ def _start_servers(
 
 def _rabbitmq(url: str) -> Server:
     async def ask_version() -> str:
-        connection = await asyncio.wait_for(RawConnection.connect(url), 20)
+        connection = await asyncio.wait_for(RawConnection.connect(url), _PATIENCE)
         connection.close()
         return connection.server_version
 
     parts = urlsplit(url)
-    version = asyncio.run(ask_version()) if parts.scheme == "amqp" else "(TLS)"
-    port = parts.port or (5672 if parts.scheme == "amqp" else 5671)
-    return Server(url, parts.hostname or "127.0.0.1", port, f"RabbitMQ {version}")
+    if parts.scheme != "amqp":
+        raise NoBroker("RABBITMQ_URL: the raw client has no TLS, so it must be an amqp:// URL")
+    try:
+        version = asyncio.run(ask_version())
+    except (OSError, asyncio.TimeoutError) as exc:
+        raise NoBroker(f"RabbitMQ doesn't let the raw client in: {exc}") from exc
+    return Server(url, parts.hostname or "127.0.0.1", parts.port or 5672, f"RabbitMQ {version}")
+
+
+def _delete_exchanges(url: str) -> None:
+    """On a broker that isn't ours; with our own they go anyway."""
+
+    async def delete() -> None:
+        connection = await RawConnection.connect(url)
+        for name in EXCHANGES.values():
+            await connection.delete_exchange(name)
+        connection.close()
+
+    with contextlib.suppress(OSError, asyncio.TimeoutError):  # it has gone meanwhile
+        asyncio.run(asyncio.wait_for(delete(), _PATIENCE))
 
 
 def _facts(
     servers: dict[str, Server],
     pythons: dict[str, Path],
+    load: float,
     quick: bool,
     skipped: Sequence[tuple[str, str]],
 ) -> list[tuple[str, str]]:
     facts = [
         ("Date", f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC"),
-        ("Commit", machine.commit(ROOT)),
+        ("Commit", machine.commit(ROOT) or "unknown"),
         ("Machine", machine.describe()),
-        ("Load at the start", f"{os.getloadavg()[0]:.1f}"),
+        ("Load at the start", f"{load:.1f}"),
         ("Servers", ", ".join(dict.fromkeys(each.description for each in servers.values()))),
     ]
     if quick:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
+import problems
 import usage
 from figures import add_problems
 from model import RAW, Failed, Problems
@@ -20,22 +21,40 @@ CAPACITY = 20_000
 _REST_SHARE = 0.08
 _REST_SECONDS = 0.25
 _LONGEST_WAIT = 20.0
+# Of the processes whose CPU time counts as the server's
+_PROGRAMS = ("beam.smp", "redis-server", "valkey-server")
 
 
 class Server:
-    """The RabbitMQ or the Redis that a layer uses."""
+    """The RabbitMQ or the Redis that a layer uses. ``clear`` empties it; it may block."""
 
-    def __init__(self, url: str, host: str, port: int, description: str) -> None:
+    def __init__(
+        self,
+        url: str,
+        host: str,
+        port: int,
+        description: str,
+        clear: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._clear = clear
         self.url = url
         self.host = host
         self.port = port
         self.description = description
         is_local = host in ("127.0.0.1", "localhost", "::1")
-        self._pid = usage.find_listener(port) if is_local else None
+        self._pid = usage.find_listener(port, _PROGRAMS) if is_local else None
 
     def cpu_seconds(self) -> float | None:
         """``None`` where it can't be seen: a server elsewhere or in a container."""
         return usage.cpu_seconds(self._pid) if self._pid is not None else None
+
+    async def clear(self) -> None:
+        """Takes away what an earlier run has left for ever.
+
+        channels_redis' core keeps a group's members for a day: each run would send to the dead ones
+        of all runs before.
+        """
+        await asyncio.to_thread(self._clear)
 
     async def rest(self) -> None:
         """Waits until the server has done what earlier runs left to it (bindings to delete)."""
@@ -109,7 +128,7 @@ class Stage:
         return seconds
 
     async def problems(self) -> Problems:
-        """What all processes have counted."""
+        """What all processes have counted until now."""
         total: Problems = {}
         for worker in self._workers:
             counted = await worker.call("problems")
@@ -118,17 +137,19 @@ class Stage:
 
     async def fail_on_problems(self) -> None:
         """For scenarios whose figures mean nothing unless all went well."""
-        problems = await self.problems()
-        if problems:
+        counted = await self.problems()
+        if counted:
             raise Failed(
                 "; ".join(
-                    f"{times:,} x {kind}" + f" ({text})" * bool(text)
-                    for kind, (times, text) in problems.items()
+                    f"{times:,} × {kind}" + f" ({text})" * bool(text)
+                    for kind, (times, text) in counted.items()
                 )
             )
 
-    async def close(self) -> None:
-        await asyncio.gather(*(worker.stop() for worker in self._workers))
+    async def close(self) -> Problems:
+        """Has all processes close their layers; counts those that couldn't."""
+        closed = await asyncio.gather(*(worker.stop() for worker in self._workers))
+        return {problems.NOT_CLOSED: (closed.count(False), "")} if False in closed else {}
 
     async def kill(self) -> None:
         for worker in self._workers:

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from model import Failed, Sample, Scenario
-from scenarios import churn, fanout, large, latency, memory, reconnect, storm, throughput
+from figures import add_problems
+from model import Failed, Problems, Sample, Scenario
+from scenarios import churn, fanout, large, latency, memory, reconnect, storm, sync, throughput
 from stage import Server, Stage
 from workers import CallFailed, WorkerDied
 
@@ -25,6 +26,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     *reconnect.SCENARIOS,
     *large.SCENARIOS,
     *memory.SCENARIOS,
+    *sync.SCENARIOS,
 )
 
 
@@ -63,20 +65,21 @@ async def run_one(
     start = time.monotonic()
     stage = Stage(layer, server, pythons, quick=quick)
     try:
+        await server.clear()
         await server.rest()
-        sample.metrics = await asyncio.wait_for(_perform(scenario, stage), scenario.time_limit)
-        sample.problems = await asyncio.wait_for(stage.problems(), 10)
-        await stage.close()
+        sample.metrics, sample.problems = await asyncio.wait_for(
+            _perform(scenario, stage), scenario.time_limit
+        )
+        add_problems(sample.problems, await stage.close())
     except (Failed, CallFailed, WorkerDied) as exc:
         sample.failure = str(exc)
     except asyncio.TimeoutError:
         sample.failure = f"did not end within {scenario.time_limit:g} s"
-        sample.metrics = {}
     finally:
         await stage.kill()
         sample.seconds = time.monotonic() - start
     return sample
 
 
-async def _perform(scenario: Scenario, stage: Stage) -> dict[str, float]:
-    return await scenario.run(stage)
+async def _perform(scenario: Scenario, stage: Stage) -> tuple[dict[str, float], Problems]:
+    return await scenario.run(stage), await stage.problems()

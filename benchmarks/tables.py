@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from aims import AIMS
-from figures import Cell, Figure
+from figures import Cell, Figure, find_figure
 from model import LAYERS, OLD, Metric, Scenario
 
 Cells = Mapping[tuple[str, str], Cell]
@@ -24,7 +24,7 @@ def document(
     """All of it. ``facts`` say where and how it was made; ``charts`` names those that exist."""
     charts = set(charts)
     parts = [heading("Benchmark results", "=")]
-    parts.append("".join(f":{name}: {text}\n" for name, text in facts))
+    parts.append("".join(f":{name}: {_plain(text)}\n" for name, text in facts))
     parts.append(
         "Each figure is the median of its runs, with the smallest and the greatest in brackets;\n"
         "× is the ratio to channels_rabbitmq 4.0.1 (above 1 is better). What is measured and how:\n"
@@ -78,10 +78,16 @@ def figure(value: Figure | None, digits: int) -> str:
 def _scenario(
     scenario: Scenario, layers: Sequence[str], cells: Cells, titles: Mapping[str, str]
 ) -> str:
-    header = [""]
+    compared = [
+        metric
+        for metric in scenario.metrics
+        if metric.more_is_better is not None
+        and find_figure(cells, scenario.name, OLD, metric.key) is not None
+    ]
+    header = ["layer"]
     for metric in scenario.metrics:
         header.append(metric.heading)
-        if metric.more_is_better is not None:
+        if metric in compared:
             header.append("×")
     rows = []
     for layer in layers:
@@ -92,19 +98,18 @@ def _scenario(
                 row.append("fails")
             else:
                 row.append(figure(cell.figures.get(metric.key), metric.digits))
-            if metric.more_is_better is not None:
+            if metric in compared:
                 row.append(_times_better(scenario, metric, layer, cells))
         rows.append(row)
     return table(header, rows)
 
 
 def _times_better(scenario: Scenario, metric: Metric, layer: str, cells: Cells) -> str:
-    ours = cells[scenario.name, layer].figures.get(metric.key)
-    old_cell = cells.get((scenario.name, OLD))
-    old = old_cell.figures.get(metric.key) if old_cell is not None else None
-    if ours is None or old is None or not ours.median or not old.median:
+    value = find_figure(cells, scenario.name, layer, metric.key)
+    old = find_figure(cells, scenario.name, OLD, metric.key)
+    if value is None or old is None or not value.median or not old.median:
         return _NOTHING
-    times = ours.median / old.median
+    times = value.median / old.median
     return number(times if metric.more_is_better else 1 / times, 2)
 
 
@@ -133,15 +138,21 @@ def _plain(text: str) -> str:
 
 
 def _aims(cells: Cells) -> str:
+    """Those that could be measured."""
     rows = []
     for aim in AIMS:
-        value = aim.measure(cells)
+        verdict = aim.verdict(cells)
+        if verdict is None:
+            continue
         limit = f"{'≥' if aim.is_minimum else '≤'} {aim.limit:g}"
-        if value is None:
-            rows.append([aim.text, limit, _NOTHING, "not measured"])
-        else:
-            verdict = "reached" if aim.is_reached(value) else "missed"
-            rows.append(
-                [aim.text, limit, f"{value:,.3g}" if value < 100 else f"{value:,.0f}", verdict]
-            )
-    return table(["", "aim", "measured", ""], rows)
+        rows.append([aim.text, limit, _short(aim.measure(cells)), verdict])
+    text = table(["what", "aim", "measured", "verdict"], rows) if rows else ""
+    if missing := len(AIMS) - len(rows):
+        text += f"\n{missing} of {len(AIMS)} aims were not measured in this run.\n"
+    return text
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return "fails"
+    return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 _PROC = Path("/proc")
 _LISTENING = "0A"
 
 
-def find_listener(port: int) -> int | None:
-    """The process that listens at a TCP port here, ``None`` if that can't be seen.
+def find_listener(port: int, names: Collection[str]) -> int | None:
+    """The process of one of these names that listens at a TCP port here.
 
-    It can't where there is no /proc, for other users' processes, or for those in a container.
+    ``None`` if it can't be seen: where there is no /proc, for other users' processes, for those in
+    a container (whose port a proxy listens at: hence the names).
     """
     inodes = _listening_inodes(port)
     for folder in _PROC.glob("[0-9]*/fd") if inodes else ():
         with contextlib.suppress(OSError):
             for descriptor in folder.iterdir():
                 with contextlib.suppress(OSError):  # closed meanwhile
-                    if os.readlink(descriptor) in inodes:
+                    if (
+                        os.readlink(descriptor) in inodes
+                        and (folder.parent / "comm").read_text().strip() in names
+                    ):
                         return int(folder.parent.name)
     return None
 

@@ -30,7 +30,7 @@ class CallFailed(Exception):
 
 
 class WorkerDied(Exception):
-    """A worker process has ended by itself; the text has the end of what it wrote."""
+    """A worker process has ended by itself, or didn't start; the text has what it wrote last."""
 
 
 class WorkerHandle:
@@ -61,7 +61,11 @@ class WorkerHandle:
         return cls(process, log)
 
     async def ready(self) -> None:
-        await asyncio.wait_for(asyncio.shield(self._ready), _START_TIMEOUT)
+        """Returns when it can be called. Raises ``WorkerDied``."""
+        await asyncio.wait([self._ready], timeout=_START_TIMEOUT)
+        if not self._ready.done():
+            raise WorkerDied(f"a process didn't start in time:\n{self.log_tail()}")
+        self._ready.result()
 
     async def call(self, method: str, **args: Any) -> Any:
         """Raises ``CallFailed`` or ``WorkerDied``."""
@@ -73,15 +77,16 @@ class WorkerHandle:
         self._process.stdin.write(json.dumps(call).encode() + b"\n")
         return await answer
 
-    async def stop(self) -> None:
-        """Lets its layer say goodbye, then makes sure that it is gone."""
+    async def stop(self) -> bool:
+        """Lets its layer say goodbye; False if it couldn't, or not in time. ``kill`` comes next."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._process.wait(), _STOP_TIMEOUT)
-        await self.kill()
+        return self._process.returncode == 0
 
     async def kill(self) -> None:
+        """Makes sure that it is gone."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         await self._process.wait()

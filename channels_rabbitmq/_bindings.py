@@ -178,6 +178,11 @@ class Bindings:
         return next(iter(self._lingering.values()), None)
 
     @property
+    def outstanding(self) -> int:
+        """How many commands wait for their answer."""
+        return len(self._outstanding)
+
+    @property
     def wanted(self) -> int:
         """How many groups have members."""
         return len(self._wanted)

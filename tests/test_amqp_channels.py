@@ -63,7 +63,7 @@ async def test_answers_come_in_the_order_of_the_calls() -> None:
     ("call", "answer"),
     [
         (commands.Exchange.Declare(exchange="e"), commands.Exchange.DeclareOk()),
-        (commands.Exchange.Delete(exchange="e"), commands.Exchange.DeleteOk()),
+        (commands.Exchange.Unbind(destination="d", source="s"), commands.Exchange.UnbindOk()),
         (commands.Exchange.Bind(destination="d", source="s"), commands.Exchange.BindOk()),
         (commands.Queue.Declare(queue="q"), commands.Queue.DeclareOk("q", 0, 0)),
         (commands.Queue.Bind(queue="q", exchange="e"), commands.Queue.BindOk()),

@@ -417,6 +417,18 @@ def test_each_message_is_a_copy_of_its_own(by: MessageCodec) -> None:
     assert envelope.message() == original
 
 
+@pytest.mark.parametrize("by", [codec, secret_codec], ids=["plain", "encrypted"])
+def test_each_flat_message_is_a_copy_of_its_own(by: MessageCodec) -> None:
+    """One with nothing in it that can be changed is copied in another way."""
+    original = {"type": "x", "n": 1, "data": b"x", "text": "y", "on": True, "to": None, "f": 0.5}
+    envelope = by.decode(by.encode_for_group("g", original))
+    for _ in range(3):
+        message = envelope.message()
+        assert message == original
+        message["type"] = "z"
+        del message["n"]
+
+
 def test_an_envelope_shows_no_content() -> None:
     envelope = codec.decode(codec.encode_for_group("chat", {"text": "hush"}))
     assert repr(envelope) == f"<Envelope group='chat' size={envelope.size}>"

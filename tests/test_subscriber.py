@@ -61,7 +61,7 @@ async def test_the_queue_and_the_private_exchange(
             commands.Queue.Bind,
             commands.Exchange.Declare,
             commands.Exchange.Bind,
-            commands.Exchange.Delete,
+            commands.Exchange.Unbind,
             commands.Basic.Qos,
             commands.Basic.Consume,
         )
@@ -94,9 +94,13 @@ async def test_the_queue_and_the_private_exchange(
         assert queue.queue == f"{id_}.2"
         # The former exchange goes before the new one is bound: no message goes to both.
         kinds = [type(method) for method in told.methods]
-        assert kinds.index(commands.Exchange.Delete) < kinds.index(commands.Exchange.Bind)
-        (delete,) = told.of(commands.Exchange.Delete)
-        assert delete.exchange == f"{id_}.1"
+        assert kinds.index(commands.Exchange.Unbind) < kinds.index(commands.Exchange.Bind)
+        (unbind,) = told.of(commands.Exchange.Unbind)
+        assert (unbind.source, unbind.destination, unbind.routing_key) == (
+            groups_exchange,
+            f"{id_}.1",
+            f"{id_}!",
+        )
 
 
 async def test_no_limits_are_no_arguments(open_layer: OpenLayer, broker: Broker) -> None:
@@ -149,6 +153,19 @@ async def test_a_group_that_nobody_wants_any_more_is_unbound_after_its_linger(
         assert (bindings.bound, bindings.lingering) == (0, 0)
 
 
+async def test_groups_wait_for_half_as_long_as_binding_them_takes(open_layer: OpenLayer) -> None:
+    layer = await open_layer()
+    channel = await layer.new_channel()
+    await connected(layer)
+    subscriber = layer._loop_layer()._subscriber
+    assert subscriber._rebind_delay == _subscriber.REBIND_DELAY_PER_GROUP
+    before = layer._loop_layer()._loop.time()
+    count = 2 * _subscriber._ENOUGH_TO_MEASURE
+    await asyncio.gather(*(layer.group_add(f"g{n}", channel) for n in range(count)))
+    seconds = layer._loop_layer()._loop.time() - before
+    assert 0 < subscriber._rebind_delay <= seconds / _subscriber._ENOUGH_TO_MEASURE
+
+
 async def test_after_a_reconnect_groups_wait_a_little_but_not_those_somebody_waits_for(
     open_layer: OpenLayer, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +174,7 @@ async def test_after_a_reconnect_groups_wait_a_little_but_not_those_somebody_wai
         channel = await layer.new_channel()
         await asyncio.gather(*(layer.group_add(f"g{n}", channel) for n in range(20)))
         # So long that only what doesn't wait for it can happen in this test.
-        monkeypatch.setattr(_subscriber, "REBIND_DELAY_PER_GROUP", 60.0)
+        layer._loop_layer()._subscriber._rebind_delay = 60.0
         monkeypatch.setattr(_subscriber, "LONGEST_REBIND_DELAY", 60.0)
         await reconnect(layer)
         told = Told(proxy, commands.Queue.Bind)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from model import EXCHANGES, OURS
+
 TITLE = "channels_rabbitmq (this)"
 REQUIREMENTS = None  # The project's own environment has it.
 PACKAGES = ("channels_rabbitmq", "carehare", "pamqp", "msgpack", "channels", "asgiref")
 SERVER = "rabbitmq"
+NEEDS_LOOP = False
 
 
-async def open_layer(url: str, capacity: int) -> Any:
+def make_layer(url: str, capacity: int) -> Any:
     from channels_rabbitmq.core import RabbitmqChannelLayer
 
     return RabbitmqChannelLayer(
@@ -18,7 +21,7 @@ async def open_layer(url: str, capacity: int) -> Any:
         local_capacity=capacity,
         remote_capacity=capacity,
         capacity=capacity,
-        groups_exchange="benchmark-ours",
+        groups_exchange=EXCHANGES[OURS],
     )
 
 

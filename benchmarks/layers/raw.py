@@ -1,4 +1,9 @@
-"""A bare AMQP client: what RabbitMQ and one Python process each way can do."""
+"""A bare AMQP client: what RabbitMQ and one Python process each way can do.
+
+It asks of RabbitMQ what this project's layer asks of it for a message, and nothing more: to route a
+mandatory message with a number through a direct exchange and the receiver's own into a bounded
+queue, to confirm it, to deliver it, and to take the ack.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,9 @@ TITLE = "raw AMQP client"
 REQUIREMENTS = None  # Python's standard library is enough.
 PACKAGES = ()
 SERVER = "rabbitmq"
+NEEDS_LOOP = True  # It connects when it is made.
+
+EXCHANGE = "benchmark-raw"
 
 _head = struct.Struct(">QQ")  # the sender and its message's number
 
@@ -38,7 +46,10 @@ class RawLayer:
     async def consume(self, on_body: Callable[[bytes], None]) -> str:
         """A new channel whose messages go to a callback."""
         name = f"raw.{secrets.token_hex(8)}"
-        await self.connection.declare_queue(
+        connection = self.connection
+        await connection.declare_exchange(EXCHANGE, "direct")
+        await connection.declare_exchange(name, "fanout", auto_delete=True)
+        await connection.declare_queue(
             name,
             {
                 "x-queue-type": "classic",
@@ -47,13 +58,15 @@ class RawLayer:
                 "x-message-ttl": 60_000,
             },
         )
-        await self.connection.consume(name, self._capacity, on_body)
+        await connection.bind(name, name, "")
+        await connection.bind_exchange(name, EXCHANGE, name)
+        await connection.consume(name, self._capacity, on_body)
         return name
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
         start = self._starts.get(channel)
         if start is None:
-            start = self._starts[channel] = self.connection.publish_start("", channel)
+            start = self._starts[channel] = self.connection.publish_start(EXCHANGE, channel)
         body = _head.pack(message["sender"], message["n"]) + message["data"]
         await self.connection.publish(start, body)
 
@@ -75,7 +88,7 @@ def decode(body: bytes) -> dict[str, Any]:
     return {"sender": sender, "n": n, "data": body[_head.size :]}
 
 
-async def open_layer(url: str, capacity: int) -> RawLayer:
+async def make_layer(url: str, capacity: int) -> RawLayer:
     connection = await RawConnection.connect(url)
     await connection.confirm_select()
     return RawLayer(connection, capacity)

@@ -23,12 +23,15 @@ _CHANNEL = 1  # the number of our one AMQP channel
 _frame_head = struct.Struct(">BHI")  # type, AMQP channel, size of the payload
 _index = struct.Struct(">HH")  # class, method
 _content = struct.Struct(">HHQH")  # class, weight, size of the body, flags
+_HAS_CORRELATION_ID = 1 << 10
 _confirm = struct.Struct(">QB")  # delivery tag, multiple
 _ack = struct.Struct(">BHIHHQB")
 
 _START, _TUNE, _OPEN_OK, _CLOSE, _CLOSE_OK = (10, 10), (10, 30), (10, 41), (10, 50), (10, 51)
 _CHANNEL_OPEN_OK, _CHANNEL_CLOSE = (20, 11), (20, 40)
-_EXCHANGE_OK, _DECLARE_OK, _BIND_OK, _DELETE_OK = (40, 11), (50, 11), (50, 21), (50, 41)
+_EXCHANGE_OK, _EXCHANGE_DELETED = (40, 11), (40, 21)
+_DECLARE_OK, _BIND_OK, _DELETE_OK = (50, 11), (50, 21), (50, 41)
+_EXCHANGE_BIND_OK = (40, 31)
 _QOS_OK, _CONSUME_OK, _DELIVER = (60, 11), (60, 21), (60, 60)
 _ACK, _NACK, _SELECT_OK = (60, 80), (60, 120), (85, 11)
 
@@ -93,11 +96,15 @@ class RawConnection(asyncio.Protocol):
         payload = b"\0\0" + _short(name) + exclusive + struct.pack(">I", len(table)) + table
         await self._call((50, 10), payload, _DECLARE_OK)
 
-    async def declare_exchange(self, name: str) -> None:
-        """A direct exchange that isn't durable."""
-        await self._call(
-            (40, 10), b"\0\0" + _short(name) + _short("direct") + bytes(5), _EXCHANGE_OK
-        )
+    async def declare_exchange(self, name: str, kind: str, *, auto_delete: bool = False) -> None:
+        """An exchange that isn't durable."""
+        bits = b"\x04" if auto_delete else b"\0"
+        payload = b"\0\0" + _short(name) + _short(kind) + bits + bytes(4)
+        await self._call((40, 10), payload, _EXCHANGE_OK)
+
+    async def delete_exchange(self, name: str) -> None:
+        """No error if there is none."""
+        await self._call((40, 20), b"\0\0" + _short(name) + b"\0", _EXCHANGE_DELETED)
 
     async def delete_queue(self, name: str) -> None:
         await self._call((50, 40), b"\0\0" + _short(name) + b"\0", _DELETE_OK)
@@ -105,6 +112,10 @@ class RawConnection(asyncio.Protocol):
     def bind(self, queue: str, exchange: str, key: str) -> asyncio.Future[None]:
         payload = b"\0\0" + _short(queue) + _short(exchange) + _short(key) + bytes(5)
         return self._call((50, 20), payload, _BIND_OK)
+
+    async def bind_exchange(self, destination: str, source: str, key: str) -> None:
+        payload = b"\0\0" + _short(destination) + _short(source) + _short(key) + bytes(5)
+        await self._call((40, 30), payload, _EXCHANGE_BIND_OK)
 
     async def consume(self, queue: str, prefetch: int, on_body: Callable[[bytes], None]) -> None:
         self._on_body = on_body
@@ -114,20 +125,25 @@ class RawConnection(asyncio.Protocol):
 
     def publish_start(self, exchange: str, key: str) -> bytes:
         """What all messages to one key begin with, for ``publish``."""
-        payload = _index.pack(60, 40) + b"\0\0" + _short(exchange) + _short(key) + b"\0"
-        head = _frame_head.pack(_METHOD, _CHANNEL, len(payload))
-        return head + payload + _END + _frame_head.pack(_HEADER, _CHANNEL, _content.size)
+        mandatory = b"\1"
+        payload = _index.pack(60, 40) + b"\0\0" + _short(exchange) + _short(key) + mandatory
+        return _frame_head.pack(_METHOD, _CHANNEL, len(payload)) + payload + _END
 
     def publish(self, start: bytes, body: bytes) -> asyncio.Future[None]:
         """The future is done with the confirm; it raises ``Refused`` for a nack."""
         assert len(body) <= self._max_body
         self._published += 1
         future = self._confirms[self._published] = self._loop.create_future()
+        correlation_id = b"%d" % self._published
+        size = _content.size + 1 + len(correlation_id)
         self._write(
             b"".join(
                 (
                     start,
-                    _content.pack(60, 0, len(body), 0),
+                    _frame_head.pack(_HEADER, _CHANNEL, size),
+                    _content.pack(60, 0, len(body), _HAS_CORRELATION_ID),
+                    bytes((len(correlation_id),)),
+                    correlation_id,
                     _END,
                     _frame_head.pack(_BODY, _CHANNEL, len(body)),
                     body,
@@ -182,6 +198,7 @@ class RawConnection(asyncio.Protocol):
         for future in (self.opened, *(call[1] for call in self._calls), *self._confirms.values()):
             if not future.done():
                 future.set_exception(error)
+                future.exception()  # asyncio shall not complain if nobody waits for it
 
     def data_received(self, data: bytes) -> None:
         if self._rest:

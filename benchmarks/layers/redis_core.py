@@ -8,9 +8,10 @@ TITLE = "channels_redis core"
 REQUIREMENTS = ("channels_redis", "hiredis")
 PACKAGES = ("channels_redis", "redis", "hiredis", "msgpack", "channels", "asgiref")
 SERVER = "redis"
+NEEDS_LOOP = False
 
 
-async def open_layer(url: str, capacity: int) -> Any:
+def make_layer(url: str, capacity: int) -> Any:
     from channels_redis.core import RedisChannelLayer
 
     return RedisChannelLayer(hosts=[url], capacity=capacity)

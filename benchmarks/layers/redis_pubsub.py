@@ -8,9 +8,10 @@ TITLE = "channels_redis pubsub"
 REQUIREMENTS = ("channels_redis", "hiredis")
 PACKAGES = ("channels_redis", "redis", "hiredis", "msgpack", "channels", "asgiref")
 SERVER = "redis"
+NEEDS_LOOP = False
 
 
-async def open_layer(url: str, capacity: int) -> Any:
+def make_layer(url: str, capacity: int) -> Any:
     from channels_redis.pubsub import RedisPubSubChannelLayer
 
     return RedisPubSubChannelLayer(hosts=[url])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 VISITORS = 50
 _WARM_UP = 0.3  # seconds
+_PAUSE = 0.01  # after an error
 _TRICKLE = 0.2  # seconds for a message that mustn't come to come nevertheless
 
 
@@ -72,6 +73,7 @@ class Visitors(Role):
                     self._ops += 1
             except Exception as exc:
                 self.tally.note_exc(exc)
+                await asyncio.sleep(_PAUSE)
 
     async def check(self) -> None:
         """Everybody hears the groups they are in, and no others."""

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 _CHANNEL_OPEN = pamqp.commands.Channel.Open()
 
+_EXCHANGE_UNBIND = pamqp.commands.Exchange.Unbind.index
+_EXCHANGE_UNBIND_OK = pamqp.commands.Exchange.UnbindOk.index
+
 # Frames of Basic.Publish that are kept (keys have at most 255 bytes)
 _MOST_METHODS = 1000
 
@@ -73,9 +76,9 @@ class CallChannel(BytesChannel):
         return done
 
     def _call(self, method: pamqp.base.Frame, done: asyncio.Future[None]) -> None:
-        # An answer's index is its method's, plus one; but exchange.unbind-ok (40, 51) and
-        # queue.unbind-ok, which follows the rule. exchange.unbind is not used here.
-        self._calls.append((method.index + 1, done, method))
+        # An answer's index is its method's, plus one, with this exception.
+        answer = _EXCHANGE_UNBIND_OK if method.index == _EXCHANGE_UNBIND else method.index + 1
+        self._calls.append((answer, done, method))
         self._write(frames.encode(method, self._amqp_channel_id))
 
     def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> bool:
