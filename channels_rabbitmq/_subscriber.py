@@ -209,8 +209,7 @@ class Subscriber:
         doesn't confirm by ``deadline`` (loop time), or refuses.
         """
         while self._bindings.is_wanted(group) and not self._bindings.is_bound(group):
-            if self.supervisor.state is State.CLOSED:
-                raise BrokerUnavailable("The channel layer is closed")
+            self._require_open()
             self._refusals.pop(group, None)
             self._bindings.hurry(group)
             self._pump()
@@ -220,8 +219,7 @@ class Subscriber:
             finally:
                 if not waiters and self._waiters.get(group) is waiters:
                     del self._waiters[group]
-            if self.supervisor.state is State.CLOSED:
-                continue
+            self._require_open()
             if group in self._refusals:
                 raise BrokerUnavailable(
                     f"RabbitMQ refused to bind the group {group!r}: {self._refusals[group]}"
@@ -231,6 +229,10 @@ class Subscriber:
                 if self.supervisor.connection is not None:
                     reason = "RabbitMQ did not confirm the binding"
                 raise BrokerUnavailable(f"The group {group!r} was not bound in time: {reason}")
+
+    def _require_open(self) -> None:
+        if self.supervisor.state is State.CLOSED:
+            raise BrokerUnavailable("The channel layer is closed")
 
     def _pump(self) -> None:
         """Write the binds and unbinds that are due."""
