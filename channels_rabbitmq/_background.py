@@ -88,7 +88,7 @@ class LoopLayers:
                 raise BrokerUnavailable("The process is ending")
             self._forget_ended()
             former = self._for_sync_code.loop_layer
-            if former is not None and former.is_closed:
+            if former is not None and (former.is_closed or former.loop.is_closed()):
                 # Each call of async_to_sync has an event loop of its own: the next one starts anew.
                 self._for_sync_code = _ForSyncCode(self)
             if is_of_async_to_sync(loop):
@@ -262,7 +262,7 @@ class Process:
     def let_go(self) -> None:
         """Have a fork's child find nothing here."""
         for loop_layers in self._all:
-            # The child may run a loop that its parent had, and which wasn't running.
+            # Also for a loop that its parent had made and that the child runs.
             loop_layers.former, loop_layers.serving = loop_layers.serving, {}
 
     def end(self) -> None:

@@ -25,9 +25,11 @@ from .exceptions import BrokerUnavailable
 class RabbitmqChannelLayer(BaseChannelLayer):
     """A channel layer on RabbitMQ. Its options are those of the README.
 
-    May be made anywhere: at import time, in a thread, without an event loop; nothing connects
-    until a call needs it. Each event loop that uses the layer has connections, and channels, of its
-    own. All coroutines may be cancelled at any time, and none but ``receive`` waits longer than
+    May be made and used anywhere: at import time, in any thread, on any event loop, after a fork.
+    Nothing connects until a call needs it. Each event loop that uses the layer has connections of
+    its own, until it ends; what ``async_to_sync`` calls without one shares a background thread's,
+    until the process ends. A layer that nobody refers to any more closes by itself. When the
+    process has begun to end, calls raise ``BrokerUnavailable``. All coroutines may be cancelled at any time, and none but ``receive`` waits longer than
     ``operation_timeout`` (seconds).
 
     Raises ``InvalidChannelLayerError`` for an option that doesn't exist or has a bad value.
@@ -103,14 +105,14 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         await self._loop_layer().send(channel, message)
 
     async def receive(self, channel: str) -> dict[str, Any]:
-        """Wait for the next message of a channel which ``new_channel`` made on this event loop.
+        """Wait for the next message of a channel which ``new_channel`` made in this process.
 
-        The message is the receiver's own copy. A channel's messages come in the order in which
+        If that was on another event loop, that one serves the call, and has to run. The message is the receiver's own copy. A channel's messages come in the order in which
         they arrived; of several calls that wait for one channel each gets another message.
         Cancelling loses nothing: either a message is returned, or it is still there.
 
-        Raises ``StopConsumer`` once the layer is closed, and ``ValueError`` for a channel of
-        another process. A lost connection is no error: it waits for the next one.
+        Raises ``StopConsumer`` once the layer is closed or the channel's event loop ends, and
+        ``ValueError`` for a channel of another process, or of an event loop that had ended. A lost connection is no error: it waits for the next one.
         """
         # As _loop_layer() does, without the call: this is the path of each message.
         loop_layer = self._loop_layers.serving.get(get_running_loop()) or self._loop_layer()
@@ -126,9 +128,9 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         return message
 
     async def new_channel(self, prefix: str = "specific.") -> str:
-        """Return the name of a new channel, that this event loop receives from.
+        """Return the name of a new channel, that belongs to this event loop.
 
-        Doesn't wait for the broker. Nothing needs to be undone when the channel isn't used any
+        Made by ``async_to_sync``, it belongs to all sync code of this process. Doesn't wait for the broker. Nothing needs to be undone when the channel isn't used any
         more.
         """
         require_channel_name(prefix)
@@ -140,11 +142,11 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         return await loop_layer.new_channel(prefix)
 
     async def group_add(self, group: str, channel: str) -> None:
-        """Add a channel of this event loop to a group; no error if it is a member.
+        """Add a channel of this process to a group; no error if it is a member.
 
         When it returns, each ``group_send`` that any process calls from then on reaches it. Raises
         ``BrokerUnavailable`` if the broker doesn't confirm within ``operation_timeout``, and
-        ``ValueError`` for a channel of another process. If it raises or is cancelled, the channel
+        ``ValueError`` as ``receive`` does. If it raises or is cancelled, the channel
         is what it was before: a member or not.
         """
         require_group_name(group)
@@ -156,7 +158,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         """Take a channel out of a group; no error if it isn't in it. Doesn't wait for the broker.
 
         When it returns, nothing more is put into the channel for this group. Raises ``ValueError``
-        for a channel of another process.
+        as ``receive`` does.
         """
         require_group_name(group)
         require_channel_name(channel)
@@ -192,7 +194,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
 
         It is not the layer's own, so nothing you do on it disturbs the layer. It is opened at the
         first use on an event loop, then the same each time, and a new one once that is lost;
-        don't close it. Raises ``BrokerUnavailable`` as ``send`` does.
+        don't close it, it ends with the loop (by ``async_to_sync``: with the call). Raises ``BrokerUnavailable`` as ``send`` does.
         """
         return _UserConnection(self)
 
@@ -202,7 +204,8 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         """Close this event loop's connections, and with them its queue, groups and messages.
 
         Pending and later ``receive`` calls raise ``StopConsumer``, other calls
-        ``BrokerUnavailable``. Takes about a second at most, raises nothing, may be called any
+        ``BrokerUnavailable``. Other event loops go on. By ``async_to_sync`` it closes what all sync
+        code shares; the next call of sync code starts anew. Takes about a second at most, raises nothing, may be called any
         number of times; cancelled, it ends everything all the same, a moment later.
         """
         with contextlib.suppress(BrokerUnavailable):  # It is closed: the process is ending.

@@ -41,7 +41,7 @@ class Server:
                     *("-m", "uvicorn", "chat.asgi:application"),
                     *("--app-dir", str(ROOT / "example")),
                     *("--host", "127.0.0.1", "--port", str(port)),
-                    *("--lifespan", "off"),  # neither Django nor Channels takes part in it
+                    *("--lifespan", "on"),
                     *("--timeout-graceful-shutdown", "3"),
                 ],
                 env={**os.environ, **variables},

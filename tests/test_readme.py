@@ -30,6 +30,7 @@ import docutils.nodes  # type: ignore[import-untyped]  # as above
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from channels.layers import ChannelLayerManager, channel_layers
+from channels.testing import ApplicationCommunicator
 from conftest import Broker
 from django.conf import settings
 from django.test import override_settings
@@ -54,6 +55,8 @@ from channels_rabbitmq._amqp import url as broker_url
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq._settings import Settings
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from channels_rabbitmq.exceptions import BrokerUnavailable
+from channels_rabbitmq.lifespan import LifespanApp
 from private_broker import PrivateBroker, TlsFiles, free_port
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
@@ -293,7 +296,7 @@ def test_the_loggers() -> None:
         for path in PACKAGE.rglob("*.py")
         if "logging.getLogger(__name__)" in path.read_text(encoding="utf-8")
     }
-    assert set(re.findall(r"``(?:channels_rabbitmq)?\.(_\w+)``", TEXT)) == modules
+    assert set(re.findall(r"``(?:channels_rabbitmq)?\.(_\w+|lifespan)``", TEXT)) == modules
 
 
 def test_the_reasons_are_those_in_the_source() -> None:
@@ -476,6 +479,7 @@ async def default_layer(open_layer: OpenLayer) -> AsyncIterator[RabbitmqChannelL
     layer = await open_layer()
     channel_layers.set("default", layer)
     yield layer
+    await asyncio.to_thread(lambda: async_to_sync(layer.close)())
     del channel_layers.backends["default"]
 
 
@@ -497,7 +501,34 @@ async def test_which_loop_sync_code_uses(default_layer: RabbitmqChannelLayer) ->
     own_id = (await default_layer.new_channel()).partition("!")[0]
     assert await sync_to_async(new_id)() == own_id
     ids = [await asyncio.to_thread(new_id) for _ in range(2)]
-    assert len({own_id, *ids}) == 3
+    assert own_id not in ids
+    assert ids[0] == ids[1]
+
+
+async def test_sync_codes_channel(
+    default_layer: RabbitmqChannelLayer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = block("sync").partition("async_to_sync(get")[0] + block("sync-channel")
+    await asyncio.to_thread(exec, code, {})
+    said = code.rpartition("# ")[2]
+    assert capsys.readouterr().out.strip() == said.strip()
+
+
+async def test_lifespan(default_layer: RabbitmqChannelLayer) -> None:
+    to_app = ApplicationCommunicator(run("lifespan")["application"], {"type": "lifespan"})
+    await to_app.send_input({"type": "lifespan.startup"})
+    assert await to_app.receive_output(10) == {"type": "lifespan.startup.complete"}
+    await to_app.send_input({"type": "lifespan.shutdown"})
+    assert await to_app.receive_output(10) == {"type": "lifespan.shutdown.complete"}
+    with pytest.raises(BrokerUnavailable):
+        await default_layer.connect()
+
+
+def test_the_lifespan_apps_parameters() -> None:
+    [said] = re.findall(r"``LifespanApp\((.*?)\)`` connects", TEXT)
+    parameters = list(inspect.signature(LifespanApp).parameters.values())
+    plain = (str(parameter.replace(annotation=parameter.empty)) for parameter in parameters)
+    assert ", ".join(plain) == said.replace('"', "'")
 
 
 async def test_carehare_connection(

@@ -1,7 +1,6 @@
 """What an ASGI server runs: pages go to Django, websockets to the consumer.
 
-Run it with ``uvicorn --lifespan off chat.asgi:application`` (neither Django nor Channels takes
-part in the lifespan protocol).
+Run it with ``uvicorn chat.asgi:application``.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ from channels.routing import ProtocolTypeRouter, URLRouter
 from channels.security.websocket import AllowedHostsOriginValidator
 from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.core.asgi import get_asgi_application
+
+from channels_rabbitmq.lifespan import LifespanApp
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chat.settings")
 django_application = get_asgi_application()
@@ -25,5 +26,7 @@ application = ProtocolTypeRouter(
         "http": ASGIStaticFilesHandler(django_application),
         # Browsers let any site open a websocket to any other; this refuses foreign ones.
         "websocket": AllowedHostsOriginValidator(URLRouter(websocket_urlpatterns)),
+        # Connects to RabbitMQ before the first page comes, and says goodbye at the end.
+        "lifespan": LifespanApp(),
     }
 )
