@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))  # its modules find each other in that way, too
 
 import aims  # noqa: E402 - its folder is on the path only now; the same below
+import cancellable  # noqa: E402
 import machine  # noqa: E402
 import proxy  # noqa: E402
 import redis_server  # noqa: E402
@@ -528,6 +529,50 @@ def test_redis_is_emptied_and_leaves_nothing_behind() -> None:
     assert not folder.exists()
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", redis.port), timeout=5)
+
+
+# Signals
+
+
+@pytest.fixture
+def _handlers() -> Iterator[None]:
+    """Those of the tests are there again afterwards."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_handlers")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_takes_effect_at_an_await_and_only_once(number: signal.Signals) -> None:
+    steps = []
+
+    async def main() -> None:
+        try:
+            signal.raise_signal(number)
+            steps.append("not interrupted just anywhere")
+            await asyncio.sleep(50)
+            steps.append("never")
+        finally:
+            signal.raise_signal(number)
+            await asyncio.sleep(0)
+            steps.append("cleaned up")
+
+    with pytest.raises(KeyboardInterrupt):
+        cancellable.run(main())
+    assert steps == ["not interrupted just anywhere", "cleaned up"]
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_without_a_signal_the_result_is_returned_and_signals_interrupt_again() -> None:
+    async def main() -> int:
+        return 3
+
+    assert cancellable.run(main()) == 3
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
 
 
 # The manual
