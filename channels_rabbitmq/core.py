@@ -29,8 +29,8 @@ class RabbitmqChannelLayer(BaseChannelLayer):
     Nothing connects until a call needs it. Each event loop that uses the layer has connections of
     its own, until it ends; what ``async_to_sync`` calls without one shares a background thread's,
     until the process ends. A layer that nobody refers to any more closes by itself. When the
-    process has begun to end, calls raise ``BrokerUnavailable``. All coroutines may be cancelled at any time, and none but ``receive`` waits longer than
-    ``operation_timeout`` (seconds).
+    process has begun to end, calls raise ``BrokerUnavailable``. All coroutines may be cancelled at
+    any time, and none but ``receive`` waits longer than ``operation_timeout`` (seconds).
 
     Raises ``InvalidChannelLayerError`` for an option that doesn't exist or has a bad value.
 
@@ -107,12 +107,14 @@ class RabbitmqChannelLayer(BaseChannelLayer):
     async def receive(self, channel: str) -> dict[str, Any]:
         """Wait for the next message of a channel which ``new_channel`` made in this process.
 
-        If that was on another event loop, that one serves the call, and has to run. The message is the receiver's own copy. A channel's messages come in the order in which
-        they arrived; of several calls that wait for one channel each gets another message.
-        Cancelling loses nothing: either a message is returned, or it is still there.
+        If that was on another event loop, that one serves the call, and has to run. The message is
+        the receiver's own copy. A channel's messages come in the order in which they arrived; of
+        several calls that wait for one channel each gets another message. Cancelling loses nothing:
+        either a message is returned, or it is still there.
 
         Raises ``StopConsumer`` once the layer is closed or the channel's event loop ends, and
-        ``ValueError`` for a channel of another process, or of an event loop that had ended. A lost connection is no error: it waits for the next one.
+        ``ValueError`` for a channel of another process, or of an event loop that had ended. A lost
+        connection is no error: it waits for the next one.
         """
         # As _loop_layer() does, without the call: this is the path of each message.
         loop_layer = self._loop_layers.serving.get(get_running_loop()) or self._loop_layer()
@@ -130,8 +132,8 @@ class RabbitmqChannelLayer(BaseChannelLayer):
     async def new_channel(self, prefix: str = "specific.") -> str:
         """Return the name of a new channel, that belongs to this event loop.
 
-        Made by ``async_to_sync``, it belongs to all sync code of this process. Doesn't wait for the broker. Nothing needs to be undone when the channel isn't used any
-        more.
+        Made by ``async_to_sync``, it belongs to all sync code of this process. Doesn't wait for the
+        broker. Nothing needs to be undone when the channel isn't used any more.
         """
         require_channel_name(prefix)
         if "!" in prefix:
@@ -193,8 +195,9 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         """An open connection for queues of your own: ``await layer.carehare_connection``.
 
         It is not the layer's own, so nothing you do on it disturbs the layer. It is opened at the
-        first use on an event loop, then the same each time, and a new one once that is lost;
-        don't close it, it ends with the loop (by ``async_to_sync``: with the call). Raises ``BrokerUnavailable`` as ``send`` does.
+        first use on an event loop, then the same each time, and a new one once that is lost; don't
+        close it, it ends with the loop (by ``async_to_sync``: with the call). Raises
+        ``BrokerUnavailable`` as ``send`` does.
         """
         return _UserConnection(self)
 
@@ -205,8 +208,9 @@ class RabbitmqChannelLayer(BaseChannelLayer):
 
         Pending and later ``receive`` calls raise ``StopConsumer``, other calls
         ``BrokerUnavailable``. Other event loops go on. By ``async_to_sync`` it closes what all sync
-        code shares; the next call of sync code starts anew. Takes about a second at most, raises nothing, may be called any
-        number of times; cancelled, it ends everything all the same, a moment later.
+        code shares; the next call of sync code starts anew. Takes about a second at most, raises
+        nothing, may be called any number of times; cancelled, it ends everything all the same, a
+        moment later.
         """
         with contextlib.suppress(BrokerUnavailable):  # It is closed: the process is ending.
             await self._loop_layer().close()
