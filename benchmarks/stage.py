@@ -11,7 +11,7 @@ from pathlib import Path
 import problems
 import usage
 from figures import add_problems
-from model import RAW, Failed, Problems
+from model import RAW, RAW_SHORT, Failed, Problems
 from workers import WorkerHandle
 
 # The capacity of all layers, wherever it can be set: what is measured is speed, not limits.
@@ -97,7 +97,7 @@ class Stage:
 
     @property
     def is_raw(self) -> bool:
-        return self.layer == RAW
+        return self.layer in (RAW, RAW_SHORT)
 
     async def start(
         self, role: str, *, url: str | None = None, layer: str | None = None

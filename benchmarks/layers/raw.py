@@ -30,12 +30,15 @@ _head = struct.Struct(">QQ")  # the sender and its message's number
 class RawLayer:
     """Of a channel layer only what the scenarios for it use: one channel, and no groups.
 
-    A message is {"sender": int, "n": int, "data": bytes}; on the wire these three in a row.
+    A message is {"sender": int, "n": int, "data": bytes}; on the wire these three in a row. With
+    ``exchange`` "" it goes straight to its queue, and is not mandatory.
     """
 
-    def __init__(self, connection: RawConnection, capacity: int) -> None:
+    def __init__(self, connection: RawConnection, capacity: int, exchange: str) -> None:
         self.connection = connection
         self._capacity = capacity
+        self._exchange = exchange
+        self._is_mandatory = bool(exchange)
         self._starts: dict[str, bytes] = {}
         self._bodies: deque[bytes] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -47,8 +50,6 @@ class RawLayer:
         """A new channel whose messages go to a callback."""
         name = f"raw.{secrets.token_hex(8)}"
         connection = self.connection
-        await connection.declare_exchange(EXCHANGE, "direct")
-        await connection.declare_exchange(name, "fanout", auto_delete=True)
         await connection.declare_queue(
             name,
             {
@@ -58,17 +59,22 @@ class RawLayer:
                 "x-message-ttl": 60_000,
             },
         )
-        await connection.bind(name, name, "")
-        await connection.bind_exchange(name, EXCHANGE, name)
+        if self._exchange:
+            await connection.declare_exchange(self._exchange, "direct")
+            await connection.declare_exchange(name, "fanout", auto_delete=True)
+            await connection.bind(name, name, "")
+            await connection.bind_exchange(name, self._exchange, name)
         await connection.consume(name, self._capacity, on_body)
         return name
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
         start = self._starts.get(channel)
         if start is None:
-            start = self._starts[channel] = self.connection.publish_start(EXCHANGE, channel)
+            start = self._starts[channel] = self.connection.publish_start(
+                self._exchange, channel, is_mandatory=self._is_mandatory
+            )
         body = _head.pack(message["sender"], message["n"]) + message["data"]
-        await self.connection.publish(start, body)
+        await self.connection.publish(start, body, is_numbered=self._is_mandatory)
 
     async def receive(self, channel: str) -> dict[str, Any]:
         """For one caller at a time."""
@@ -88,10 +94,10 @@ def decode(body: bytes) -> dict[str, Any]:
     return {"sender": sender, "n": n, "data": body[_head.size :]}
 
 
-async def make_layer(url: str, capacity: int) -> RawLayer:
+async def make_layer(url: str, capacity: int, exchange: str = EXCHANGE) -> RawLayer:
     connection = await RawConnection.connect(url)
     await connection.confirm_select()
-    return RawLayer(connection, capacity)
+    return RawLayer(connection, capacity, exchange)
 
 
 async def close_layer(layer: RawLayer) -> None:

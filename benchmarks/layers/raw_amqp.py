@@ -123,27 +123,29 @@ class RawConnection(asyncio.Protocol):
         payload = b"\0\0" + _short(queue) + _short("raw") + bytes(5)
         await self._call((60, 20), payload, _CONSUME_OK)
 
-    def publish_start(self, exchange: str, key: str) -> bytes:
+    def publish_start(self, exchange: str, key: str, *, is_mandatory: bool) -> bytes:
         """What all messages to one key begin with, for ``publish``."""
-        mandatory = b"\1"
+        mandatory = b"\1" if is_mandatory else b"\0"
         payload = _index.pack(60, 40) + b"\0\0" + _short(exchange) + _short(key) + mandatory
         return _frame_head.pack(_METHOD, _CHANNEL, len(payload)) + payload + _END
 
-    def publish(self, start: bytes, body: bytes) -> asyncio.Future[None]:
+    def publish(self, start: bytes, body: bytes, *, is_numbered: bool) -> asyncio.Future[None]:
         """The future is done with the confirm; it raises ``Refused`` for a nack."""
         assert len(body) <= self._max_body
         self._published += 1
         future = self._confirms[self._published] = self._loop.create_future()
-        correlation_id = b"%d" % self._published
-        size = _content.size + 1 + len(correlation_id)
+        if is_numbered:
+            number = b"%d" % self._published
+            flags, properties = _HAS_CORRELATION_ID, bytes((len(number),)) + number
+        else:
+            flags, properties = 0, b""
         self._write(
             b"".join(
                 (
                     start,
-                    _frame_head.pack(_HEADER, _CHANNEL, size),
-                    _content.pack(60, 0, len(body), _HAS_CORRELATION_ID),
-                    bytes((len(correlation_id),)),
-                    correlation_id,
+                    _frame_head.pack(_HEADER, _CHANNEL, _content.size + len(properties)),
+                    _content.pack(60, 0, len(body), flags),
+                    properties,
                     _END,
                     _frame_head.pack(_BODY, _CHANNEL, len(body)),
                     body,

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import problems
-from model import LAYERS, Metric, Scenario
+from model import CHANNEL_LAYERS, RAW, Metric, Scenario
 from role import Progress, Role, now, side_by_side
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _scenario(count: int) -> Scenario:
             Metric("client_us", "client, µs CPU per join"),
             Metric("server_us", "server, µs CPU per join"),
         ),
-        layers=LAYERS,
+        layers=(*CHANNEL_LAYERS, RAW),
         run=partial(run, count=count),
     )
 
