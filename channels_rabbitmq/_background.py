@@ -29,6 +29,7 @@ import concurrent.futures.thread  # now: see the end of this module
 import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -66,7 +67,7 @@ class LoopLayers:
         self.serving: _Serving = {}
         self.former: _Serving = {}  # in the child of a fork: its parent's, for ever
         self._by_id: dict[str, LoopLayer] = {}
-        self._ended_ids: dict[str, None] = {}
+        self._ended_ids: dict[str, bool] = {}  # True: by close()
         self._for_sync_code = _ForSyncCode(self)
         self._is_abandoned = False
         self.process = process
@@ -82,11 +83,7 @@ class LoopLayers:
             if self.process.is_ending:
                 raise BrokerUnavailable("The process is ending")
             self._forget_ended()
-            former = self._for_sync_code.loop_layer
-            if former is not None and (former.is_closed or former.loop.is_closed()):
-                # Each call of async_to_sync has an event loop of its own: the next one starts anew.
-                self._for_sync_code = _ForSyncCode(self)
-            if is_of_async_to_sync(loop):
+            if is_of_async_to_sync(loop) and threads_are_real():
                 self.serving[loop] = SyncForwarder(
                     self.process.background().loop,
                     self._for_sync_code.get,
@@ -103,25 +100,30 @@ class LoopLayers:
         """Make a ``LoopLayer`` for the running event loop."""
         loop_layer = LoopLayer(self._settings, self._capacity_of)
         self._by_id[loop_layer.id] = loop_layer
+        if self._is_abandoned:  # a moment ago, by a call that is still running
+            self._close_soon(loop_layer)
         return loop_layer
 
     def _forget_ended(self) -> None:
         for loop in [loop for loop in self.serving if loop.is_closed()]:
             del self.serving[loop]
         for id_, loop_layer in list(self._by_id.items()):
-            if loop_layer.loop.is_closed():
+            if loop_layer.loop.is_closed() or loop_layer.has_ended:
                 del self._by_id[id_]
-                self._ended_ids[id_] = None
+                self._ended_ids[id_] = loop_layer.has_ended
         while len(self._ended_ids) > _REMEMBERED_IDS:
             del self._ended_ids[next(iter(self._ended_ids))]
 
     def owner(self, channel: str) -> LoopLayer | Forwarder:
         """Return who serves a channel, on whichever event loop it was made.
 
-        Raises ValueError if that is none of this process, or one that can't serve it.
+        Raises ValueError if that is none of this process, or one that can't serve it, and
+        BrokerUnavailable if that was closed.
         """
         id_ = channel.partition("!")[0]
         found = self._by_id.get(id_)
+        if found is None and self._ended_ids.get(id_):
+            raise BrokerUnavailable("The channel layer is closed")
         if found is None and id_ not in self._ended_ids:
             raise ValueError(
                 f"The channel {channel} belongs to another process, or to another layer: only who "
@@ -170,23 +172,42 @@ class LoopLayers:
 
 
 class _ForSyncCode:
-    """The one ``LoopLayer`` of a layer for all sync code, made by its first call."""
+    """The one ``LoopLayer`` of a layer for all sync code, made by its first call.
+
+    After a ``close()`` the next call gets another: no call of ``async_to_sync`` shall end what
+    those of other threads, and later ones, can do.
+    """
 
     def __init__(self, loop_layers: LoopLayers) -> None:
         self._loop_layers = loop_layers
-        self.loop_layer: LoopLayer | None = None
+        self._loop_layer: LoopLayer | None = None
 
     def get(self) -> LoopLayer:
         """To be called on the background loop."""
-        if self.loop_layer is None:
-            self.loop_layer = self._loop_layers.make()
-        return self.loop_layer
+        former = self._loop_layer
+        if former is None or former.is_closed or former.loop is not asyncio.get_running_loop():
+            self._loop_layer = self._loop_layers.make()
+        assert self._loop_layer is not None
+        return self._loop_layer
 
 
 def is_of_async_to_sync(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether ``async_to_sync`` has made this loop, for one call."""
     # The same in asgiref 3.6 to 3.13. Should it go, such loops have connections of their own.
     return loop in getattr(AsyncToSync, "loop_thread_executors", ())
+
+
+def threads_are_real() -> bool:
+    """Whether threads can have an event loop each: not where gevent or eventlet replaced them.
+
+    There each call of ``async_to_sync`` has a connection of its own, as long as it lasts.
+    """
+    gevent = sys.modules.get("gevent.monkey")
+    eventlet = sys.modules.get("eventlet.patcher")
+    return not (
+        (gevent is not None and gevent.is_module_patched("threading"))
+        or (eventlet is not None and eventlet.is_monkey_patched("thread"))
+    )
 
 
 class BackgroundLoop:
@@ -231,6 +252,7 @@ class Process:
     """All state of one process."""
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         self.lock = threading.Lock()
         self.sync_receivers = SyncReceivers()
         # Tasks that nobody waits for: asyncio alone would let them be collected.
@@ -238,6 +260,11 @@ class Process:
         self.is_ending = False
         self._all: set[LoopLayers] = set()
         self._background: BackgroundLoop | None = None
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a fork's child, and Python was not told of the fork."""
+        return self._pid != os.getpid()
 
     def add(self, loop_layers: LoopLayers) -> None:
         """Note those of a layer, until it is gone and everything closed."""
@@ -317,8 +344,8 @@ process = Process()
 _inherited: list[Process] = []
 
 
-def _forget() -> None:
-    """In the child of a fork: see there."""
+def forget() -> None:
+    """Begin anew, in the child of a fork: see "Fork" above."""
     global process
     _inherited.append(process)
     process.let_go()
@@ -326,7 +353,7 @@ def _forget() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=forget)
 atexit.register(lambda: process.end())
 # Called before those of modules imported earlier, of which concurrent.futures' waits for threads.
 # It isn't public; without it, a receive() of sync code that waits holds up the end of the process.

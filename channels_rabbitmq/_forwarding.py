@@ -36,6 +36,8 @@ from .exceptions import BrokerUnavailable
 
 # Seconds that a call may take beyond its own limit, since the owner's loop may be busy.
 _GRACE = 5.0
+# Seconds between two looks at whether the owner's loop was closed.
+_WATCH_INTERVAL = 1.0
 
 
 class Call:
@@ -60,16 +62,23 @@ class Call:
         self._answer: asyncio.Future[tuple[Any, Exception | None]] = self._caller.create_future()
         self._task: asyncio.Task[None] | None = None
         self._is_cancelled = False  # as the owner's half knows
+        self._deadline: float | None = None  # the caller's loop time
+        self._timer: asyncio.TimerHandle | None = None
 
     # The caller's half
 
     async def run(self, timeout: float | None) -> Any:
-        """Return or raise what the owner's half does; BrokerUnavailable after ``timeout``."""
+        """Return or raise what the owner's half does; BrokerUnavailable after ``timeout``.
+
+        Of an exception with "is busy" or "has ended" in its text one can't tell how far the owner's
+        half had come.
+        """
         try:
             self._owner.call_soon_threadsafe(self._start)
         except RuntimeError:
             raise BrokerUnavailable("The event loop that serves this call has ended") from None
-        timer = None if timeout is None else self._caller.call_later(timeout, self._accept_timeout)
+        self._deadline = None if timeout is None else self._caller.time() + timeout
+        self._watch()
         try:
             result, exc = await self._answer
             if exc is not None:
@@ -79,13 +88,27 @@ class Call:
             raise
         finally:
             exc = None  # breaks the cycle of an exception, its traceback and this frame
-            if timer is not None:
-                timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
         self._take()
         return result
 
-    def _accept_timeout(self) -> None:
-        self._settle(None, BrokerUnavailable("The event loop that serves this call is busy"))
+    def _watch(self) -> None:
+        """Look now and then whether an answer may still come."""
+        now = self._caller.time()
+        if self._owner.is_closed():
+            # Without having cancelled its tasks; asyncio.run() does that.
+            self._settle(None, self._owner_ended())
+        elif self._deadline is not None and now >= self._deadline:
+            self._settle(None, BrokerUnavailable("The event loop that serves this call is busy"))
+        else:
+            at = now + _WATCH_INTERVAL
+            if self._deadline is not None:
+                at = min(at, self._deadline)
+            self._timer = self._caller.call_at(at, self._watch)
+
+    def _owner_ended(self) -> Exception:
+        return BrokerUnavailable("The event loop that served this call has ended")
 
     def _take(self) -> None:
         """The caller returns now."""
@@ -109,7 +132,7 @@ class Call:
         except Exception as err:
             self._say(None, err)
         except BaseException:  # The caller has cancelled, or this loop ends.
-            self._say(None, BrokerUnavailable("The event loop that served this call has ended"))
+            self._say(None, self._owner_ended())
             raise
         else:
             self._say(result, None)
@@ -145,6 +168,9 @@ class ReceiveCall(Call):
         self._caller_task = asyncio.current_task()
 
     # The caller's half
+
+    def _owner_ended(self) -> Exception:
+        return StopConsumer()  # To a receiver it is the end of the layer.
 
     def refuse(self) -> None:
         """End the call, for a caller whose process ends. From any thread."""
@@ -306,6 +332,17 @@ class SyncForwarder(Forwarder):
     ) -> None:
         super().__init__(owner, get_loop_layer, settings, sync_receivers)
         self._user_connection: UserConnection | None = None
+        self._is_closed = False
+
+    async def _call(
+        self, make: Callable[[LoopLayer], Coroutine[Any, Any, Any]], *, cancellable: bool = True
+    ) -> Any:
+        self._require_open()
+        return await super()._call(make, cancellable=cancellable)
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise BrokerUnavailable("The channel layer is closed")
 
     def receive_nowait(self, channel: str) -> None:
         """Nothing: as for a channel of another event loop."""
@@ -319,6 +356,7 @@ class SyncForwarder(Forwarder):
 
     async def user_connection(self) -> Connection:
         """Return an open connection of this loop's; the loop's end closes it."""
+        self._require_open()
         if self._user_connection is None:
             self._user_connection = UserConnection(
                 self._settings, connection_name=connection_name(UserConnection.name, new_id())
@@ -327,9 +365,16 @@ class SyncForwarder(Forwarder):
         return await self._user_connection.supervisor.wait_ready(deadline)
 
     async def close(self) -> None:
-        """Close what serves all loops of sync code, and this one's own connection."""
+        """Close what serves all loops of sync code, and this one's own connection.
+
+        Those that come later, and those of other threads, start anew; this one can't.
+        """
+        if self._is_closed:
+            return
         if self._user_connection is not None:
             self._user_connection.supervisor.stop()
-        await self._call(lambda loop_layer: loop_layer.close(), cancellable=False)
+        closing = super()._call(lambda loop_layer: loop_layer.close(), cancellable=False)
+        self._is_closed = True
+        await closing
         if self._user_connection is not None:
             await self._user_connection.supervisor.wait_stopped()

@@ -163,6 +163,7 @@ class LoopLayer:
         ).encode_for_channel(self._prefix, {})
         self._probe_task: asyncio.Task[None] | None = None
         self._is_closed = False
+        self.has_ended = False  # closed, and nothing of it is left
 
     def __repr__(self) -> str:
         return f"<LoopLayer {self.id}: {self._router!r} {self._bindings!r}>"
@@ -419,3 +420,4 @@ class LoopLayer:
             await supervisor.wait_stopped()
         await asyncio.sleep(0)  # lets the calls that end now say so
         self._reporter.close()
+        self.has_ended = True

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ._codec import Envelope
 
-# Seconds without a reader after which a channel may be found stalled
+# Seconds without a reader after which a channel may be found stalled, and for which a loan counts
 PATIENCE = 1.0
 # The most that a channel's patience grows to
 MAX_PATIENCE = 30.0
@@ -49,11 +49,13 @@ class Delivery:
 class Loan:
     """A message that a mailbox has lent: its receiver, on another event loop, may not take it."""
 
-    __slots__ = ("channel", "counts", "delivery")
+    __slots__ = ("channel", "counts", "delivery", "lent_at")
 
-    def __init__(self, channel: str, delivery: Delivery, counts: bool) -> None:
+    def __init__(self, channel: str, delivery: Delivery, counts: bool, lent_at: float) -> None:
         self.channel = channel
         self.delivery = delivery
+        # By the router's clock, in seconds
+        self.lent_at = lent_at
         # Whether it still counts against local_capacity for its mailbox
         self.counts = counts
 

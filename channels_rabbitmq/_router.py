@@ -25,12 +25,17 @@ stops counting in the same way, since its acks have nowhere to go.
 
 **Lending.** A receiver on another event loop can't take a message in the moment of its wake-up:
 until it hears of it, it may be cancelled. To it a message is *lent*. The message leaves its mailbox
-and goes on counting; the receiver then takes it, and only that acks it, or it is given back, to
-where it was: before all that arrived after it.
+and goes on counting; the receiver then takes it, which acks it, or it is given back, to where it
+was: before all that arrived after it. That is a matter of milliseconds, unless the receiver's loop
+is blocked or stopped, perhaps for ever. So a loan older than a second stops counting (acked early,
+as above), and it ends when its message expires. What is lent without counting has no bound here: it
+is at most one message for each pending ``receive()``, and how many of these there are is up to
+those who call. A receiver that runs after all when its loan has ended still returns the message: it
+was handed over, and nobody else gets it. It counts as expired then, not as received.
 
-**Time.** Nothing waits longer than ``local_expiry``. ``receive()`` checks that itself; ``tick()``
-sees to the channels that nobody reads, and looks for stalled ones. It looks at the mailboxes
-which hold messages, not at idle ones.
+**Time.** Nothing waits longer than ``local_expiry``, but for a loan, which always has its second.
+``receive()`` checks that itself; ``tick()`` sees to the channels that nobody reads and to loans,
+and looks for stalled channels. It looks at the mailboxes which hold messages, not at idle ones.
 
 A channel that holds nothing and for which nobody waits leaves nothing behind (but for an empty
 mailbox of the one that was read last); gone with its mailbox are its patience and the fact that it
@@ -105,7 +110,7 @@ class Router:
         self._just_idle: Mailbox | None = None
         # Those that hold messages (a dict for its order)
         self._holding: dict[Mailbox, None] = {}
-        # Lent, and neither taken nor given back
+        # Lent, and neither taken, given back nor expired; the oldest loan first
         self._loans: dict[Loan, None] = {}
         # How many receive() calls wait and were not woken
         self._waiting = 0
@@ -119,7 +124,7 @@ class Router:
         # mailbox) for each mailbox with uncounted ones. A number may be too low, a mailbox may
         # have none any more or be there twice; _oldest_uncounted() and tick() put that right.
         self._uncounted_by_age: list[tuple[int, str, Mailbox]] = []
-        # When tick() wants to be called, if anything is held
+        # When tick() wants to be called, if anything is held or lent
         self._next_tick_at = 0.0
 
     # From the broker
@@ -248,8 +253,9 @@ class Router:
     async def lend(self, channel: str) -> Loan:
         """As :meth:`receive`, for a receiver on another event loop.
 
-        Each loan ends by :meth:`take` or :meth:`give_back`; both do nothing for one that has ended,
-        or once the router is closed.
+        Each loan ends by :meth:`take` or :meth:`give_back`, or by itself when its message expires,
+        though not in its first second. Both do nothing for one that has ended, or once the router
+        is closed; a receiver may return the message of a loan that ended by itself.
         """
         mailbox = self._mailboxes.get(channel)
         if mailbox is not None:
@@ -270,10 +276,7 @@ class Router:
                 self._uncount(loan.delivery)
 
     def give_back(self, loan: Loan) -> None:
-        """The receiver won't have the message: put it back where it was.
-
-        Afterwards :meth:`next_tick_at` may have changed from None to a moment.
-        """
+        """The receiver won't have the message: put it back where it was."""
         if loan not in self._loans:
             return
         del self._loans[loan]
@@ -283,8 +286,6 @@ class Router:
             mailbox = self._mailboxes[loan.channel] = Mailbox(loan.channel, self._clock())
         if mailbox.messages is None:
             mailbox.messages = deque()
-            if not self._holding:
-                self._next_tick_at = self._clock() + TICK_INTERVAL
             self._holding[mailbox] = None
         messages = mailbox.messages
         # Of those that were lent at the same time, older ones may be back already.
@@ -335,20 +336,25 @@ class Router:
     # Time
 
     def next_tick_at(self) -> float | None:
-        """The moment at which :meth:`tick` wants to be called; None if nothing is held.
+        """The moment at which :meth:`tick` wants to be called; None if nothing is held or lent.
 
-        Only :meth:`deliver` and :meth:`give_back` change it from None to a moment. So the caller
-        asks after them while it has no timer running, starts one then, and goes on with what
+        Only :meth:`deliver` changes it from None to a moment: what is lent was held before. So the
+        caller asks after it while it has no timer running, starts one then, and goes on with what
         :meth:`tick` returns until that is None. A tick that comes late does no harm but that.
         """
-        return self._next_tick_at if self._holding else None
+        return self._next_tick_at if self._holding or self._loans else None
 
     def tick(self) -> float | None:
-        """Drop what has expired, look for stalled channels; returns :meth:`next_tick_at`."""
+        """Drop what has expired, see to loans, look for stalled channels.
+
+        Returns :meth:`next_tick_at`.
+        """
         now = self._clock()
         for mailbox in [mailbox for mailbox in self._holding if self._has_expired(mailbox, now)]:
             self._drop_expired(mailbox, now)
             self._forget_if_idle(mailbox)
+        if self._loans:
+            self._see_to_loans(now)
         self._find_stalled(now)
         if self._uncounted_by_age:
             self._list_uncounted()
@@ -453,10 +459,20 @@ class Router:
         if counts:
             delivery.counting += 1  # the loan's, in place of the mailbox's
         self._pop(mailbox)
-        loan = Loan(mailbox.channel, delivery, counts)
+        loan = Loan(mailbox.channel, delivery, counts, self._clock())
         self._loans[loan] = None
         self._forget_if_idle(mailbox)
         return loan
+
+    def _see_to_loans(self, now: float) -> None:
+        """Those older than a second stop counting, and end if they have expired."""
+        since = now - PATIENCE
+        for loan in [loan for loan in self._loans if loan.lent_at < since]:
+            self._stop_counting_loan(loan)
+            if loan.delivery.arrived + self._local_expiry <= now:
+                del self._loans[loan]
+                self._counters.expired += 1
+                self._report("expired", loan.channel)
 
     def _has_expired(self, mailbox: Mailbox, now: float) -> bool:
         """Whether its oldest message has."""

@@ -101,8 +101,9 @@ class Subscriber:
         self._timer: asyncio.TimerHandle | None = None  # for holding back, or the next linger
         self._bound_before = 0  # groups bound on the former connection
         self._rebind_delay = REBIND_DELAY_PER_GROUP
-        # Since when there are commands outstanding without a break, and how many were answered.
-        self._busy_since = 0.0
+        # Since when the broker has had enough commands at once, and how many it has answered since.
+        self._is_measuring = False
+        self._measured_from = 0.0
         self._answered = 0
         self._waiters: dict[str, Waiters] = {}  # by group: who waits for its bind
         self._refusals: dict[str, str] = {}  # by group: why its bind was refused
@@ -179,6 +180,7 @@ class Subscriber:
         if self._topology is None:
             return
         self._topology = None
+        self._is_measuring = False
         self.queue = ""
         self._bound_before = max(self._bound_before, self._bindings.bound)
         self._bindings.connection_lost()
@@ -238,9 +240,6 @@ class Subscriber:
         """Write the binds and unbinds that are due."""
         if self._topology is None or self.supervisor.connection is None:
             return
-        if not self._bindings.outstanding:
-            self._busy_since = self._loop.time()
-            self._answered = 0
         for command in self._bindings.take(only_hurried=self._is_holding_back):
             method = pamqp.commands.Queue.Bind if command.bind else pamqp.commands.Queue.Unbind
             answer = self._topology.call(
@@ -251,6 +250,10 @@ class Subscriber:
                 )
             )
             answer.add_done_callback(partial(self._accept_answer, command))
+        if not self._is_measuring and self._bindings.outstanding >= _ENOUGH_TO_MEASURE:
+            self._is_measuring = True
+            self._measured_from = self._loop.time()
+            self._answered = 0
         deadline = self._bindings.next_deadline()
         if self._timer is None and deadline is not None:
             # In a context of its own: the caller's would live as long as groups come and go.
@@ -264,8 +267,9 @@ class Subscriber:
             return  # The connection is gone.
         self._bindings.settle(command, exc is None)
         self._answered += 1
-        if self._answered >= _ENOUGH_TO_MEASURE:
-            per_group = (self._loop.time() - self._busy_since) / self._answered
+        if self._is_measuring and self._answered == _ENOUGH_TO_MEASURE:
+            self._is_measuring = False
+            per_group = (self._loop.time() - self._measured_from) / self._answered
             self._rebind_delay = per_group * _REBIND_SHARE
         if exc is not None:
             self._accept_refusal(command, exc)

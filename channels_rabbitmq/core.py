@@ -10,7 +10,12 @@ from functools import partial
 from typing import Any
 
 import carehare
-from channels.exceptions import ChannelFull, InvalidChannelLayerError, MessageTooLarge
+from channels.exceptions import (
+    ChannelFull,
+    InvalidChannelLayerError,
+    MessageTooLarge,
+    StopConsumer,
+)
 from channels.layers import BaseChannelLayer
 
 from . import _background
@@ -76,6 +81,8 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         """Return who serves the running event loop."""
         found = self._loop_layers.serving.get(get_running_loop())
         if found is None:
+            if _background.process.is_inherited:
+                _background.forget()
             with _background.process.lock:
                 if self._loop_layers.process is not _background.process:  # since a fork
                     self._loop_layers = self._make_loop_layers()
@@ -118,13 +125,21 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         """
         # As _loop_layer() does, without the call: this is the path of each message.
         loop_layer = self._loop_layers.serving.get(get_running_loop()) or self._loop_layer()
-        message = loop_layer.receive_nowait(channel)
+        try:
+            message = loop_layer.receive_nowait(channel)
+        except TypeError:  # It can't be hashed.
+            require_channel_name(channel)
+            raise
         if message is None:
             if not loop_layer.knows(channel):
                 require_channel_name(channel)
                 _require_specific(channel)
                 if isinstance(loop_layer, SyncForwarder) or not loop_layer.owns(channel):
-                    return await self._loop_layers.owner(channel).receive(channel)
+                    try:
+                        owner = self._loop_layers.owner(channel)
+                    except BrokerUnavailable:
+                        raise StopConsumer from None  # It was closed.
+                    return await owner.receive(channel)
                 loop_layer.prepare_to_receive(channel)
             message = await loop_layer.wait(channel)
         return message

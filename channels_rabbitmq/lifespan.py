@@ -47,7 +47,8 @@ class LifespanApp:
         send: Callable[[dict[str, Any]], Awaitable[None]],
     ) -> None:
         """Serve the protocol until the server shuts down. Called by it, on its event loop."""
-        assert scope["type"] == "lifespan", "LifespanApp serves the scope 'lifespan' only"
+        if scope["type"] != "lifespan":
+            raise ValueError(f"LifespanApp serves the scope 'lifespan', not {scope['type']!r}")
         await receive()  # "lifespan.startup": ASGI has them in this order, and no others
         try:
             layer = await self._connect()

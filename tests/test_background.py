@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -127,6 +128,22 @@ class TestSyncCode:
         await in_sync_code(layer.send, channel, MESSAGE)
         assert await in_sync_code(layer.receive, channel) == MESSAGE
 
+    async def test_where_threads_are_not_real(
+        self, layer: RabbitmqChannelLayer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As gevent.monkey would have it. (Whether a call works under gevent was tried by hand.)"""
+        gevent = types.ModuleType("gevent.monkey")
+        gevent.is_module_patched = lambda name: name == "threading"  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "gevent.monkey", gevent)
+
+        async def use() -> None:
+            channel = await layer.new_channel()
+            await layer.send(channel, MESSAGE)
+            assert await receive(layer, channel) == MESSAGE
+            assert isinstance(layer._loop_layer(), LoopLayer)
+
+        await in_sync_code(use)
+
     async def test_on_the_background_loop_itself(self, layer: RabbitmqChannelLayer) -> None:
         channel = await in_sync_code(layer.new_channel)
         background = _background.process._background
@@ -179,6 +196,34 @@ class TestClose:
         channel = await in_sync_code(layer.new_channel)
         await in_sync_code(layer.send, channel, MESSAGE)
         assert await in_sync_code(layer.receive, channel) == MESSAGE
+
+    async def test_others_that_are_running_start_anew(self, layer: RabbitmqChannelLayer) -> None:
+        closed = threading.Event()
+
+        async def long_call() -> None:
+            await layer.group_send("g", MESSAGE)
+            used.set()
+            await asyncio.to_thread(closed.wait)
+            await layer.group_send("g", MESSAGE)
+
+        used = threading.Event()
+        call = asyncio.create_task(in_sync_code(long_call))
+        await asyncio.to_thread(used.wait)
+        await in_sync_code(layer.close)
+        closed.set()
+        await asyncio.wait_for(call, 10)
+
+    async def test_what_was_closed_is_forgotten(self, layer: RabbitmqChannelLayer) -> None:
+        channels = []
+        for _ in range(5):
+            channels.append(await in_sync_code(layer.new_channel))
+            await in_sync_code(layer.close)
+        await in_sync_code(layer.new_channel)
+        assert len(layer._loop_layers._by_id) <= 2
+        with pytest.raises(StopConsumer):
+            await receive(layer, channels[0])
+        with pytest.raises(BrokerUnavailable, match="closed"):
+            await layer.group_add("g", channels[0])
 
     async def test_on_a_loop_leaves_sync_code_alone(self, layer: RabbitmqChannelLayer) -> None:
         channel = await in_sync_code(layer.new_channel)
@@ -377,6 +422,23 @@ loop.close()
 """
         expected = "{'type': 'child'}\n" * 2 + "{'type': 'parent'}\n" * 2
         assert_output(run_python(code, broker.url), expected)
+
+    def test_that_python_was_not_told_of(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By a C library; here as far as it can be seen from within."""
+        layer = RabbitmqChannelLayer()
+        former = _background.process
+        monkeypatch.setattr(former, "_pid", -1)
+        monkeypatch.setattr(_background, "process", former)  # as it was, in the end
+
+        async def use() -> None:
+            assert layer._loop_layer().id
+            assert _background.process is not former
+            assert layer._loop_layers.process is _background.process
+            await layer.close()
+
+        asyncio.run(use())
+        assert former in _background._inherited
+        _background._inherited.remove(former)
 
     def test_in_a_coroutine(self, broker: Broker) -> None:
         code = """

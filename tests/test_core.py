@@ -361,13 +361,14 @@ class TestChannels:
         for call in (
             layer.send("a b!c", MESSAGE),
             layer.receive("x" * 100),
+            layer.receive(["a!b"]),  # type: ignore[arg-type]
             layer.new_channel("ä"),
             layer.new_channel("a!"),
             layer.group_add("g!", channel),
             layer.group_discard("", channel),
             layer.group_send("a/b", MESSAGE),
         ):
-            with pytest.raises(TypeError):
+            with pytest.raises(TypeError, match=r"Invalid|holds a '!'"):
                 await call
 
 

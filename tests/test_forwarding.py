@@ -156,6 +156,32 @@ class TestCalls:
         members = layer._loop_layers.serving[owner.loop]._members  # type: ignore[union-attr]
         owner.block_until(lambda: not members.has_members("g"))
 
+    async def test_an_owner_whose_loop_is_closed_without_cancelling_its_tasks(
+        self, open_layer: OpenLayer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_forwarding, "_WATCH_INTERVAL", 0.05)
+        layer = await open_layer()
+        call = _forwarding.ReceiveCall(FakeLoop(), lambda: None, "channel")  # type: ignore[arg-type, return-value]
+        with pytest.raises(StopConsumer):
+            await asyncio.wait_for(call.run(None), 10)
+        other = _forwarding.Call(FakeLoop(), lambda: layer.close())  # type: ignore[arg-type]
+        with pytest.raises(BrokerUnavailable, match="has ended"):
+            await asyncio.wait_for(other.run(60), 10)
+
+
+class FakeLoop:
+    """One that is closed between two looks, with what it had still to do."""
+
+    def __init__(self) -> None:
+        self._looks = 0
+
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: object) -> None:
+        pass
+
+    def is_closed(self) -> bool:
+        self._looks += 1
+        return self._looks > 2
+
 
 class TestCancelledReceivers:
     async def test_while_it_waits(self, open_layer: OpenLayer, owner: LoopThread) -> None:

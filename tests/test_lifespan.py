@@ -155,7 +155,7 @@ class TestMistakes:
             assert "expiry" in await self.failure(LifespanApp())
 
     async def test_another_scope(self) -> None:
-        with pytest.raises(AssertionError, match="lifespan"):
+        with pytest.raises(ValueError, match="not 'websocket'"):
             await LifespanApp()({"type": "websocket"}, asyncio.Queue[Any]().get, nothing)
 
 

@@ -1199,9 +1199,12 @@ async def test_what_is_given_back_goes_to_whoever_waits(rig: Rig) -> None:
 
 def test_what_is_lent_and_given_back_is_ticked_for(rig: Rig) -> None:
     rig.deliver("a")
+    asked_for = rig.router.next_tick_at()
     loan = rig.lend("a")
-    assert rig.router.next_tick_at() is None
+    assert rig.router.next_tick_at() == asked_for == rig.now + TICK_INTERVAL
     assert not rig.router.idle
+    rig.now += TICK_INTERVAL
+    assert rig.router.tick() == rig.router.next_tick_at() == rig.now + TICK_INTERVAL
     rig.router.give_back(loan)
     assert rig.router.next_tick_at() == rig.now + TICK_INTERVAL
     rig.wait_and_tick(60)
@@ -1252,17 +1255,133 @@ def test_a_lost_connection_forgets_the_acks_of_loans(rig: Rig, is_taken: bool) -
 
 async def test_a_loan_comes_back_to_a_channel_that_has_stalled(rig: Rig) -> None:
     rig.fill("a", 9)
-    counted, given_back = rig.lend("a"), rig.lend("a")
+    taken, given_back = rig.lend("a"), rig.lend("a")
     await start_receive(rig, "b")
     rig.wait_and_tick(1.5)
     assert rig.router.stalled_channels == 1
-    assert rig.acked == [3, 4, 5, 6, 7, 8, 9]
+    assert rig.acked == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     rig.router.give_back(given_back)
-    assert rig.acked == [3, 4, 5, 6, 7, 8, 9, 2], "there it doesn't count either"
     rig.check_books()
-    rig.router.take(counted)
+    rig.router.take(taken)
     assert rig.router.in_use == 0
     assert rig.take_all("a", 8) == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert len(rig.acked) == 9
+
+
+async def test_a_loan_that_still_counts_comes_back_to_a_channel_that_has_stalled(
+    make_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make_rig(local_capacity=4)
+    lending = [await start_lend(rig, "a") for _ in range(2)]
+    receiving = await start_receive(rig, "a")
+
+    def clock() -> float:
+        rig.now += 0.125
+        return rig.now
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.router, "_clock", clock)
+        rig.fill("a", 2)
+        await let_run()
+    older, newer = (task.result() for task in lending)  # lent a moment after the last reader came
+    rig.router.give_back(older)
+    receiving.cancel()
+    await start_receive(rig, "b")
+    rig.wait_and_tick(1)
+    assert (rig.router.stalled_channels, newer.counts) == (1, True)
+    rig.router.give_back(newer)
+    assert rig.router.in_use == 0, "there it doesn't count either"
+    rig.deliver("a")
+    rig.check_books()
+    assert rig.take_all("a", 3) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_a_loan_older_than_a_second_stops_counting(rig: Rig, is_taken: bool) -> None:
+    rig.fill("a", 2)
+    loan = rig.lend("a")
+    rig.wait_and_tick(1)
+    assert (rig.acked, rig.router.in_use) == ([], 2)
+    rig.wait_and_tick(0.1)
+    assert (rig.acked, rig.router.in_use) == ([1], 1)
+    assert not rig.router.idle
+    rig.check_books()
+    if is_taken:
+        rig.router.take(loan)
+        assert (rig.acked, rig.counters.received) == ([1], 1)
+        assert rig.take("a") == 2
+    else:
+        rig.router.give_back(loan)
+        rig.check_books()
+        assert rig.take_all("a", 2) == [1, 2]
+    assert (rig.acked, rig.reports) == ([1, 2], [])
+    rig.check_nothing_left()
+
+
+def test_a_loan_of_a_group_message_stops_counting_for_its_own_channel(rig: Rig) -> None:
+    rig.join("g", "a", "b")
+    rig.deliver(group="g")
+    rig.lend("a")
+    rig.wait_and_tick(1.1)
+    assert (rig.acked, rig.router.in_use) == ([], 1)
+    rig.check_books()
+    assert rig.take("b") == 1
+    assert rig.acked == [1]
+
+
+async def test_loans_to_a_loop_that_stands_still_hold_up_nobody(
+    make_rig: Callable[..., Rig],
+) -> None:
+    rig = make_rig(local_capacity=2)
+    site = Site(rig, remote_capacity=10)
+    lent = [await start_lend(rig, channel) for channel in "ab"]
+    receiving = await start_receive(rig, "c")
+    for channel in "abc":
+        site.send(channel)
+    await site.run(0.9, lambda: None)
+    assert [number_of(lending.result()) for lending in lent] == [1, 2]
+    assert not receiving.done(), "the broker may not send it yet"
+    await site.run(0.5, lambda: None)
+    assert receiving.result() == 3
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_a_loan_ends_by_itself_when_its_message_expires(rig: Rig, is_taken: bool) -> None:
+    rig.deliver("a")
+    rig.now += 30
+    loan = rig.lend("a")
+    rig.wait_and_tick(29.9)
+    assert rig.reports == []
+    rig.wait_and_tick(0.1)
+    assert rig.reports == [("expired", "a")]
+    rig.check_nothing_left()
+    (rig.router.take if is_taken else rig.router.give_back)(loan)
+    assert (rig.counters.received, rig.counters.expired) == (0, 1)
+    assert (rig.acked, rig.reports) == ([1], [("expired", "a")])
+    rig.check_nothing_left()
+
+
+def test_a_loan_has_a_second_also_if_its_message_expires_before(rig: Rig) -> None:
+    rig.fill("a", 2)
+    rig.now += 59.9
+    taken, given_back = rig.lend("a"), rig.lend("a")
+    rig.wait_and_tick(0.9)
+    assert rig.reports == []
+    rig.router.take(taken)
+    rig.router.give_back(given_back)
+    rig.router.tick()
+    assert (rig.counters.received, rig.reports) == (1, [("expired", "a")])
+    assert rig.acked == [1, 2]
+    rig.check_nothing_left()
+
+
+def test_a_loan_that_lost_its_connection_expires_too(rig: Rig) -> None:
+    rig.deliver("a")
+    rig.lend("a")
+    rig.router.connection_lost()
+    rig.wait_and_tick(60)
+    assert (rig.acked, rig.reports) == ([], [("expired", "a")])
+    rig.check_nothing_left()
 
 
 def test_what_is_given_back_can_be_the_oldest_of_too_many(make_rig: Callable[..., Rig]) -> None:
@@ -1480,8 +1599,10 @@ class RouterMachine(RuleBasedStateMachine):
         # Numbers addressed to each channel, in order, and those that it received
         self.addressed: dict[str, list[int]] = {channel: [] for channel in "abcd"}
         self.received: dict[str, list[int]] = {channel: [] for channel in "abcd"}
-        # What is lent, and the numbers that were: they may have been overtaken.
-        self.loans: list[Loan] = []
+        # What is lent, as its receivers know it, and since when; those loans that a tick has
+        # ended; and the numbers that were lent: they may have been overtaken.
+        self.loans: dict[Loan, float] = {}
+        self.ended: set[Loan] = set()
         self.borrowed: dict[str, set[int]] = {channel: set() for channel in "abcd"}
         self.arrived_at: dict[int, float] = {}
         self.unwanted = 0
@@ -1498,7 +1619,7 @@ class RouterMachine(RuleBasedStateMachine):
         number = loan.message()["number"]
         assert number in self.addressed[channel]
         assert self.rig.now < self.arrived_at[number] + self.LOCAL_EXPIRY
-        self.loans.append(loan)
+        self.loans[loan] = self.rig.now
         self.borrowed[channel].add(number)
 
     def step(self) -> None:
@@ -1560,10 +1681,11 @@ class RouterMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.loans)
     @rule(data=st.data(), is_taken=st.booleans())
     def end_loan(self, data: st.DataObject, is_taken: bool) -> None:
-        loan = data.draw(st.sampled_from(self.loans))
-        self.loans.remove(loan)
+        loan = data.draw(st.sampled_from(list(self.loans)))
+        del self.loans[loan]
         if is_taken:
-            self.received[loan.channel].append(loan.message()["number"])
+            if loan not in self.ended:
+                self.received[loan.channel].append(loan.message()["number"])
             self.rig.router.take(loan)
         else:
             self.rig.router.give_back(loan)
@@ -1583,7 +1705,18 @@ class RouterMachine(RuleBasedStateMachine):
     def wait(self, seconds: float, tick: bool) -> None:
         self.rig.now += seconds
         if tick:
-            self.rig.router.tick()
+            self.tick()
+
+    def tick(self) -> None:
+        counted = {loan for loan in self.loans if loan.counts}
+        self.rig.router.tick()
+        for loan, lent_at in self.loans.items():
+            if self.rig.now - lent_at < 1.01:  # it's either less or rather more
+                assert loan.counts == (loan in counted)
+                continue
+            assert not loan.counts
+            if self.arrived_at[loan.message()["number"]] + self.LOCAL_EXPIRY <= self.rig.now:
+                self.ended.add(loan)
 
     @rule(eager=CHANNELS, stuck=CHANNELS, count=st.integers(3, 6))
     def get_stuck(self, eager: str, stuck: str, count: int) -> None:
@@ -1621,6 +1754,12 @@ class RouterMachine(RuleBasedStateMachine):
         self.tasks = [task for task in self.tasks if not task.done()]
 
     @invariant()
+    def it_asks_for_a_tick(self) -> None:
+        router = self.rig.router
+        assert (router.next_tick_at() is not None) == bool(router._holding or router._loans)
+        assert set(router._loans) == self.loans.keys() - self.ended
+
+    @invariant()
     def books_are_right(self) -> None:
         self.collect_acks()
         assert self.rig.router.in_use == len(self.unacked) <= self.LOCAL_CAPACITY
@@ -1640,7 +1779,7 @@ class RouterMachine(RuleBasedStateMachine):
         for channel in "abcd":
             mailbox = self.rig.router._mailboxes.get(channel)
             held = 0 if mailbox is None else len(mailbox.messages or ())
-            lent = sum(loan.channel == channel for loan in self.loans)
+            lent = sum(loan.channel == channel for loan in self.loans.keys() - self.ended)
             ended = len(self.received[channel]) + dropped[channel]
             assert len(self.addressed[channel]) == ended + held + lent
 
@@ -1658,10 +1797,10 @@ class RouterMachine(RuleBasedStateMachine):
                 task.cancel()
             self.come_to_rest()
             assert not self.tasks
+            self.wait(self.LOCAL_EXPIRY, tick=True)  # This ends all loans too.
+            self.rig.check_nothing_left()
             for loan in self.loans:
                 self.rig.router.give_back(loan)
-            self.loans.clear()
-            self.rig.wait_and_tick(self.LOCAL_EXPIRY)
             self.rig.check_nothing_left()
             self.books_are_right()
             assert not self.unacked

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,10 @@ async def _resolve(url: BrokerUrl) -> list[tuple[Any, ...]]:
     try:
         return await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
     except RuntimeError:
-        # Once the main thread has ended there are no executors. Other threads may go on for long.
+        if threading.main_thread().is_alive():
+            raise
+        # Once the main thread has ended there are no executors. Other threads may go on for long,
+        # and would rather wait here than not at all.
         return socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
 
 
