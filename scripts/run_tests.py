@@ -114,7 +114,9 @@ def _tox_step(python: Path) -> Step:
     return Step(
         "tox",
         [
-            *(python, "-m", "tox", "run", "--skip-missing-interpreters", "false"),
+            # Most of the time they wait, so two at a time.
+            *(python, "-m", "tox", "run-parallel", "--parallel", "2", "--parallel-no-spinner"),
+            *("--skip-missing-interpreters", "false"),
             *("--discover", *pythons.values()),
             *("-e", ",".join(environments)),
             *("--", "-q", "-m", "not slow"),
