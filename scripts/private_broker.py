@@ -42,7 +42,7 @@ from typing import Any
 _START_TIMEOUT = 90.0  # seconds; a start takes 3 to 6 on two cores
 _STOP_TIMEOUT = 20.0
 _CTL_TIMEOUT = 60.0
-_LOG_TAIL = 4000  # characters of the log shown when a start fails
+_LOG_TAIL = 10_000  # characters of the log shown when a start fails
 
 # What 3.10 and 4.0 write when somebody else listens at the AMQP, distribution or epmd port.
 _PORT_TAKEN = re.compile("eaddrinuse|port .* in use|epmd error|nodistribution")
