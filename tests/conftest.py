@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import secrets
+import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
@@ -47,6 +48,13 @@ hypothesis.settings.load_profile(
 
 _PRIVATE = {"private_broker", "private_broker_factory"}
 _passed = pytest.StashKey[bool]()
+
+
+def pytest_configure() -> None:
+    # A shell's background jobs ignore SIGINT, and so would the processes that tests start, which
+    # are to be interrupted by it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

@@ -25,6 +25,7 @@ import pamqp.commands
 import pamqp.frame
 import pytest
 from conftest import Broker
+from processes import children, is_alive
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))  # its modules find each other in that way, too
@@ -629,15 +630,7 @@ class Benchmark:
     def workers(self) -> list[int]:
         """Process ids."""
         assert self.process is not None
-        listing = subprocess.run(
-            ["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
-        )
-        lines = [line.split(None, 2) for line in listing.stdout.splitlines()]
-        return [
-            int(pid)
-            for pid, parent, args in lines
-            if int(parent) == self.process.pid and "worker.py" in args
-        ]
+        return children(self.process.pid, "worker.py")
 
     def wait(self) -> int:
         assert self.process is not None
@@ -687,14 +680,6 @@ def test_quick_run_writes_its_results(benchmark: Benchmark, broker: Broker) -> N
     if broker.private is not None:
         exchanges = {row["name"] for row in broker.private.list_exchanges("name")}
         assert not {name for name in exchanges if name.startswith("benchmark-")}
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ import pytest
 import root_rights
 from brokers import DockerContainer, GivenBroker, NoBroker, PrivateNode
 from conftest import Broker
+from processes import children, is_alive
 from servers import running_servers, two_ports
 from websockets.asyncio.client import ClientConnection, connect
 
@@ -311,15 +312,7 @@ class Demo:
 
     def servers(self) -> list[int]:
         """Process ids."""
-        listing = subprocess.run(
-            ["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
-        )
-        rows = [line.split(None, 2) for line in listing.stdout.splitlines()]
-        return [
-            int(pid)
-            for pid, parent, args in rows
-            if int(parent) == self.process.pid and "uvicorn" in args
-        ]
+        return children(self.process.pid, "uvicorn")
 
     def wait(self) -> int:
         self.output += self.process.communicate(timeout=30)[0]
@@ -341,14 +334,6 @@ def get(url: str) -> tuple[int, str]:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=10) as response:
         return response.status, response.read().decode()
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 async def enter_room(address: str, room: str, name: str) -> ClientConnection:
