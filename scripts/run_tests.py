@@ -1,5 +1,8 @@
 """Runs every check of this project: lint, types, all tests, the demo's check, other versions.
 
+It takes up to fifteen minutes: the longest tests are cut short. With --all they, too, run at their
+full length, which takes far longer.
+
 Arguments which this command doesn't know are pytest's: then nothing but pytest runs, so
 ``scripts/test -k router`` is the quick way to some of the tests. A failing step doesn't keep the
 others from running; the exit status is 0 only if all steps passed.
@@ -25,6 +28,8 @@ from environment import ROOT, EnvironmentFailed
 from pythons import find_pythons
 
 _STOP_TIMEOUT = 30.0  # seconds for an interrupted step to clean up
+# For pytest: long tests at their full length, for which each has half an hour.
+_FULL_LENGTH = ["--full", "--timeout", "1800"]
 
 
 @dataclass
@@ -67,7 +72,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/test", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    _, pytest_args = parser.parse_known_args()
+    parser.add_argument("--all", action="store_true", help="every test at its full length")
+    options, pytest_args = parser.parse_known_args()
+    extent = _FULL_LENGTH if options.all else []
     interrupts.let_signals_interrupt()
     try:
         python = environment.prepare("tests")
@@ -78,8 +85,8 @@ def main() -> int:
                 print(f"RabbitMQ: {broker.description}", flush=True)
             os.environ.update(broker.variables())
             if pytest_args:
-                return _run_all([Step("pytest", [python, "-m", "pytest", *pytest_args])])
-            return _run_all(_steps(python))
+                return _run_all([Step("pytest", [python, "-m", "pytest", *extent, *pytest_args])])
+            return _run_all(_steps(python, extent))
     except KeyboardInterrupt:
         return 130
     except (EnvironmentFailed, NoBroker) as exc:
@@ -87,12 +94,12 @@ def main() -> int:
         return 1
 
 
-def _steps(python: Path) -> list[Step]:
+def _steps(python: Path, extent: list[str]) -> list[Step]:
     return [
         Step("ruff check", [python, "-m", "ruff", "check", "."]),
         Step("ruff format", [python, "-m", "ruff", "format", "--check", "."]),
         Step("mypy", [python, "-m", "mypy", "--strict", "channels_rabbitmq"]),
-        Step("pytest", [python, "-m", "pytest"]),
+        Step("pytest", [python, "-m", "pytest", *extent]),
         Step("scripts/demo --check", [ROOT / "scripts" / "demo", "--check"]),
         _tox_step(python),
     ]

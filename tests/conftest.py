@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import hypothesis
+import lengths
 import pytest
 from leaks import LoopWatch, new_sockets, open_sockets, unclosed_resources
 
@@ -50,7 +51,13 @@ _PRIVATE = {"private_broker", "private_broker_factory"}
 _passed = pytest.StashKey[bool]()
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run long tests at their full length")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--full"):
+        lengths.use_full_lengths()
     # A shell's background jobs ignore SIGINT, and so would the processes that tests start, which
     # are to be interrupted by it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
