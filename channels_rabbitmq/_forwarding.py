@@ -347,13 +347,6 @@ class SyncForwarder(Forwarder):
     def receive_nowait(self, channel: str) -> None:
         """Nothing: as for a channel of another event loop."""
 
-    def knows(self, channel: str) -> bool:
-        """False, as above."""
-        return False
-
-    async def wait(self, channel: str) -> dict[str, Any]:
-        return await self.receive(channel)
-
     async def user_connection(self) -> Connection:
         """Return an open connection of this loop's; the loop's end closes it."""
         self._require_open()

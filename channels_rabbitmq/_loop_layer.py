@@ -119,8 +119,11 @@ class LoopLayer:
         )
         # Without calls between: this is the path of each message.
         self.receive_nowait = self._router.receive_nowait
-        self.wait = self._router.wait
         self.knows = self._router.knows
+        self.line_up = self._router.line_up
+        self.line_up_again = self._router.line_up_again
+        self.collect = self._router.collect
+        self.give_up = self._router.give_up
         self._tick_timer: asyncio.TimerHandle | None = None
         self._bindings = Bindings(clock=self._loop.time)
         self._subscriber = Subscriber(

@@ -220,35 +220,76 @@ class Router:
 
     async def wait(self, channel: str, hand_out: Callable[[Mailbox], Any] | None = None) -> Any:
         """What ``receive`` does when ``receive_nowait`` has just given None."""
+        mailbox, waiter = self.line_up(channel)
+        while True:
+            try:
+                await waiter
+            except BaseException:
+                self.give_up(mailbox, waiter)
+                raise
+            message = self.collect(mailbox, hand_out or self._hand_out)
+            if message is not None:
+                return message
+            waiter = self.line_up_again(mailbox)
+
+    # What wait() does, for a caller who saves its coroutine.
+
+    def line_up(self, channel: str) -> tuple[Mailbox, asyncio.Future[None]]:
+        """Wait for a message: its mailbox, and the future that will be its wake-up.
+
+        Whoever awaits the future calls :meth:`collect` when it is done and :meth:`give_up` when
+        that raised. Raises ``StopConsumer`` if the router is closed.
+        """
         if self._closed:
             raise StopConsumer
-        if hand_out is None:
-            hand_out = self._hand_out
         mailbox = self._mailboxes.get(channel)
         if mailbox is None:
             mailbox = self._mailboxes[channel] = Mailbox(channel, self._clock())
         waiter = self._create_future()
-        mailbox.add_waiter(waiter)
-        while True:
-            self._waiting += 1
-            try:
-                await waiter
-            except BaseException:
-                self._give_up(mailbox, waiter)
-                raise
-            if self._closed:
-                raise StopConsumer
-            mailbox.woken -= 1
-            mailbox.active_at = now = self._clock()
-            messages = mailbox.messages
-            if messages is not None and messages[0].arrived + self._local_expiry > now:
-                return hand_out(mailbox)
+        if mailbox.waiter is None:
+            mailbox.waiter = waiter
+        else:
+            mailbox.add_waiter(waiter)
+        self._waiting += 1
+        return mailbox, waiter
+
+    def line_up_again(self, mailbox: Mailbox) -> asyncio.Future[None]:
+        """As :meth:`line_up`, when :meth:`collect` found nothing: as the first in line."""
+        waiter = self._create_future()
+        mailbox.add_waiter_first(waiter)
+        self._waiting += 1
+        return waiter
+
+    def collect(
+        self, mailbox: Mailbox, hand_out: Callable[[Mailbox], Any] | None = None
+    ) -> Any:
+        """Return the message for which a receiver was woken; None if it was dropped meanwhile.
+
+        Raises ``StopConsumer`` if it was woken because the router was closed.
+        """
+        if self._closed:
+            raise StopConsumer
+        mailbox.woken -= 1
+        mailbox.active_at = now = self._clock()
+        messages = mailbox.messages
+        if messages is None or messages[0].arrived + self._local_expiry <= now:
             self._drop_expired(mailbox, now)
-            if mailbox.messages is not None:
-                return hand_out(mailbox)
-            # What it was woken for was dropped before it ran. It is still the first in line.
-            waiter = self._create_future()
-            mailbox.add_waiter_first(waiter)
+            if mailbox.messages is None:
+                return None
+        return self._hand_out(mailbox) if hand_out is None else hand_out(mailbox)
+
+    def give_up(self, mailbox: Mailbox, waiter: asyncio.Future[None]) -> None:
+        """Clean up after a receiver that was cancelled while it waited or when woken."""
+        if self._closed:
+            return
+        if waiter.done() and not waiter.cancelled():
+            mailbox.woken -= 1
+            self._wake(mailbox)
+        else:
+            self._waiting -= 1
+            if not mailbox.remove_waiter(waiter):
+                return
+        self._forget_if_idle(mailbox)
 
     async def lend(self, channel: str) -> Loan:
         """As :meth:`receive`, for a receiver on another event loop.
@@ -284,10 +325,10 @@ class Router:
         mailbox = self._mailboxes.get(loan.channel)
         if mailbox is None:
             mailbox = self._mailboxes[loan.channel] = Mailbox(loan.channel, self._clock())
+        messages = deque(mailbox.messages or ())
         if mailbox.messages is None:
-            mailbox.messages = deque()
             self._holding[mailbox] = None
-        messages = mailbox.messages
+        mailbox.messages = messages
         # Of those that were lent at the same time, older ones may be back already.
         place = 0
         while place < len(messages) and messages[place].number < delivery.number:
@@ -402,26 +443,38 @@ class Router:
         mailbox = self._mailboxes.get(channel)
         if mailbox is None:
             mailbox = self._mailboxes[channel] = Mailbox(channel, delivery.arrived)
-        if mailbox.messages is None:
-            mailbox.messages = deque((delivery,))
+        messages = mailbox.messages
+        if messages is None:
+            mailbox.messages = (delivery,)
             self._holding[mailbox] = None
+        elif isinstance(messages, deque):
+            messages.append(delivery)
         else:
-            mailbox.messages.append(delivery)
+            mailbox.messages = deque((messages[0], delivery))
         if mailbox.stalled:  # So it has no waiter.
             self._add_uncounted(mailbox, delivery)
             self._drop_overflow(mailbox)
         else:
             delivery.counting += 1
-            if mailbox.waiter is not None:
+            waiter = mailbox.waiter
+            if waiter is None:
+                return
+            if waiter.done() or mailbox.woken or mailbox.more_waiters:
                 self._wake(mailbox)
+            else:
+                # The same without the calls, for a channel that waits for its next message.
+                mailbox.waiter = None
+                mailbox.woken = 1
+                self._waiting -= 1
+                try:
+                    waiter.set_result(None)
+                except RuntimeError:
+                    pass
 
     def _pop(self, mailbox: Mailbox) -> Delivery:
         """Take out the oldest message, whatever becomes of it."""
-        messages = mailbox.messages
-        assert messages is not None
-        delivery = messages.popleft()
-        if not messages:
-            mailbox.messages = None
+        delivery = mailbox.popleft()
+        if mailbox.messages is None:
             del self._holding[mailbox]
         if mailbox.uncounted:
             mailbox.uncounted -= 1
@@ -433,23 +486,35 @@ class Router:
         return delivery
 
     def _hand_out(self, mailbox: Mailbox) -> dict[str, Any]:
+        # What _pop() and _uncount() do, mostly without the calls: the path of each message.
         self._counters.received += 1
-        messages = mailbox.messages
-        assert messages is not None
-        if len(messages) > 1 and not mailbox.uncounted and messages[0].counting > 1:
-            # What _pop() does in a group's burst, without the calls.
-            delivery = messages.popleft()
-            delivery.counting -= 1
-            return delivery.envelope.message()
-        message = self._pop(mailbox).envelope.message()
-        if mailbox.is_idle:
+        if mailbox.uncounted:
+            delivery = self._pop(mailbox)
+        else:
+            messages = mailbox.messages
+            is_last = True
+            if isinstance(messages, deque):
+                delivery = messages.popleft()
+                is_last = not messages
+            else:
+                assert messages is not None
+                delivery = messages[0]
+            if delivery.counting > 1:
+                delivery.counting -= 1
+            else:
+                self._uncount(delivery)
+            if not is_last:
+                return delivery.envelope.message()
+            mailbox.messages = None
+            del self._holding[mailbox]
+        if mailbox.messages is None and mailbox.waiter is None and not mailbox.woken:
             # Most receivers come back at once and go on with this mailbox, as if it were new. It
             # is forgotten when the next one becomes idle.
             former, self._just_idle = self._just_idle, mailbox
             mailbox.patience = PATIENCE
-            if former is not None and former is not mailbox:
+            if former is not None and former.waiter is None and former is not mailbox:
                 self._forget_if_idle(former)
-        return message
+        return delivery.envelope.message()
 
     def _lend(self, mailbox: Mailbox) -> Loan:
         messages = mailbox.messages
@@ -500,19 +565,6 @@ class Router:
             mailbox.woken += 1
             self._waiting -= 1
             _wake_up(waiter)
-
-    def _give_up(self, mailbox: Mailbox, waiter: asyncio.Future[None]) -> None:
-        """Clean up after a ``receive()`` that was cancelled while it waited or when woken."""
-        if self._closed:
-            return
-        if waiter.done() and not waiter.cancelled():
-            mailbox.woken -= 1
-            self._wake(mailbox)
-        else:
-            self._waiting -= 1
-            if not mailbox.remove_waiter(waiter):
-                return
-        self._forget_if_idle(mailbox)
 
     # Stalled channels, and what doesn't count
 
