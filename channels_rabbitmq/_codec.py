@@ -68,7 +68,6 @@ class Envelope:
 
     def __init__(
         self,
-        *,
         group: str | None,
         channel: str | None,
         size: int,
@@ -138,13 +137,12 @@ class MessageCodec:
     def decode(self, body: bytes) -> Envelope:
         """Read a body; raises ``MalformedBody`` and nothing else, whatever the bytes."""
         content = _unpack_map(body)
-        group = content.get(GROUP_KEY)
-        channel = content.get(CHANNEL_KEY)
-        if GROUP_KEY in content and CHANNEL_KEY in content:
-            raise MalformedBody("two recipients: a group and a channel")
-        if GROUP_KEY not in content and CHANNEL_KEY not in content:
-            raise MalformedBody("no recipient")
-        recipient = channel if group is None else group
+        is_for_group = GROUP_KEY in content
+        if is_for_group is (CHANNEL_KEY in content):
+            raise MalformedBody(
+                "two recipients: a group and a channel" if is_for_group else "no recipient"
+            )
+        recipient = content[GROUP_KEY if is_for_group else CHANNEL_KEY]
         if not isinstance(recipient, str) or not recipient:
             raise MalformedBody("a recipient that is not a non-empty string")
 
@@ -153,9 +151,8 @@ class MessageCodec:
             packed, content = self._decrypt(content)
         elif ENCRYPTED_KEY in content:
             raise MalformedBody("encrypted, but no symmetric_encryption_keys are set")
-        return Envelope(
-            group=group, channel=channel, size=len(body), packed=packed, message=content
-        )
+        group, channel = (recipient, None) if is_for_group else (None, recipient)
+        return Envelope(group, channel, len(body), packed, content)
 
     def _encode(self, recipient_key: str, recipient: str, message: dict[str, Any]) -> bytes:
         if not isinstance(message, dict):

@@ -72,10 +72,10 @@ class Mailbox:
     """
 
     __slots__ = (
-        "more_waiters",
         "active_at",
         "channel",
         "messages",
+        "more_waiters",
         "patience",
         "stalled",
         "uncounted",

@@ -260,9 +260,7 @@ class Router:
         self._waiting += 1
         return waiter
 
-    def collect(
-        self, mailbox: Mailbox, hand_out: Callable[[Mailbox], Any] | None = None
-    ) -> Any:
+    def collect(self, mailbox: Mailbox, hand_out: Callable[[Mailbox], Any] | None = None) -> Any:
         """Return the message for which a receiver was woken; None if it was dropped meanwhile.
 
         Raises ``StopConsumer`` if it was woken because the router was closed.
@@ -466,10 +464,7 @@ class Router:
                 mailbox.waiter = None
                 mailbox.woken = 1
                 self._waiting -= 1
-                try:
-                    waiter.set_result(None)
-                except RuntimeError:
-                    pass
+                _wake_up(waiter)
 
     def _pop(self, mailbox: Mailbox) -> Delivery:
         """Take out the oldest message, whatever becomes of it."""

@@ -115,10 +115,12 @@ class Subscriber:
         exchange = f"{self._id}.{self._number}"
         queue = self._id if self._number == 1 else exchange
         groups_exchange = self._settings.groups_exchange
+        on_delivery = self._on_delivery
         consumer = connection.open_consumer(
-            on_delivery=lambda body, tag: self._on_delivery(body, partial(consumer.ack, tag)),
+            on_delivery=lambda body, tag: on_delivery(body, partial(ack, tag)),
             on_end=self._accept_end,
         )
+        ack = consumer.ack
         commands = pamqp.commands
         calls = [
             commands.Exchange.Declare(exchange=groups_exchange, exchange_type="direct"),

@@ -8,13 +8,22 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import carehare
 import pamqp.exceptions
 import pytest
-from amqp_peer import Peer, close_channel, close_connection, content, delivery, plain, returned
+from amqp_peer import (
+    Peer,
+    close_channel,
+    close_connection,
+    content,
+    delivery,
+    marshal,
+    plain,
+    returned,
+)
 from conftest import Broker
 from hypothesis import given
 from hypothesis import strategies as st
@@ -206,8 +215,8 @@ async def test_refusal_while_the_connection_closes_answers_all() -> None:
 class Deliveries:
     """What a consumer of a Peer's was given."""
 
-    def __init__(self) -> None:
-        self.peer = Peer()
+    def __init__(self, **limits: int) -> None:
+        self.peer = Peer(**limits)
         self.got: list[tuple[bytes, int]] = []
         self.ended: list[Exception] = []
         self.channel = self.peer.consumer(
@@ -267,6 +276,48 @@ async def test_content_out_of_place_ends_the_connection(case: str) -> None:
     assert not more
     assert isinstance(await bench.peer.protocol.ended, ProtocolError)
     assert [body for body, _ in bench.got] in ([], [b""])
+
+
+async def read_deliveries(pieces: Iterable[bytes], **limits: int) -> tuple[Any, ...]:
+    """What comes of such bytes: bodies, what the broker is told, why the connection ended."""
+    bench = Deliveries(**limits)
+    for piece in pieces:
+        if not bench.peer.transport.is_closing():
+            bench.peer.protocol.data_received(piece)
+    said = [(number, plain(frame)) for number, frame in bench.peer.taken()]
+    await bench.peer.lost()
+    return bench.got, said, repr(await bench.peer.protocol.ended)
+
+
+async def test_damaged_deliveries_read_at_once_are_what_they_are_byte_by_byte() -> None:
+    """A whole delivery is read in one go, which must find every fault that the other way finds."""
+    stream = marshal(*delivery(1, b"one"), *delivery(2, b""), channel=1)
+    stream += marshal(*delivery(3, b"three"), channel=1)
+    assert await read_deliveries([stream]) == await read_deliveries([stream[:30], stream[30:]])
+    for place in range(len(stream)):
+        for change in (0x01, 0x02, 0x40, 0x80, 0xFF):
+            damaged = bytearray(stream)
+            damaged[place] ^= change
+            at_once = await read_deliveries([bytes(damaged)])
+            assert at_once == await read_deliveries(bytes([byte]) for byte in damaged), (
+                f"byte {place}, changed by {change:#x}"
+            )
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        marshal(*content(b"for another AMQP channel"), channel=2),
+        marshal(*content(b"larger than agreed" * 300), channel=1),
+        marshal(*content(b"header too large", headers={"h": "x" * 5000}), channel=1),
+        b"\2\0\1\0\0\0\x0d\0\x3c" + bytes(10) + b"\1\xce\3\0\1\0\0\0\1x\xce",  # too small a header
+    ],
+)
+async def test_what_was_not_agreed_is_found_at_once_too(rest: bytes) -> None:
+    stream = marshal(delivery(1, b"")[0], rest, channel=1)
+    at_once = await read_deliveries([stream], frame_max=4096)
+    assert at_once == await read_deliveries((bytes([byte]) for byte in stream), frame_max=4096)
+    assert not at_once[0]
 
 
 @pytest.mark.parametrize("size", range(4))

@@ -49,8 +49,11 @@ def _content_due(missing: int | None) -> int:
 class BytesChannel(Channel):
     """An AMQP channel that takes frames as bytes."""
 
-    def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> bool:
-        """Handle the frame whose payload is ``data[start:end]``; False: decode it for me."""
+    def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> int:
+        """Handle the frame whose payload is ``data[start:end]``, and perhaps those behind it.
+
+        Returns where the next frame begins; 0: decode this one for me.
+        """
         raise NotImplementedError
 
 
@@ -81,15 +84,15 @@ class CallChannel(BytesChannel):
         self._calls.append((answer, done, method))
         self._write(frames.encode(method, self._amqp_channel_id))
 
-    def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> bool:
+    def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> int:
         if (
             frame_type == frames.METHOD
             and self._calls
             and frames.read_index(data, start, end) == self._calls[0][0]
         ):
             resolve(self._calls.popleft()[1], None)
-            return True
-        return False
+            return end + 1
+        return 0
 
     def accept_frame(self, frame: Any) -> None:
         raise pamqp.exceptions.AMQPUnexpectedFrame(f"Unexpected {type(frame).__name__}")
@@ -160,6 +163,7 @@ class ConsumerChannel(CallChannel):
         self._tag: int | None = None  # of the message whose header or body is due
         self._missing: int | None = None  # bytes of its body; None: the header is due
         self._body: list[bytes] = []
+        self._max_payload = frames.max_payload(protocol.frame_max)
         self._acks = AckBatch()
         self._loop = asyncio.get_running_loop()
         self._ended = False
@@ -189,14 +193,21 @@ class ConsumerChannel(CallChannel):
                 )
             )
 
-    def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> bool:
+    def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> int:
         if frame_type == frames.METHOD:
             if self._tag is not None:
                 raise pamqp.exceptions.AMQPUnexpectedFrame("A method instead of a message's body")
             if frames.read_index(data, start, end) != frames.DELIVER:
                 return super().accept_bytes(frame_type, data, start, end)
-            self._tag = frames.read_delivery_tag(data, start, end)
-            return True
+            tag = frames.read_delivery_tag(data, start, end)
+            body = frames.find_body(data, end + 1, self._amqp_channel_id, self._max_payload)
+            if body is None:
+                self._tag = tag
+                return end + 1
+            # Almost always. One by one, the other two frames cost as much again.
+            self._acks.expect(tag)
+            self._on_delivery(data[body[0] : body[1]], tag)
+            return body[1] + 1
         if self._tag is None or frame_type != _content_due(self._missing):
             raise pamqp.exceptions.AMQPUnexpectedFrame("A header or body out of place")
         if self._missing is None:
@@ -208,7 +219,7 @@ class ConsumerChannel(CallChannel):
             self._finish_delivery()
         elif self._missing < 0:
             raise pamqp.exceptions.AMQPUnexpectedFrame("A body longer than its header said")
-        return True
+        return end + 1
 
     def _finish_delivery(self) -> None:
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
@@ -360,20 +371,20 @@ class PublisherChannel(CallChannel):
         if self._unconfirmed:
             self._watch(min(deadline for _, deadline in self._unconfirmed.values()))
 
-    def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> bool:
+    def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> int:
         if frame_type == frames.METHOD:
             if self._is_returning:
                 raise pamqp.exceptions.AMQPUnexpectedFrame("A method instead of a message's body")
             index = frames.read_index(data, start, end)
             if index == frames.ACK:
                 self._confirm(*frames.read_confirm(data, start, end), Outcome.CONFIRMED)
-                return True
+                return end + 1
             if index == frames.NACK:
                 self._confirm(*frames.read_confirm(data, start, end), Outcome.REFUSED)
-                return True
+                return end + 1
             if index == frames.RETURN:
                 self._is_returning = True
-                return True
+                return end + 1
             return super().accept_bytes(frame_type, data, start, end)
         if not self._is_returning or frame_type != _content_due(self._missing):
             raise pamqp.exceptions.AMQPUnexpectedFrame("A header or body out of place")
@@ -388,7 +399,7 @@ class PublisherChannel(CallChannel):
             self._is_returning, self._missing = False, None
         elif self._missing < 0:
             raise pamqp.exceptions.AMQPUnexpectedFrame("A body longer than its header said")
-        return True
+        return end + 1
 
     def _confirm(self, sequence_number: int, multiple: bool, outcome: Outcome) -> None:
         if not multiple:

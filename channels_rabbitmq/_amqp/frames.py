@@ -108,6 +108,33 @@ def read_body_size(data: bytes, start: int, end: int) -> int:
     return size
 
 
+def find_body(
+    data: bytes, at: int, amqp_channel_id: int, max_payload: int
+) -> tuple[int, int] | None:
+    """Return start and end of a body whose header's frame begins at ``at``.
+
+    None unless header and body are one whole frame each, here, in order and as agreed: then they
+    are to be read one by one.
+    """
+    if at + _header_frame.size > len(data):
+        return None
+    frame_type, number, header_size, _, _, size, flags = _header_frame.unpack_from(data, at)
+    start = at + OVERHEAD + header_size + 7
+    end = start + size
+    if (
+        frame_type != HEADER
+        or number != amqp_channel_id
+        or flags & 1
+        or not _content_header.size <= header_size <= max_payload
+        or not 0 < size <= max_payload
+        or end >= len(data)
+        or data[end] != FRAME_END
+        or _end_and_frame_head.unpack_from(data, start - 8) != (FRAME_END, BODY, number, size)
+    ):
+        return None
+    return start, end
+
+
 def read_correlation_id(data: bytes, start: int, end: int) -> int | None:
     """Return the publish sequence number that we wrote into a message, as the broker returns it.
 

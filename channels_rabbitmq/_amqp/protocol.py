@@ -166,11 +166,13 @@ class Protocol(carehare._protocol.Protocol):
             if data[next_offset - 1] != frames.FRAME_END:
                 raise ProtocolError(_FRAME_ERROR, "RabbitMQ sent a frame with a wrong end")
             amqp_channel = self._bytes_channels.get(amqp_channel_id)
-            if amqp_channel is None or not amqp_channel.accept_bytes(
-                frame_type, data, offset + 7, next_offset - 1
+            if amqp_channel is not None and (
+                read_to := amqp_channel.accept_bytes(frame_type, data, offset + 7, next_offset - 1)
             ):
+                offset = read_to
+            else:
                 self.accept_frame(frames.decode(data[offset:next_offset]), amqp_channel_id)
-            offset = next_offset
+                offset = next_offset
         return offset
 
     def accept_frame(self, frame: Any, channel_id: int) -> None:
