@@ -28,7 +28,7 @@ _head = struct.Struct(">QQ")  # the sender and its message's number
 
 
 class RawLayer:
-    """Of a channel layer only what the scenarios for it use: one channel, and no groups.
+    """Of a channel layer only what the scenarios for it use: one channel, and the groups it is in.
 
     A message is {"sender": int, "n": int, "data": bytes}; on the wire these three in a row. With
     ``exchange`` "" it goes straight to its queue, and is not mandatory.
@@ -73,8 +73,19 @@ class RawLayer:
             start = self._starts[channel] = self.connection.publish_start(
                 self._exchange, channel, is_mandatory=self._is_mandatory
             )
-        body = _head.pack(message["sender"], message["n"]) + message["data"]
-        await self.connection.publish(start, body, is_numbered=self._is_mandatory)
+        await self.connection.publish(start, _encode(message), is_numbered=self._is_mandatory)
+
+    async def group_add(self, group: str, channel: str) -> None:
+        await self.connection.bind(channel, self._exchange, group)
+
+    def group_send(self, group: str, message: dict[str, Any]) -> asyncio.Future[None]:
+        """The future ends with the confirm."""
+        start = self._starts.get(group)
+        if start is None:
+            start = self._starts[group] = self.connection.publish_start(
+                self._exchange, group, is_mandatory=False
+            )
+        return self.connection.publish(start, _encode(message), is_numbered=False)
 
     async def receive(self, channel: str) -> dict[str, Any]:
         """For one caller at a time."""
@@ -87,6 +98,11 @@ class RawLayer:
         self._bodies.append(body)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _encode(message: dict[str, Any]) -> bytes:
+    data: bytes = message["data"]
+    return _head.pack(message["sender"], message["n"]) + data
 
 
 def decode(body: bytes) -> dict[str, Any]:

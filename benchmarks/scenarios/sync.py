@@ -5,17 +5,23 @@ task or a WSGI view: ``async_to_sync`` makes a thread and an event loop for each
 made once, as Django does it, except one that can only be made on a running loop and belongs to
 it: of that one each call makes, uses and closes a layer, as its users have to.
 
+The raw client shows the least that a call takes by a connection which outlives it: over to the
+thread whose event loop has the connection, RabbitMQ's confirm, and back to the caller's loop.
+
 A second process has a channel in the group and checks that all messages come, in order.
 """
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import problems
 from figures import percentile
-from model import CHANNEL_LAYERS, Failed, Metric, Scenario
+from model import CHANNEL_LAYERS, RAW, Failed, Metric, Scenario
 from role import PlainRole, Progress, Role, now
 
 if TYPE_CHECKING:
@@ -26,7 +32,37 @@ _WARM_UP = 3  # calls
 _DATA = b"x" * 100
 
 
-class Script(PlainRole):
+class Caller(PlainRole):
+    """``_group_send`` is what it calls."""
+
+    _group_send: Callable[[str, dict[str, Any]], object]
+
+    def send(self, first: int, count: int | None, seconds: float) -> list[float]:
+        """So many calls, or as many as fit in so many seconds; how long each took, in seconds.
+
+        The messages are numbered from ``first`` on. A call that raises is a problem, and not one of
+        these.
+        """
+        times: list[float] = []
+        start = now()
+        end = start + seconds
+        while start < end and len(times) != count:
+            message = {
+                "type": "benchmark.message",
+                "sender": 0,
+                "n": first + len(times),
+                "data": _DATA,
+            }
+            try:
+                self._group_send(GROUP, message)
+                times.append(now() - start)
+            except Exception as exc:
+                self.tally.note_exc(exc)
+            start = now()
+        return times
+
+
+class Script(Caller):
     def __init__(self, adapter: ModuleType, url: str, capacity: int) -> None:
         super().__init__(adapter, url, capacity)
         from asgiref.sync import async_to_sync
@@ -45,30 +81,45 @@ class Script(PlainRole):
         finally:
             await self.adapter.close_layer(layer)
 
-    def send(self, first: int, count: int | None, seconds: float) -> list[float]:
-        """So many calls, or as many as fit in so many seconds; how long each took, in seconds.
-
-        The messages are numbered from ``first`` on. A call that raises is a problem, and not one of
-        these.
-        """
-        times: list[float] = []
-        start = now()
-        end = start + seconds
-        while start < end and len(times) != count:
-            message = {"type": "benchmark.message", "n": first + len(times), "data": _DATA}
-            try:
-                self._group_send(GROUP, message)
-                times.append(now() - start)
-            except Exception as exc:
-                self.tally.note_exc(exc)
-            start = now()
-        return times
-
     def close(self) -> None:
         from asgiref.sync import async_to_sync
 
         if self._layer is not None:
             async_to_sync(self.adapter.close_layer)(self._layer)
+
+
+class RawScript(Caller):
+    def __init__(self, adapter: ModuleType, url: str, capacity: int) -> None:
+        super().__init__(adapter, url, capacity)
+        from asgiref.sync import async_to_sync
+
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._layer = self._run(adapter.make_layer(url, capacity))
+        self._group_send = async_to_sync(self._hop_and_send)
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+
+    async def _hop_and_send(self, group: str, message: dict[str, Any]) -> None:
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+
+        def send() -> None:
+            confirmed = self._layer.group_send(group, message)
+            confirmed.add_done_callback(
+                lambda confirmed: loop.call_soon_threadsafe(done.set_result, confirmed.result())
+            )
+
+        self._loop.call_soon_threadsafe(send)
+        await done
+
+    def close(self) -> None:
+        self._run(self.adapter.close_layer(self._layer))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
 
 class Receiver(Role):
@@ -99,7 +150,7 @@ class Receiver(Role):
 async def run(stage: Stage) -> dict[str, float]:
     receiver = await stage.start("sync.Receiver")
     await receiver.call("open")
-    script = await stage.start("sync.Script")
+    script = await stage.start("sync.RawScript" if stage.is_raw else "sync.Script")
     warm_up = await script.call("send", first=0, count=_WARM_UP, seconds=10)
     seconds = 1.5 if stage.quick else 4.0
     async with stage.cpu_times(script=script) as cpu:
@@ -128,7 +179,7 @@ SCENARIOS = (
             Metric("script_us", "script, µs CPU"),
             Metric("server_us", "server, µs CPU"),
         ),
-        layers=CHANNEL_LAYERS,
+        layers=(*CHANNEL_LAYERS, RAW),
         run=run,
     ),
 )
