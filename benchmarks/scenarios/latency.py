@@ -24,7 +24,7 @@ class Player(Role):
 
     async def open(self) -> str:
         self._channel: str = await self.layer.new_channel()
-        if hasattr(self.layer, "group_add"):  # not the raw client
+        if hasattr(self.layer, "group_discard"):  # not the raw client
             await self.connect(self._channel)
         return self._channel
 
