@@ -22,20 +22,20 @@ from urllib.parse import urlsplit
 _HERE = Path(__file__).resolve().parent
 sys.path.append(str(_HERE.parent / "scripts"))
 
-import cancellable  # noqa: E402 - it needs what is on the path only now; the same below
-import interrupts  # noqa: E402
-import machine  # noqa: E402
-import peers  # noqa: E402
-import results_folder  # noqa: E402
-from brokers import NoBroker, get_broker  # noqa: E402
-from environment import ROOT, EnvironmentFailed  # noqa: E402
-from layers.raw_amqp import RawConnection  # noqa: E402
-from model import EXCHANGES, LAYERS, RAW, Sample, Scenario  # noqa: E402
-from redis_server import NoRedis, PrivateRedis, find_command  # noqa: E402
-from stage import Server  # noqa: E402
-from suite import SCENARIOS, plan, run_all  # noqa: E402
+import cancellable
+import interrupts
+import machine
+import peers
+import results_folder
+from brokers import NoBroker, get_broker
+from environment import ROOT, EnvironmentFailed
+from layers.raw_amqp import RawConnection
+from model import EXCHANGES, LAYERS, RAW, Sample, Scenario
+from redis_server import NoRedis, PrivateRedis, find_command
+from stage import Server
+from suite import SCENARIOS, plan, run_all
 
-from private_broker import BrokerFailed  # noqa: E402
+from private_broker import BrokerFailed
 
 _ROUNDS = 3
 _PATIENCE = 20.0  # seconds that a RabbitMQ may take to let us in

@@ -30,19 +30,19 @@ from processes import children, is_alive
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))  # its modules find each other in that way, too
 
-import aims  # noqa: E402 - its folder is on the path only now; the same below
-import cancellable  # noqa: E402
-import machine  # noqa: E402
-import proxy  # noqa: E402
-import redis_server  # noqa: E402
-import results_folder  # noqa: E402
-import tables  # noqa: E402
-import usage  # noqa: E402
-from charts import bar_chart  # noqa: E402
-from figures import Cell, Figure, find_figure, percentile, summarize  # noqa: E402
-from model import LAYERS, OLD, OURS, RAW, REDIS_PUBSUB, Metric, Sample, Scenario  # noqa: E402
-from problems import REFUSED, Tally  # noqa: E402
-from suite import SCENARIOS, plan  # noqa: E402
+import aims
+import cancellable
+import machine
+import proxy
+import redis_server
+import results_folder
+import tables
+import usage
+from charts import bar_chart
+from figures import Cell, Figure, find_figure, percentile, summarize
+from model import LAYERS, OLD, OURS, RAW, REDIS_PUBSUB, Metric, Sample, Scenario
+from problems import REFUSED, Tally
+from suite import SCENARIOS, plan
 
 TITLES = {layer: f"the layer {layer}" for layer in LAYERS}
 

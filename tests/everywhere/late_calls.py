@@ -25,11 +25,11 @@ def at_exit() -> None:
 
 atexit.register(at_exit)  # what is registered first runs last
 
-from asgiref.sync import async_to_sync  # noqa: E402
-from channels.layers import get_channel_layer  # noqa: E402
-from named import tell  # noqa: E402
+from asgiref.sync import async_to_sync  # noqa: E402 (after the handler: see above)
+from channels.layers import get_channel_layer  # noqa: E402 (as above)
+from named import tell  # noqa: E402 (as above)
 
-from channels_rabbitmq.exceptions import BrokerUnavailable  # noqa: E402
+from channels_rabbitmq.exceptions import BrokerUnavailable  # noqa: E402 (as above)
 
 layer = get_channel_layer()
 channel = async_to_sync(layer.new_channel)()
