@@ -16,6 +16,7 @@ from typing import Any
 import carehare
 import pytest
 import uvloop
+from cancelling import receive_cancelling
 from channels.exceptions import (
     ChannelFull,
     InvalidChannelLayerError,
@@ -220,17 +221,7 @@ class TestChannels:
                 await layer.send(channel, {"n": n})
 
         sending = asyncio.create_task(send_all())
-        chance = random.Random(1)
-        received: list[int] = []
-        while len(received) < count:
-            receiving = asyncio.create_task(layer.receive(channel))
-            for _ in range(chance.randrange(4)):
-                await asyncio.sleep(0)  # lets the message arrive, or not, before the cancellation
-            if chance.random() < 0.5:
-                receiving.cancel()
-            await asyncio.wait([receiving], timeout=10)
-            if not receiving.cancelled():
-                received.append(receiving.result()["n"])
+        received = await receive_cancelling(layer, channel, count, turns=4)
         assert received == list(range(count))
         await sending
 

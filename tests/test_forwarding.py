@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import random
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
+from cancelling import receive_cancelling
 from channels.exceptions import ChannelFull, MessageTooLarge, StopConsumer
 from fake_servers import silent_server
 from loop_thread import LoopThread
@@ -183,42 +183,38 @@ class FakeLoop:
         return self._looks > 2
 
 
+async def start_receiving(
+    layer: RabbitmqChannelLayer, owner: LoopThread
+) -> tuple[str, asyncio.Task[dict[str, Any]]]:
+    """A new channel of the owner's, and a call here that waits for its first message."""
+    channel = await owner.run(layer.new_channel())
+    receiving = asyncio.create_task(layer.receive(channel))
+    await until_waiting(layer, owner, 1)
+    return channel, receiving
+
+
 class TestCancelledReceivers:
     async def test_while_it_waits(self, open_layer: OpenLayer, owner: LoopThread) -> None:
         layer = await open_layer()
-        channel = await owner.run(layer.new_channel())
-        receiving = asyncio.create_task(layer.receive(channel))
-        await until_waiting(layer, owner, 1)
+        _, receiving = await start_receiving(layer, owner)
         receiving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await receiving
         await until_waiting(layer, owner, 0)
         assert router_of(layer, owner).idle
 
-    async def test_when_the_message_is_on_its_way(
-        self, open_layer: OpenLayer, owner: LoopThread
+    @pytest.mark.parametrize("has_arrived", [False, True])
+    async def test_when_the_message_is_on_its_way_or_has_just_arrived(
+        self, open_layer: OpenLayer, owner: LoopThread, has_arrived: bool
     ) -> None:
         layer = await open_layer()
-        channel = await owner.run(layer.new_channel())
-        receiving = asyncio.create_task(layer.receive(channel))
-        await until_waiting(layer, owner, 1)
+        channel, receiving = await start_receiving(layer, owner)
         lend(layer, owner, channel, {"n": 1})
-        receiving.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await receiving
-        await layer.send(channel, {"n": 2})
-        assert [(await receive(layer, channel))["n"] for _ in range(2)] == [1, 2]
-
-    async def test_when_the_message_has_arrived(
-        self, open_layer: OpenLayer, owner: LoopThread
-    ) -> None:
-        layer = await open_layer()
-        channel = await owner.run(layer.new_channel())
-        receiving = asyncio.create_task(layer.receive(channel))
-        await until_waiting(layer, owner, 1)
-        lend(layer, owner, channel, {"n": 1})
-        # After the callback that brings the answer, and before the task that waits for it.
-        asyncio.get_running_loop().call_soon(receiving.cancel)
+        if has_arrived:
+            # After the callback that brings the answer, and before the task that waits for it.
+            asyncio.get_running_loop().call_soon(receiving.cancel)
+        else:
+            receiving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await receiving
         await layer.send(channel, {"n": 2})
@@ -228,9 +224,7 @@ class TestCancelledReceivers:
         self, open_layer: OpenLayer, owner: LoopThread
     ) -> None:
         layer = await open_layer()
-        channel = await owner.run(layer.new_channel())
-        receiving = asyncio.create_task(layer.receive(channel))
-        await until_waiting(layer, owner, 1)
+        channel, receiving = await start_receiving(layer, owner)
         lend(layer, owner, channel, {"n": 1})
         router = router_of(layer, owner)
         assert router.in_use == 1
@@ -248,17 +242,7 @@ class TestCancelledReceivers:
                 await layer.send(channel, {"n": n})
 
         sending = owner.submit(send_all())
-        chance = random.Random(1)
-        received: list[int] = []
-        while len(received) < count:
-            receiving = asyncio.create_task(layer.receive(channel))
-            for _ in range(chance.randrange(6)):
-                await asyncio.sleep(0)  # lets the message arrive, or not, before the cancellation
-            if chance.random() < 0.5:
-                receiving.cancel()
-            await asyncio.wait([receiving], timeout=10)
-            if not receiving.cancelled():
-                received.append(receiving.result()["n"])
+        received = await receive_cancelling(layer, channel, count, turns=6)
         assert received == list(range(count))
         await sending
 
@@ -266,9 +250,7 @@ class TestCancelledReceivers:
 class TestEnds:
     async def test_of_the_owner(self, open_layer: OpenLayer, owner: LoopThread) -> None:
         layer = await open_layer()
-        channel = await owner.run(layer.new_channel())
-        receiving = asyncio.create_task(layer.receive(channel))
-        await until_waiting(layer, owner, 1)
+        channel, receiving = await start_receiving(layer, owner)
         owner.end()
         with pytest.raises(StopConsumer):
             await receiving
@@ -300,9 +282,7 @@ class TestEnds:
 
     async def test_of_the_owners_layer(self, open_layer: OpenLayer, owner: LoopThread) -> None:
         layer = await open_layer()
-        channel = await owner.run(layer.new_channel())
-        receiving = asyncio.create_task(layer.receive(channel))
-        await until_waiting(layer, owner, 1)
+        channel, receiving = await start_receiving(layer, owner)
         await owner.run(layer.close())
         for call in (receiving, layer.receive(channel)):
             with pytest.raises(StopConsumer):
