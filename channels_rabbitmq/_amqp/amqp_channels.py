@@ -165,7 +165,6 @@ class ConsumerChannel(CallChannel):
         self._body: list[bytes] = []
         self._max_payload = frames.max_payload(protocol.frame_max)
         self._acks = AckBatch()
-        self._loop = asyncio.get_running_loop()
         self._ended = False
 
     def consume(self, queue: str, prefetch_count: int) -> asyncio.Future[None]:
@@ -181,17 +180,15 @@ class ConsumerChannel(CallChannel):
     def ack(self, delivery_tag: int) -> None:
         """Ack one message; does nothing once the AMQP channel has ended."""
         if self._acks.add(delivery_tag):
-            self._loop.call_soon(self._write_acks)
+            self._protocol.transport.write_last(self._encode_acks)
 
-    def _write_acks(self) -> None:
+    def _encode_acks(self) -> bytes:
         acks = self._acks.take()
-        if not self._ended:
-            self._write(
-                b"".join(
-                    frames.encode_ack(self._amqp_channel_id, tag, multiple)
-                    for tag, multiple in acks
-                )
-            )
+        if self._ended:
+            return b""
+        return b"".join(
+            frames.encode_ack(self._amqp_channel_id, tag, multiple) for tag, multiple in acks
+        )
 
     def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> int:
         if frame_type == frames.METHOD:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from .futures import resolve
 
@@ -28,6 +29,7 @@ class CoalescingTransport:
         self._loop = asyncio.get_running_loop()
         self._chunks: list[bytes] = []
         self._size = 0  # of all chunks
+        self._last: list[Callable[[], bytes]] = []  # what comes behind them
         self._is_paused = False  # asyncio's own buffer is above HIGH_WATER
         # Who waits for room, in order, and for how many bytes; and the bytes of those who were let
         # through and have yet to run.
@@ -35,14 +37,26 @@ class CoalescingTransport:
         self._promised = 0
 
     def write(self, data: bytes) -> None:
-        if not self._chunks:
+        if not self._chunks and not self._last:
             self._loop.call_soon(self._flush)
         self._chunks.append(data)
         self._size += len(data)
 
+    def write_last(self, make: Callable[[], bytes]) -> None:
+        """Write what ``make()`` returns when all else of this turn is written.
+
+        For what is collected until then. (To collect it by a callback of its own would take the
+        loop another turn, which is the price of half a message.)
+        """
+        if not self._chunks and not self._last:
+            self._loop.call_soon(self._flush)
+        self._last.append(make)
+
     def _flush(self) -> None:
         chunks, self._chunks = self._chunks, []
         self._size = 0
+        last, self._last = self._last, []
+        chunks += [make() for make in last]
         if chunks and not self._transport.is_closing():
             self._transport.write(b"".join(chunks))
         self._let_write()
@@ -95,5 +109,6 @@ class CoalescingTransport:
     def abort(self) -> None:
         """Close at once."""
         self._chunks.clear()
+        self._last.clear()
         self._size = 0
         self._transport.abort()
