@@ -359,7 +359,7 @@ def _unpack_map(packed: bytes) -> dict[str, Any]:
     else:
         if not isinstance(content, dict):
             problem = "not a map"
-        elif len(content) != _map_length(packed):
+        elif len(content) != (packed[0] & 0x0F if packed[0] < 0x90 else _map_length(packed)):
             problem = "a key comes twice"
         # A timestamp doesn't go through ext_hook. Its type code is the byte 255,
         # which text and most numbers don't hold, so few bodies need the search.
@@ -375,12 +375,8 @@ def _refuse_extension(code: int, data: bytes) -> NoReturn:
 
 
 def _map_length(packed: bytes) -> int:
-    """How many keys the header of a map announces."""
-    if packed[0] == 0xDE:
-        return int.from_bytes(packed[1:3], "big")
-    if packed[0] == 0xDF:
-        return int.from_bytes(packed[1:5], "big")
-    return packed[0] & 0x0F
+    """How many keys the header of a map of more than 15 keys announces."""
+    return int.from_bytes(packed[1:3] if packed[0] == 0xDE else packed[1:5], "big")
 
 
 def _holds_timestamp(content: dict[Any, Any]) -> bool:

@@ -190,6 +190,8 @@ class LoopLayer:
             self._start_subscriber()
             await self._subscriber.supervisor.wait_ready(deadline)
         outcome = await self._direct_sender.send(self._address(channel), body, deadline)
+        if outcome is Outcome.CONFIRMED:
+            return
         if outcome is Outcome.REFUSED:
             self.counters.refused += 1
             raise ChannelFull(f"The queue of the process that serves {channel} is full")
@@ -329,15 +331,14 @@ class LoopLayer:
             ack()
             return
         channel = envelope.channel
-        if channel is not None:
-            if channel == self._prefix:  # our own probe
-                ack()
-                return
-            if len(channel) > _LONGEST_NAME or not channel.startswith(self._prefix):
+        if channel is not None and not (
+            channel.startswith(self._prefix) and len(self._prefix) < len(channel) <= _LONGEST_NAME
+        ):
+            if channel != self._prefix:  # else it is our own probe
                 self.counters.unwanted += 1
                 self._reporter.report("foreign", channel[:_LONGEST_NAME])
-                ack()
-                return
+            ack()
+            return
         self._router.deliver(envelope, ack)
         if self._tick_timer is None:
             self._schedule_tick(self._router.next_tick_at())
