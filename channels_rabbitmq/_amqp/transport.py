@@ -45,8 +45,7 @@ class CoalescingTransport:
     def write_last(self, make: Callable[[], bytes]) -> None:
         """Write what ``make()`` returns when all else of this turn is written.
 
-        For what is collected until then. (To collect it by a callback of its own would take the
-        loop another turn, which is the price of half a message.)
+        For what is collected until then: a callback of its own would take the loop another turn.
         """
         if not self._chunks and not self._last:
             self._loop.call_soon(self._flush)
