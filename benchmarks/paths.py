@@ -73,16 +73,16 @@ class Paths:
 
     def _consumer(self) -> tuple[Any, Any]:
         protocol = self._protocol()
+        on_delivery = self._loop_layer._accept_delivery
         consumer = protocol.add_channel(
             lambda amqp_channel_id: ConsumerChannel(
                 protocol,
                 amqp_channel_id,
-                on_delivery=lambda body, tag: self._loop_layer._accept_delivery(
-                    body, partial(consumer.ack, tag)
-                ),
+                on_delivery=lambda body, tag: on_delivery(body, partial(ack, tag)),
                 on_end=print,
             )
         )
+        ack = consumer.ack
         return protocol, consumer
 
     def _delivery(self, consumer: Any, body: bytes) -> bytes:

@@ -68,6 +68,7 @@ class Envelope:
 
     def __init__(
         self,
+        *,
         group: str | None,
         channel: str | None,
         size: int,
@@ -138,7 +139,7 @@ class MessageCodec:
         """Read a body; raises ``MalformedBody`` and nothing else, whatever the bytes."""
         content = _unpack_map(body)
         is_for_group = GROUP_KEY in content
-        if is_for_group is (CHANNEL_KEY in content):
+        if is_for_group == (CHANNEL_KEY in content):
             raise MalformedBody(
                 "two recipients: a group and a channel" if is_for_group else "no recipient"
             )
@@ -152,7 +153,9 @@ class MessageCodec:
         elif ENCRYPTED_KEY in content:
             raise MalformedBody("encrypted, but no symmetric_encryption_keys are set")
         group, channel = (recipient, None) if is_for_group else (None, recipient)
-        return Envelope(group, channel, len(body), packed, content)
+        return Envelope(
+            group=group, channel=channel, size=len(body), packed=packed, message=content
+        )
 
     def _encode(self, recipient_key: str, recipient: str, message: dict[str, Any]) -> bytes:
         if not isinstance(message, dict):
@@ -359,7 +362,7 @@ def _unpack_map(packed: bytes) -> dict[str, Any]:
     else:
         if not isinstance(content, dict):
             problem = "not a map"
-        elif len(content) != (packed[0] & 0x0F if packed[0] < 0x90 else _map_length(packed)):
+        elif len(content) != _map_length(packed):
             problem = "a key comes twice"
         # A timestamp doesn't go through ext_hook. Its type code is the byte 255,
         # which text and most numbers don't hold, so few bodies need the search.
@@ -375,8 +378,12 @@ def _refuse_extension(code: int, data: bytes) -> NoReturn:
 
 
 def _map_length(packed: bytes) -> int:
-    """How many keys the header of a map of more than 15 keys announces."""
-    return int.from_bytes(packed[1:3] if packed[0] == 0xDE else packed[1:5], "big")
+    """How many keys the header of a map announces."""
+    if packed[0] == 0xDE:
+        return int.from_bytes(packed[1:3], "big")
+    if packed[0] == 0xDF:
+        return int.from_bytes(packed[1:5], "big")
+    return packed[0] & 0x0F
 
 
 def _holds_timestamp(content: dict[Any, Any]) -> bool:

@@ -21,7 +21,6 @@ import os
 import re
 import secrets
 import socket
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -115,7 +114,7 @@ class LoopLayer:
             capacity_of=capacity_of,
             counters=self.counters,
             report=self._reporter.report,
-            clock=time.monotonic,  # half as dear as the loop's
+            clock=self._loop.time,
             create_future=self._loop.create_future,
         )
         # Without calls between: this is the path of each message.
@@ -344,13 +343,10 @@ class LoopLayer:
             self._schedule_tick(self._router.next_tick_at())
 
     def _schedule_tick(self, at: float | None) -> None:
-        if at is None:
-            self._tick_timer = None
-        else:
-            self._tick_timer = self._loop.call_later(at - time.monotonic(), self._tick)
+        self._tick_timer = None if at is None else self._loop.call_at(at, self._tick)
 
     def _tick(self) -> None:
-        self._schedule_tick(time.monotonic() + TICK_INTERVAL)  # also if tick() should fail
+        self._schedule_tick(self._loop.time() + TICK_INTERVAL)  # also if tick() should fail
         at = self._router.tick()
         assert self._tick_timer is not None
         self._tick_timer.cancel()

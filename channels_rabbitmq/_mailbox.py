@@ -6,7 +6,7 @@ A delivery may be in many mailboxes (a group's members), so nothing that differs
 mailbox is kept with it. That works because the messages of a mailbox which don't count against
 ``local_capacity`` are always its *oldest*: a mailbox that stops counting does so with all it
 holds, and what arrives afterwards comes behind. One number per mailbox, ``uncounted``, says where
-the border is, and a message in a mailbox costs one slot of a deque.
+the border is, and a message in a mailbox costs one slot of a deque, or a tuple if it is alone.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class Mailbox:
 
     def __init__(self, channel: str, now: float) -> None:
         self.channel = channel
-        # Oldest first. None if there is none; a tuple as long as there was but one, which takes a
-        # tenth of a deque's time and space.
+        # Oldest first; None if there is none. One alone is in a tuple (unless there were more, or
+        # it was given back), at a tenth of a deque's time and space.
         self.messages: tuple[Delivery] | deque[Delivery] | None = None
         # How many of the messages, the oldest, don't count against local_capacity
         self.uncounted = 0

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 
 # The specification allows ASCII only; Channels' own expressions also let other digits pass, and a
 # line feed at the end.
 _CHANNEL = re.compile(r"[a-zA-Z0-9._-]+(?:![a-zA-Z0-9._-]*)?")
 _GROUP = re.compile(r"[a-zA-Z0-9._-]+")
 _LONGEST = 99  # as in BaseChannelLayer: "length < 100"
-# Names that are remembered as good: of some thousand the same few are used again and again.
-_MOST_NAMES = 4096
 _RULE = "it must be a str of at most 99 ASCII letters, digits, hyphens, underscores and periods"
-
-
-@lru_cache(_MOST_NAMES)
-def _is_channel_name(name: str) -> bool:
-    return len(name) <= _LONGEST and _CHANNEL.fullmatch(name) is not None
 
 
 def require_channel_name(name: object) -> None:
     """Raise TypeError unless ``name`` may be a channel's."""
-    if not (isinstance(name, str) and _is_channel_name(name)):
+    if not (isinstance(name, str) and len(name) <= _LONGEST and _CHANNEL.fullmatch(name)):
         raise TypeError(f"Invalid channel name {name!r}: {_RULE}, with at most one '!' among them")
 
 

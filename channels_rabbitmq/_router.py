@@ -1,7 +1,9 @@
 """Bring deliveries to the channels of this event loop, and say when the broker may forget them.
 
 Rules without I/O: the clock is passed in, acks are callables, and nothing here awaits but
-``receive()``, which does so at one place.
+``wait()``, at one place. (The channel layer's own ``receive()`` awaits by itself and takes the same
+steps, ``line_up``, ``collect`` and ``give_up``: that saves it a coroutine. Between the end of its
+``await`` and ``collect`` there must be no other.)
 
 **Receiving.** A waiting ``receive()`` is a future in the mailbox of its channel. Resolving it is
 only a wake-up; it carries no message. The message is taken by the coroutine that was woken, with
@@ -215,10 +217,10 @@ class Router:
         """
         message = self.receive_nowait(channel)
         if message is None:
-            message = await self.wait(channel)
+            message = await self.wait(channel, self._hand_out)
         return message
 
-    async def wait(self, channel: str, hand_out: Callable[[Mailbox], Any] | None = None) -> Any:
+    async def wait(self, channel: str, hand_out: Callable[[Mailbox], Any]) -> Any:
         """What ``receive`` does when ``receive_nowait`` has just given None."""
         mailbox, waiter = self.line_up(channel)
         while True:
@@ -227,7 +229,7 @@ class Router:
             except BaseException:
                 self.give_up(mailbox, waiter)
                 raise
-            message = self.collect(mailbox, hand_out or self._hand_out)
+            message = self.collect(mailbox, hand_out)
             if message is not None:
                 return message
             waiter = self.line_up_again(mailbox)
@@ -237,8 +239,9 @@ class Router:
     def line_up(self, channel: str) -> tuple[Mailbox, asyncio.Future[None]]:
         """Wait for a message: its mailbox, and the future that will be its wake-up.
 
-        Whoever awaits the future calls :meth:`collect` when it is done and :meth:`give_up` when
-        that raised. Raises ``StopConsumer`` if the router is closed.
+        Only right after :meth:`receive_nowait` gave None, with no ``await`` between. Whoever awaits
+        the future then calls either :meth:`collect`, or :meth:`give_up` if that raised; and after a
+        None of the former :meth:`line_up_again`. Raises ``StopConsumer`` if the router is closed.
         """
         if self._closed:
             raise StopConsumer
@@ -246,10 +249,7 @@ class Router:
         if mailbox is None:
             mailbox = self._mailboxes[channel] = Mailbox(channel, self._clock())
         waiter = self._create_future()
-        if mailbox.waiter is None:
-            mailbox.waiter = waiter
-        else:
-            mailbox.add_waiter(waiter)
+        mailbox.add_waiter(waiter)
         self._waiting += 1
         return mailbox, waiter
 
@@ -277,7 +277,7 @@ class Router:
         return self._hand_out(mailbox) if hand_out is None else hand_out(mailbox)
 
     def give_up(self, mailbox: Mailbox, waiter: asyncio.Future[None]) -> None:
-        """Clean up after a receiver that was cancelled while it waited or when woken."""
+        """Clean up after a receiver that won't come back, whether it was woken or not."""
         if self._closed:
             return
         if waiter.done() and not waiter.cancelled():
@@ -323,10 +323,11 @@ class Router:
         mailbox = self._mailboxes.get(loan.channel)
         if mailbox is None:
             mailbox = self._mailboxes[loan.channel] = Mailbox(loan.channel, self._clock())
-        messages = deque(mailbox.messages or ())
-        if mailbox.messages is None:
+        messages = mailbox.messages
+        if messages is None:
             self._holding[mailbox] = None
-        mailbox.messages = messages
+        if not isinstance(messages, deque):
+            messages = mailbox.messages = deque(messages or ())
         # Of those that were lent at the same time, older ones may be back already.
         place = 0
         while place < len(messages) and messages[place].number < delivery.number:
@@ -481,27 +482,21 @@ class Router:
         return delivery
 
     def _hand_out(self, mailbox: Mailbox) -> dict[str, Any]:
-        # What _pop() and _uncount() do, mostly without the calls: the path of each message.
+        # What _pop() does, mostly without the calls: the path of each message.
         self._counters.received += 1
         if mailbox.uncounted:
             delivery = self._pop(mailbox)
         else:
-            messages = mailbox.messages
-            is_last = True
-            if isinstance(messages, deque):
-                delivery = messages.popleft()
-                is_last = not messages
-            else:
-                assert messages is not None
-                delivery = messages[0]
+            delivery = mailbox.popleft()
+            is_last = mailbox.messages is None
+            if is_last:
+                del self._holding[mailbox]
             if delivery.counting > 1:
                 delivery.counting -= 1
             else:
                 self._uncount(delivery)
             if not is_last:
                 return delivery.envelope.message()
-            mailbox.messages = None
-            del self._holding[mailbox]
         if mailbox.messages is None and mailbox.waiter is None and not mailbox.woken:
             # Most receivers come back at once and go on with this mailbox, as if it were new. It
             # is forgotten when the next one becomes idle.

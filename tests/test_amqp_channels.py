@@ -341,6 +341,17 @@ async def test_acks_of_a_turn_are_written_together() -> None:
     assert await bench.acks() == [(4, True)]
 
 
+async def test_nothing_is_acked_behind_the_brokers_farewell() -> None:
+    """AMQP allows no frame after Connection.CloseOk, even for what came in the same read."""
+    bench = Deliveries()
+    bench.channel._on_delivery = lambda body, tag: bench.channel.ack(tag)
+    bench.peer.protocol.data_received(
+        marshal(*delivery(1, b"body"), channel=1) + marshal(close_connection())
+    )
+    await asyncio.sleep(0)  # lets the acks of this turn be written
+    assert bench.peer.names() == [(0, "Connection.CloseOk")]
+
+
 async def test_cancelled_consumer_reports_its_end_once() -> None:
     bench = Deliveries()
     bench.peer.feed(commands.Basic.Cancel("channels"), channel=1)

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -294,6 +295,26 @@ class TestChannels:
             assert channel in await lines.next("1 message dropped: .* within local_expiry")
         await layer.send(channel, END)
         assert await receive_until_end(layer, channel) == []
+
+    async def test_a_receiver_whose_message_expires_before_it_runs_gets_the_next_one(
+        self, open_layer: OpenLayer
+    ) -> None:
+        layer = await open_layer(local_expiry=1)
+        channel = await layer.new_channel()
+        router = layer._loop_layer()._router
+        deliver = router.deliver
+
+        def deliver_and_hold_up(*args: Any) -> None:
+            router.deliver = deliver
+            deliver(*args)
+            time.sleep(1.2)  # as an application does that blocks the event loop
+
+        router.deliver = deliver_and_hold_up
+        receiving = asyncio.create_task(layer.receive(channel))
+        await layer.send(channel, {"n": 1})
+        await layer.send(channel, {"n": 2})
+        assert (await asyncio.wait_for(receiving, 10))["n"] == 2
+        assert layer._loop_layer().counters.expired == 1
 
     async def test_a_message_expires_on_the_broker(self, open_layer: OpenLayer) -> None:
         # The first is unacked and keeps the others on the broker until local_expiry is over.

@@ -69,6 +69,56 @@ async def test_each_turn_has_its_write(
     assert below.done == [b"a", b"bc"]
 
 
+async def test_what_is_written_last_is_made_then(
+    transport: CoalescingTransport, below: FakeTransport
+) -> None:
+    collected = [b"1"]
+    transport.write_last(lambda: b"".join(collected))
+    transport.write(b"a")
+    collected.append(b"2")
+    await turn()
+    assert below.done == [b"a12"]
+    transport.write_last(lambda: b"alone")
+    await turn()
+    assert below.done == [b"a12", b"alone"]
+
+
+async def test_nothing_to_write_last_is_no_write(
+    transport: CoalescingTransport, below: FakeTransport
+) -> None:
+    transport.write_last(bytes)
+    await turn()
+    assert below.done == []
+
+
+async def test_what_is_written_meanwhile_waits_for_the_next_turn(
+    transport: CoalescingTransport, below: FakeTransport
+) -> None:
+    def make() -> bytes:
+        transport.write(b"next")
+        return b"last"
+
+    transport.write_last(make)
+    await turn()
+    await turn()
+    assert below.done == [b"last", b"next"]
+
+
+@pytest.mark.parametrize("end", ["close", "abort", "lost"])
+async def test_what_is_written_last_at_the_end(
+    transport: CoalescingTransport, below: FakeTransport, end: str
+) -> None:
+    transport.write_last(lambda: b"last")
+    if end == "close":
+        transport.close()
+    elif end == "abort":
+        transport.abort()
+    else:
+        below.abort()
+    await turn()
+    assert below.done == ([b"last", "close"] if end == "close" else ["abort"])
+
+
 async def test_close_writes_what_is_left(
     transport: CoalescingTransport, below: FakeTransport
 ) -> None:

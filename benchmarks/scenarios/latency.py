@@ -22,9 +22,9 @@ _WARM_UP = 0.3  # seconds
 class Player(Role):
     """Either side: one channel."""
 
-    async def open(self) -> str:
+    async def open(self, is_raw: bool) -> str:
         self._channel: str = await self.layer.new_channel()
-        if hasattr(self.layer, "group_discard"):  # not the raw client
+        if not is_raw:
             await self.connect(self._channel)
         return self._channel
 
@@ -59,8 +59,8 @@ class Player(Role):
 async def run(stage: Stage) -> dict[str, float]:
     asker = await stage.start("latency.Player")
     answerer = await stage.start("latency.Player")
-    asker_channel = await asker.call("open")
-    other = await answerer.call("open")
+    asker_channel = await asker.call("open", is_raw=stage.is_raw)
+    other = await answerer.call("open", is_raw=stage.is_raw)
     await answerer.call("answer", other=asker_channel)
     await asker.call("ask", other=other, seconds=_WARM_UP)
     async with stage.cpu_times(asker=asker, answerer=answerer) as cpu:

@@ -94,7 +94,7 @@ class RawScript(Caller):
         from asgiref.sync import async_to_sync
 
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._layer = self._run(adapter.make_layer(url, capacity))
         self._group_send = async_to_sync(self._hop_and_send)
@@ -107,19 +107,26 @@ class RawScript(Caller):
         done = loop.create_future()
 
         def send() -> None:
-            confirmed = self._layer.group_send(group, message)
-            confirmed.add_done_callback(
-                lambda confirmed: loop.call_soon_threadsafe(done.set_result, confirmed.result())
+            self._layer.group_send(group, message).add_done_callback(
+                lambda confirmed: loop.call_soon_threadsafe(settle, confirmed.exception())
             )
+
+        def settle(exc: BaseException | None) -> None:
+            if exc is None:
+                done.set_result(None)
+            else:
+                done.set_exception(exc)
 
         self._loop.call_soon_threadsafe(send)
         await done
 
     def close(self) -> None:
-        self._run(self.adapter.close_layer(self._layer))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        try:
+            self._run(self.adapter.close_layer(self._layer))
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
 
 
 class Receiver(Role):

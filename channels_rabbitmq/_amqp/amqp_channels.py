@@ -1,8 +1,9 @@
 """The AMQP channels of the layer: for calls, binds, consuming, publishing.
 
-They get their frames as bytes from ``Protocol`` by ``accept_bytes`` and say whether they took them;
-what they don't take comes again, decoded by pamqp, through carehare's ``accept_frame``. They live
-as long as the connection. (Those of carehare's public methods are in ``carehare_channels``.)
+They get their frames as bytes from ``Protocol`` by ``accept_bytes`` and say where the next one
+begins; what they don't take comes again, decoded by pamqp, through carehare's ``accept_frame``.
+They live as long as the connection. (Those of carehare's public methods are in
+``carehare_channels``.)
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class BytesChannel(Channel):
     def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> int:
         """Handle the frame whose payload is ``data[start:end]``, and perhaps those behind it.
 
+        Only if they are whole, and of this AMQP channel: nobody else looks at them any more.
         Returns where the next frame begins; 0: decode this one for me.
         """
         raise NotImplementedError
@@ -184,7 +186,7 @@ class ConsumerChannel(CallChannel):
 
     def _encode_acks(self) -> bytes:
         acks = self._acks.take()
-        if self._ended:
+        if self._ended or not self._protocol.can_write:
             return b""
         return b"".join(
             frames.encode_ack(self._amqp_channel_id, tag, multiple) for tag, multiple in acks

@@ -9,9 +9,12 @@ pamqp needs about 12 µs for a delivery, ``struct`` less than one. So what comes
 ``decode`` asks pamqp.
 
 What is read here is checked against the end of its payload: the bytes behind that belong to the
-next frame. pamqp isn't given any table, nor the properties of a message: over a table that ends
-amid an array, and over flags that announce more flags, it loops for ever (over the former it takes
-all memory). What a broker sends of these is of no use here.
+next frame. (Only ``find_body`` looks at the frames behind, and checks all that ``Protocol`` would:
+types, AMQP channel, sizes, ends.)
+
+pamqp isn't given any table, nor the properties of a message: over a table that ends amid an array,
+and over flags that announce more flags, it loops for ever (over the former it takes all memory).
+What a broker sends of these is of no use here.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 carehare answers for the life cycle of its RPCs, exchanges and consumers; here is what it lacks or
 gets wrong:
 
-* bytes: cut into frames by one offset, and given undecoded to the layer's own AMQP channels;
-  damaged ones end the connection with AMQP's error code instead of leaving it deaf;
+* bytes: cut into frames by one offset (a consumer reads a delivery's three at once), and given
+  undecoded to the layer's own AMQP channels; damaged ones end the connection with AMQP's error code
+  instead of leaving it deaf;
 * handshake: heartbeat and limits are negotiated, the connection has a name, the broker may tell
   when it blocks publishers or cancels a consumer, the password is in no debug log;
 * end: whoever waits gets an answer, whatever happened and whoever was cancelled.

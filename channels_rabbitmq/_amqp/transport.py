@@ -18,9 +18,9 @@ class CoalescingTransport:
     One ``send()`` system call for each frame costs the client and the broker about twice the CPU
     of one for each turn of the loop; waiting for the end of the turn costs no measurable latency.
 
-    ``write`` takes everything, since replies and acks must not be held up. Who can wait asks
-    ``is_full`` before, and waits by ``wait_writable``: else a peer that doesn't read would have
-    memory fill up with what is sent to it.
+    ``write`` and ``write_last`` take everything: replies and acks must not be held up. Who can wait
+    asks ``is_full`` before, and waits by ``wait_writable``: else a peer that doesn't read would
+    have memory fill up with what is sent to it.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -46,6 +46,8 @@ class CoalescingTransport:
         """Write what ``make()`` returns when all else of this turn is written.
 
         For what is collected until then: a callback of its own would take the loop another turn.
+        ``make`` must not raise; it isn't called after :meth:`abort`, and what it returns isn't
+        counted by :attr:`is_full`.
         """
         if not self._chunks and not self._last:
             self._loop.call_soon(self._flush)
@@ -55,9 +57,9 @@ class CoalescingTransport:
         chunks, self._chunks = self._chunks, []
         self._size = 0
         last, self._last = self._last, []
-        chunks += [make() for make in last]
-        if chunks and not self._transport.is_closing():
-            self._transport.write(b"".join(chunks))
+        data = b"".join((*chunks, *(make() for make in last)))
+        if data and not self._transport.is_closing():
+            self._transport.write(data)
         self._let_write()
 
     @property
