@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Coroutine
 from typing import Any
 
 from channels.exceptions import ChannelFull
@@ -52,6 +53,7 @@ class Senders:
         self._before: dict[str, int] = {}
         self._highest_memory = 0
         self._tasks: list[asyncio.Task[None]] = []
+        self._calls: set[asyncio.Task[None]] = set()
 
     def begin(self, rate: float) -> None:
         self._counts.clear()
@@ -67,6 +69,8 @@ class Senders:
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
+        while self._calls:
+            await asyncio.wait(self._calls)
         for task in self._tasks:
             if not task.cancelled():
                 task.result()
@@ -85,10 +89,16 @@ class Senders:
             "highest_memory": self._highest_memory,
         }
 
+    async def _undivided(self, call: Coroutine[Any, Any, None]) -> None:
+        """Make a call that stop() doesn't cut in the middle: what is sent is to be in the books."""
+        task = asyncio.create_task(call)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+        await asyncio.shield(task)
+
     async def _send(self, channel: str, interval: float) -> None:
         while True:
-            # Not to be cut in the middle: what is sent is to be in the books.
-            await asyncio.shield(self._send_one(channel))
+            await self._undivided(self._send_one(channel))
             await asyncio.sleep(interval)
 
     async def _send_one(self, channel: str) -> None:
@@ -103,7 +113,7 @@ class Senders:
 
     async def _group_send(self, group: str, interval: float) -> None:
         while True:
-            await asyncio.shield(self._group_send_one(group))
+            await self._undivided(self._group_send_one(group))
             await asyncio.sleep(interval)
 
     async def _group_send_one(self, group: str) -> None:
