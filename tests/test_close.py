@@ -175,6 +175,7 @@ async def test_while_reconnecting(
     await layer.group_add("g", channel)
     await layer.connect()
     await layer.send(channel, MESSAGE)
+    assert await layer.receive(channel) == MESSAGE  # It was on its way here.
     receiving = [asyncio.create_task(layer.receive(channel)) for _ in range(10)]
     if state is State.WAITING:
         proxy.refuse()
@@ -192,8 +193,7 @@ async def test_while_reconnecting(
     ]
     await asyncio.sleep(0)  # lets them begin
     await closing.close()
-    assert await receiving[0] == MESSAGE
-    for task in receiving[1:]:
+    for task in receiving:
         with pytest.raises(StopConsumer):
             await task
     for call in calls:
@@ -250,7 +250,7 @@ async def test_cancelled_at_any_moment(
 ) -> None:
     """It ends everything all the same, a moment later; also when it's called again meanwhile."""
     chance = random.Random(11)
-    for moment in [*range(8), 0.001, 0.003, 0.01]:
+    for moment in [*range(5), 0.001, 0.01]:
         layer = await open_layer(host=proxy.url, operation_timeout=_OPERATION_TIMEOUT)
         closing = Closing(layer, proxy, broker)
         channel = await layer.new_channel()

@@ -36,7 +36,7 @@ from channels_rabbitmq.exceptions import BrokerUnavailable
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
 _BODIES = Length(full=100_000, brief=8_000)
-_DAMAGES = Length(full=500, brief=20)  # each of one frame, on the way of a real connection
+_DAMAGES = Length(full=500, brief=12)  # each of one frame, on the way of a real connection
 
 _KEY = "a key"  # symmetric
 

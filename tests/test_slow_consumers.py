@@ -20,8 +20,8 @@ pytestmark = pytest.mark.slow
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
-_TRAFFIC = Length(full=20.0, brief=4.0)  # seconds
-_SLOW = Length(full=60.0, brief=8.0)  # seconds for which a slow consumer is sent to
+_TRAFFIC = Length(full=20.0, brief=2.5)  # seconds
+_SLOW = Length(full=60.0, brief=5.0)  # seconds for which a slow consumer is sent to
 
 _CHANNELS = 1000
 _STUCK = 50

@@ -148,7 +148,7 @@ def test_a_very_short_soak() -> None:
     """Its faults are of any kind; without them nothing may be lost at all."""
     commands = broker_commands()
     done = subprocess.run(
-        [ROOT / "scripts" / "soak", "--minutes", "0.2", "--seed", "3", "--python", sys.executable],
+        [ROOT / "scripts" / "soak", "--minutes", "0.15", "--seed", "3", "--python", sys.executable],
         env={**os.environ, "RABBITMQ_BIN": str(commands)},
         capture_output=True,
         text=True,

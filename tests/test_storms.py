@@ -25,7 +25,7 @@ OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
 _CANCELLED_CALLS = Length(full=100_000, brief=6_000)
 _CALLS_LEFT_ALONE = Length(full=1_000, brief=300)
-_JOINS_AND_LEAVES = Length(full=60.0, brief=5.0)
+_JOINS_AND_LEAVES = Length(full=60.0, brief=4.0)
 
 _AT_ONCE = 100  # calls
 
