@@ -36,6 +36,8 @@ class _Link:
         self.to_client = to_client
         self.to_server = to_server
         self.is_swallowing = False
+        self.flowing = asyncio.Event()
+        self.flowing.set()
 
     def close(self) -> None:
         self.to_client.close()
@@ -55,6 +57,7 @@ class _Link:
                 await self._pass_on(data, self.to_client)
 
     async def _pass_on(self, data: bytes, writer: asyncio.StreamWriter) -> None:
+        await self.flowing.wait()
         if not self.is_swallowing:
             writer.write(data)
             await writer.drain()
@@ -112,6 +115,15 @@ class Proxy:
         for link in self._links:
             link.is_swallowing = True
         return time.monotonic()
+
+    def stall(self) -> None:
+        """Holds what comes on the connections there are until ``resume``."""
+        for link in self._links:
+            link.flowing.clear()
+
+    def resume(self) -> None:
+        for link in self._links:
+            link.flowing.set()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # A task of our own: asyncio complains about the end of one that it made itself.

@@ -28,6 +28,10 @@ from .futures import fail, resolve
 if TYPE_CHECKING:
     from .protocol import Protocol
 
+# Bytes: no RabbitMQ lets a larger message through, whatever its max_message_size. Whoever announces
+# one could have memory fill up with it.
+LARGEST_BODY = 512 * 1024 * 1024
+
 _CHANNEL_OPEN = pamqp.commands.Channel.Open()
 
 _EXCHANGE_UNBIND = pamqp.commands.Exchange.Unbind.index
@@ -211,6 +215,8 @@ class ConsumerChannel(CallChannel):
             raise pamqp.exceptions.AMQPUnexpectedFrame("A header or body out of place")
         if self._missing is None:
             self._missing = frames.read_body_size(data, start, end)
+            if self._missing > LARGEST_BODY:
+                raise pamqp.exceptions.AMQPUnexpectedFrame("A body larger than RabbitMQ's limit")
         else:
             self._missing -= end - start
             self._body.append(data[start:end])

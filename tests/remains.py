@@ -1,0 +1,52 @@
+"""What calls have left in a layer's parts, when all of them have ended."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import Any
+
+from channels_rabbitmq.core import RabbitmqChannelLayer
+
+
+def remains(layer: RabbitmqChannelLayer) -> dict[str, int]:
+    """What the running event loop's part of a layer holds, by kind; nothing that is zero.
+
+    A layer that nobody is using any more holds nothing, once the linger of its groups is over. (Its
+    connections and its queue stay.)
+    """
+    loop_layer: Any = layer._loop_layer()
+    router, bindings = loop_layer._router, loop_layer._bindings
+    publisher = loop_layer._publisher._amqp_channel
+    found = {
+        "mailboxes": sum(not mailbox.is_idle for mailbox in router._mailboxes.values()),
+        # One may be kept, for the receiver that was the last to get a message.
+        "idle mailboxes": max(0, sum(box.is_idle for box in router._mailboxes.values()) - 1),
+        "messages": router.waiting_messages,
+        "loans": len(router._loans),
+        "deliveries in use": router.in_use,
+        "receivers": router._waiting,
+        "groups with members": len(loop_layer._members),
+        "groups wanted": bindings.wanted,
+        "groups bound": bindings.bound,
+        "groups lingering": bindings.lingering,
+        "binds and unbinds outstanding": bindings.outstanding,
+        "calls that wait for a bind": len(loop_layer._subscriber._waiters),
+        "unconfirmed messages": publisher.unconfirmed if publisher is not None else 0,
+        "lanes": len(loop_layer._direct_sender._lanes),
+    }
+    return {kind: count for kind, count in found.items() if count}
+
+
+async def until_nothing_remains(layer: RabbitmqChannelLayer, *, timeout: float = 20.0) -> None:
+    """Wait for confirms, unbinds and the linger; then fail with what is left."""
+    deadline = asyncio.get_running_loop().time() + timeout
+    while (left := remains(layer)) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - none of these tells when it goes
+        await asyncio.sleep(0.05)
+    assert left == {}
+
+
+def pending_futures() -> int:
+    """How many futures and tasks exist that aren't done."""
+    gc.collect()
+    return sum(isinstance(found, asyncio.Future) and not found.done() for found in gc.get_objects())

@@ -1,0 +1,242 @@
+"""Consumers that are stuck or slow among many others, on a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from channels.exceptions import ChannelFull
+from lengths import Length
+from log_lines import log_lines
+
+from channels_rabbitmq.core import RabbitmqChannelLayer
+
+pytestmark = pytest.mark.slow
+
+OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
+
+_TRAFFIC = Length(full=20.0, brief=2.5)  # seconds
+_SLOW = Length(full=60.0, brief=5.0)  # seconds for which a slow consumer is sent to
+
+_CHANNELS = 1000
+_STUCK = 50
+_SENDERS = 20
+
+logger = logging.getLogger(__name__)  # of figures: pytest -o log_cli=1 --log-cli-level=INFO
+
+
+class Crowd:
+    """A thousand channels in one process, sent to by another layer, as fast as is possible."""
+
+    def __init__(self, sender: RabbitmqChannelLayer, receiver: RabbitmqChannelLayer) -> None:
+        self.sender = sender
+        self.receiver = receiver
+        self.chance = random.Random(7)
+        self.sent: dict[str, list[int]] = {}
+        self.received: dict[str, list[int]] = {}
+        self.longest_wait = 0.0  # seconds, of a message that arrived, from the call on
+        self.refused = 0
+        self.count = 0  # received in this stretch
+        self._numbers = itertools.count(1)
+        self._readers: dict[str, asyncio.Task[None]] = {}
+
+    async def prepare(self) -> None:
+        self.channels = [await self.receiver.new_channel() for _ in range(_CHANNELS)]
+        self.healthy, self.stuck = self.channels[_STUCK:], self.channels[:_STUCK]
+        for channel in self.channels:
+            self.sent[channel], self.received[channel] = [], []
+            self.start_reading(channel)
+        await asyncio.gather(self.sender.connect(), self.receiver.connect())
+
+    def start_reading(self, channel: str) -> None:
+        self._readers[channel] = asyncio.create_task(self._read(channel))
+
+    async def stop_reading(self, channel: str) -> None:
+        reader = self._readers.pop(channel)
+        reader.cancel()
+        await asyncio.wait([reader])
+
+    async def _read(self, channel: str) -> None:
+        while True:
+            message = await self.receiver.receive(channel)
+            self.received[channel].append(message["number"])
+            if channel not in self.stuck:
+                self.count += 1
+                wait = asyncio.get_running_loop().time() - message["sent_at"]
+                self.longest_wait = max(self.longest_wait, wait)
+
+    async def run(self, duration: float) -> float:
+        """Return how many messages a second the healthy channels received."""
+        loop = asyncio.get_running_loop()
+        self.count, begun = 0, loop.time()
+        await asyncio.gather(*(self._send(begun + duration) for _ in range(_SENDERS)))
+        return self.count / (loop.time() - begun)
+
+    async def _send(self, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        # Each sender has channels of its own, so that there is one order.
+        own = self.channels[next(self._numbers) % _SENDERS :: _SENDERS]
+        while loop.time() < deadline:
+            channel, number = self.chance.choice(own), next(self._numbers)
+            sent_at = loop.time()
+            try:
+                await self.sender.send(channel, {"number": number, "sent_at": sent_at})
+            except ChannelFull:
+                self.refused += 1
+                await asyncio.sleep(0.001)
+            else:
+                self.sent[channel].append(number)
+
+    async def until_received(self, channels: list[str]) -> None:
+        deadline = asyncio.get_running_loop().time() + 20
+        while any(len(self.received[c]) < len(self.sent[c]) for c in channels):
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.02)
+
+    async def end(self) -> None:
+        for channel in list(self._readers):
+            await self.stop_reading(channel)
+
+
+async def test_stuck_channels_hold_up_nobody_else(open_layer: OpenLayer) -> None:
+    sender, receiver = await open_layer(), await open_layer()
+    crowd = Crowd(sender, receiver)
+    await crowd.prepare()
+    await crowd.run(1.0)  # warms up
+
+    without = await crowd.run(_TRAFFIC.value)
+    wait_without, crowd.longest_wait = crowd.longest_wait, 0.0
+    assert receiver._loop_layer().counters.overflowed == 0
+    for channel in crowd.stuck:
+        await crowd.stop_reading(channel)
+    with log_lines() as lines:
+        beginning = await crowd.run(2.0)  # in which they are found
+        wait_beginning, crowd.longest_wait = crowd.longest_wait, 0.0
+        with_stuck = await crowd.run(_TRAFFIC.value)
+        dropped = [line for line in lines.rest() if "nobody reads" in line]
+    await crowd.until_received(crowd.healthy)
+    logger.info(
+        "%d/s without stuck channels, %d/s with them (%.0f %%), %d/s in the first 2 s; "
+        "longest wait %.2f s without, %.2f s in the first 2 s, %.2f s later; refused %d",
+        without, with_stuck, 100 * with_stuck / without, beginning,
+        wait_without, wait_beginning, crowd.longest_wait, crowd.refused,
+    )  # fmt: skip
+
+    # The others got all, in order, and soon: a generous limit, where it would be local_expiry.
+    for channel in crowd.healthy:
+        assert crowd.received[channel] == crowd.sent[channel]
+    assert max(wait_beginning, crowd.longest_wait) < 5.0
+    router = receiver._loop_layer()._router
+    assert 0 < router.stalled_channels <= _STUCK
+    # Only the stuck ones lose, and that is told.
+    counters = receiver._loop_layer().counters
+    assert counters.expired == 0
+    lost = sum(len(crowd.sent[channel]) - len(crowd.received[channel]) for channel in crowd.stuck)
+    assert counters.overflowed + router.waiting_messages == lost
+    assert bool(dropped) == bool(counters.overflowed)
+    for channel in crowd.healthy:
+        assert not any(channel in line for line in dropped)
+
+    # What a stuck channel has kept is the last of what was sent to it, in order.
+    capacity = receiver.capacity
+    before = {channel: len(crowd.received[channel]) for channel in crowd.stuck}
+    while receiver._loop_layer()._router.in_use > 0:
+        # Those that weren't found stalled
+        for channel in crowd.stuck:
+            if channel not in crowd._readers:
+                crowd.start_reading(channel)
+        await asyncio.sleep(0.01)
+    for channel in crowd.stuck:
+        if channel not in crowd._readers:
+            crowd.start_reading(channel)
+    while router.waiting_messages:  # noqa: ASYNC110 - a receiver tells nobody
+        await asyncio.sleep(0.01)
+    for channel in crowd.stuck:
+        kept = crowd.received[channel][before[channel] :]
+        sent = crowd.sent[channel][before[channel] :]
+        assert kept == sent[-len(kept) :] if kept else not sent
+        assert len(kept) >= min(len(sent), capacity)
+    await crowd.end()
+
+
+async def test_a_stuck_channel_that_resumes_gets_its_last_messages_in_order(
+    open_layer: OpenLayer,
+) -> None:
+    receiver = await open_layer(capacity=20, local_capacity=10, remote_capacity=100)
+    sender = await open_layer()
+    stuck, other = await receiver.new_channel(), await receiver.new_channel()
+    waiting = asyncio.create_task(receiver.receive(other))
+    counters = receiver._loop_layer().counters
+    with log_lines() as lines:
+        for number in range(90):
+            await sender.send(stuck, {"number": number})
+        line = await lines.next("nobody reads hold more than their capacity")
+        # The other one, which waited behind all of these, is served; so all have come.
+        await sender.send(other, {"other": True})
+        assert await asyncio.wait_for(waiting, 10) == {"other": True}
+        assert stuck in line
+        assert other not in line
+    assert counters.delivered == 91
+    assert counters.overflowed == 70
+    received = [(await asyncio.wait_for(receiver.receive(stuck), 10))["number"] for _ in range(20)]
+    assert received == list(range(70, 90))
+    # It is as all others again.
+    await sender.send(stuck, {"number": 90})
+    assert await asyncio.wait_for(receiver.receive(stuck), 10) == {"number": 90}
+    assert receiver._loop_layer()._router.stalled_channels == 0
+    assert (counters.overflowed, counters.expired) == (70, 0)
+
+
+async def test_a_slow_channel_loses_nothing_of_which_its_senders_do_not_hear(
+    open_layer: OpenLayer,
+) -> None:
+    """Two seconds for a message, ten a second: the backlog stays on the broker until it is full."""
+    is_full_length = _SLOW.value > _SLOW.brief
+    config: dict[str, Any] = {} if is_full_length else {"local_capacity": 10, "remote_capacity": 10}
+    # Messages shan't expire: that is another reason, with a line of its own.
+    receiver = await open_layer(**config, expiry=600, local_expiry=600)
+    sender = await open_layer()
+    slow, other = await receiver.new_channel(), await receiver.new_channel()
+    waiting = asyncio.create_task(receiver.receive(other))
+    received: list[int] = []
+    handling = 2.0
+
+    async def consume() -> None:
+        while True:
+            received.append((await receiver.receive(slow))["number"])
+            await asyncio.sleep(handling)
+
+    consumer = asyncio.create_task(consume())
+    sent: list[int] = []
+    refused = 0
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    for number in itertools.count():
+        if loop.time() > begun + _SLOW.value:
+            break
+        try:
+            await sender.send(slow, {"number": number})
+        except ChannelFull:
+            refused += 1
+        else:
+            sent.append(number)
+        await asyncio.sleep(max(0.0, begun + (number + 1) / 10 - loop.time()))
+    handled = len(received)
+    handling = 0.0
+    while len(received) < len(sent):
+        assert loop.time() < begun + _SLOW.value + 30, "lost"
+        await asyncio.sleep(0.01)
+    counters = receiver._loop_layer().counters
+    logger.info("sent %d, refused %d, handled meanwhile %d", len(sent), refused, handled)
+    assert received == sent
+    assert refused > 0
+    assert handled < len(sent)
+    assert (counters.overflowed, counters.expired) == (0, 0)
+    waiting.cancel()
+    consumer.cancel()
+    await asyncio.wait([waiting, consumer])
