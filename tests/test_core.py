@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
+import os
 import random
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import carehare
+import msgpack
 import pytest
 import uvloop
 from cancelling import receive_cancelling
@@ -134,6 +137,18 @@ class TestMessages:
         for size in (131000, 131050, 131064, 131072, 262144, 2**20, 3 * 2**20):
             await layer.send(channel, {"body": b"x" * size})
             assert await receive(layer, channel) == {"body": b"x" * size}
+
+    async def test_the_largest_message_of_the_defaults_passes_the_broker(
+        self, open_layer: OpenLayer
+    ) -> None:
+        layer = await open_layer()
+        channel = await layer.new_channel()
+        overhead = len(msgpack.packb({"body": b"x" * 2**16, "__asgi_channel__": channel})) - 2**16
+        largest = 16 * 2**20 - overhead
+        await layer.send(channel, {"body": b"x" * largest})
+        assert len((await receive(layer, channel))["body"]) == largest
+        with pytest.raises(MessageTooLarge):
+            await layer.send(channel, {"body": b"x" * (largest + 1)})
 
     async def test_too_large_a_message_is_refused_before_anything_is_sent(
         self, open_layer: OpenLayer
@@ -286,6 +301,30 @@ class TestChannels:
             await sender.group_send("g", MESSAGE)
         assert sender._loop_layer().counters.refused_by_a_queue > 0
         assert await receive(receiver, channel) == MESSAGE
+
+    async def test_a_full_queue_keeps_a_group_message_from_nobody_else(
+        self, open_layer: OpenLayer
+    ) -> None:
+        full, other = await open_layer(local_capacity=1, remote_capacity=1), await open_layer()
+        sender = await open_layer()
+        full_channel, channel = await full.new_channel(), await other.new_channel()
+        await full.group_add("g", full_channel)
+        await other.group_add("g", channel)
+
+        async def fill() -> None:
+            while True:
+                await sender.send(full_channel, MESSAGE)
+
+        with pytest.raises(ChannelFull):
+            await fill()
+        with log_lines() as lines:
+            for n in range(10):
+                await sender.group_send("g", {"n": n})
+            assert [(await receive(other, channel))["n"] for _ in range(10)] == list(range(10))
+            assert sender._loop_layer().counters.refused_by_a_queue == 10
+            # Nobody knows which queue it was, so it isn't said to be dropped.
+            line = await lines.next("group messages? refused by at least one full queue: g ")
+            assert "dropped" not in line
 
     async def test_a_message_expires_in_memory(self, open_layer: OpenLayer) -> None:
         layer = await open_layer(local_expiry=0.05)
@@ -494,6 +533,24 @@ class TestGroups:
         await asyncio.wait_for(adding, 5)
         assert not layer._loop_layer()._members.has_members("g")
 
+    async def test_who_left_without_a_word_holds_up_nobody_and_keeps_only_his_capacity(
+        self, open_layer: OpenLayer
+    ) -> None:
+        """A consumer that died without group_discard(); in 4.x it took up room for ever."""
+        layer = await open_layer(local_capacity=5, capacity=10)
+        dead, alive = await layer.new_channel(), await layer.new_channel()
+        for channel in (dead, alive):
+            await layer.group_add("g", channel)
+        receiving = asyncio.create_task(receive(layer, alive))
+        for n in range(40):
+            await layer.group_send("g", {"n": n})
+            assert await receiving == {"n": n}
+            receiving = asyncio.create_task(receive(layer, alive))
+        assert layer._loop_layer()._router.waiting_messages <= 10 + 5
+        assert layer._loop_layer().counters.overflowed >= 40 - 10 - 5
+        receiving.cancel()
+        await asyncio.wait([receiving])
+
 
 class TestNoBroker:
     async def test_every_call_ends_with_the_reason(self, open_layer: OpenLayer) -> None:
@@ -686,6 +743,24 @@ async def test_each_event_loop_has_connections_and_channels_of_its_own(
     await layer.send(channel, END)
     assert await receive_until_end(layer, channel) == []
     assert len(layer._loop_layers.serving) <= 2, "layers of closed loops are forgotten"
+
+
+async def test_operators_see_which_connection_is_what(
+    open_layer: OpenLayer, broker: Broker
+) -> None:
+    if broker.private is None:
+        pytest.skip("only a private broker can be asked for its connections")
+    layer = await open_layer()
+    channel = await layer.new_channel()
+    await layer.send(channel, MESSAGE)
+    await layer.carehare_connection
+    rows = await asyncio.to_thread(broker.private.list_connections, "client_properties")
+    names = [str(row["client_properties"].get("connection_name")) for row in rows]
+    id_ = channel.partition("!")[0]
+    assert sorted(name for name in names if id_ in name) == [
+        f"channels_rabbitmq {role} {id_} ({socket.gethostname()}, pid {os.getpid()})"
+        for role in ("carehare_connection", "publisher", "subscriber")
+    ]
 
 
 async def test_back_pressure_is_logged_with_the_worst_channel(open_layer: OpenLayer) -> None:

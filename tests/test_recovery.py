@@ -10,7 +10,7 @@ import carehare
 import msgpack
 import pamqp.commands
 import pytest
-from amqp_proxy import TO_CLIENT, AmqpProxy
+from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
 from log_lines import LogLines, log_lines
 
 from channels_rabbitmq import _probe
@@ -235,6 +235,67 @@ async def test_refused_set_up_is_told_and_tried_again_until_it_works(
     assert await layer.receive(channel) == MESSAGE
 
 
+_SET_UP = [
+    pamqp.commands.Connection.StartOk,
+    pamqp.commands.Connection.TuneOk,
+    pamqp.commands.Connection.Open,
+    pamqp.commands.Channel.Open,
+    pamqp.commands.Exchange.Declare,
+    pamqp.commands.Queue.Declare,
+    pamqp.commands.Queue.Bind,
+    pamqp.commands.Exchange.Bind,
+    pamqp.commands.Basic.Qos,
+    pamqp.commands.Basic.Consume,
+    pamqp.commands.Confirm.Select,
+    pamqp.commands.Basic.Publish,
+]
+
+
+@pytest.mark.parametrize("step", _SET_UP, ids=lambda step: step.name)
+async def test_a_connection_lost_at_any_step_of_the_set_up_is_replaced(
+    open_layer: OpenLayer, broker: Any, lines: LogLines, step: type
+) -> None:
+    """4.x was dead for good when it was lost while the queue was declared."""
+    async with AmqpProxy(broker.url) as proxy:
+        proxy.rule(TO_BROKER, step, lambda frame: frame.link.cut(reset=True), times=2)
+        layer = await open_layer(host=proxy.url)
+        channel = await layer.new_channel()
+        await layer.group_add("g", channel)
+        await layer.group_send("g", MESSAGE)
+        assert await asyncio.wait_for(layer.receive(channel), 10) == MESSAGE
+        # Each step was cut twice; nothing is left of those connections.
+        assert proxy.opened == 4
+        assert len(proxy.links) == 2
+        warnings = [line for line in lines.rest() if "WARNING" in line]
+        assert 1 <= len(warnings) <= 2
+        assert all("cannot connect" in line for line in warnings)
+
+
+async def test_what_is_in_memory_when_the_connection_is_lost_arrives_and_takes_no_room(
+    open_layer: OpenLayer, broker: Any, lines: LogLines
+) -> None:
+    """4.x went on counting it, and was dead for good over the next connection's messages."""
+    async with AmqpProxy(broker.url) as proxy:
+        sender = await open_layer()
+        receiver = await open_layer(host=proxy.url, local_capacity=2)
+        channel = await receiver.new_channel()
+        for n in range(6):
+            if n in (2, 4):
+                assert receiver._loop_layer()._router.in_use == 2  # all of local_capacity
+                proxy.cut(name="subscriber")
+                await lines.next("WARNING subscriber: lost")
+                await lines.next("INFO subscriber: connected")
+            delivered = proxy.count(TO_CLIENT, pamqp.commands.Basic.Deliver)
+            await sender.send(channel, {"n": n})
+            await proxy.seen(TO_CLIENT, pamqp.commands.Basic.Deliver, delivered + 1)
+            while receiver._loop_layer().counters.delivered <= n:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0)
+        assert [(await receiver.receive(channel))["n"] for _ in range(6)] == list(range(6))
+        await sender.send(channel, {"n": 6})
+        assert await asyncio.wait_for(receiver.receive(channel), 10) == {"n": 6}
+        assert receiver._loop_layer()._router.in_use == 0
+
+
 async def test_foreign_bodies_are_counted_logged_and_forgotten(
     open_layer: OpenLayer, groups_exchange: str, lines: LogLines
 ) -> None:
@@ -325,10 +386,15 @@ async def test_publishers_blocked_by_an_alarm(
     await layer.send(channel, {"before": True})
 
     await asyncio.to_thread(private_broker.ctl, "set_vm_memory_high_watermark", "0.00000001")
-    # The broker tells only who publishes: this one is written, and its outcome unknown.
-    await layer.send(channel, {"during": True})
-    assert layer._loop_layer().counters.unknown == 1
+    # The broker tells only who publishes: these are written. One caller gives up (of 4.x, that was
+    # the end), and the outcome of the other's is unknown.
+    impatient = asyncio.create_task(layer.send(channel, {"impatient": True}))
+    sending = asyncio.create_task(layer.send(channel, {"during": True}))
     await lines.next("WARNING publisher: RabbitMQ blocks publishers")
+    impatient.cancel()
+    await asyncio.wait([impatient])
+    await sending
+    assert layer._loop_layer().counters.unknown == 1
     with pytest.raises(layer.ChannelFull, match="low on memory"):
         await layer.send(channel, {"refused": True})
     await layer.group_send("g", {"refused": True})
@@ -348,7 +414,7 @@ async def test_publishers_blocked_by_an_alarm(
     received = []
     while {"after": True} not in received:
         received.append(await asyncio.wait_for(layer.receive(channel), 10))
-    assert received == [{"during": True}, {"after": True}]
+    assert received == [{"impatient": True}, {"during": True}, {"after": True}]
 
 
 async def test_user_connection_is_replaced_when_lost(
