@@ -5,6 +5,11 @@ another try can't duplicate it. Most often the receiving process is reconnecting
 moment, so the message is tried again for a while. Meanwhile later sends to the same process wait
 behind it (a *lane*), which keeps their order. A process that stayed away is remembered for a
 minute: messages to it get one try and are dropped, until one gets through.
+
+A call that has little time left, because it waited for our own connection, says nothing about the
+receiver: it may be back in a moment. Such a call raises, and the receiver isn't held for gone.
+(Otherwise all messages of the next seconds were dropped after an outage of about
+``operation_timeout``, 1,800 of 2,500 in a test.)
 """
 
 from __future__ import annotations
@@ -17,12 +22,13 @@ from dataclasses import dataclass
 from ._amqp.amqp_channels import Outcome
 from ._amqp.futures import resolve
 from ._publisher import Publisher
+from .exceptions import BrokerUnavailable
 
-# Seconds for which a returned message is tried again; for the first seconds after a reconnect of
-# our own it is as long as the call may take, because the receiver has probably lost its connection
-# too and may be at the longest delay of its back-off.
+# Seconds for which a returned message is tried again (at most half of what the call may take), and
+# seconds since a reconnect of our own until which it is, at least: the receiver has probably lost
+# its connection too, and may be at the longest delay of its back-off.
 RETRY_TIMEOUT = 2.0
-RECONNECT_GRACE = 10.0
+RECONNECT_GRACE = 5.0
 # Seconds between two tries: the first delay, and the longest.
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.25
@@ -30,6 +36,10 @@ _LONGEST_PAUSE = 0.25
 _CONFIRM_TIMEOUT = 0.5
 # Seconds for which an id is remembered as unreachable.
 UNREACHABLE_TIMEOUT = 60.0
+
+_NO_QUEUE_YET = (
+    "The process of the channel has no queue on RabbitMQ yet: it may still be reconnecting"
+)
 
 
 @dataclass(frozen=True)
@@ -89,10 +99,14 @@ class DirectSender:
     async def send(self, address: Address, body: bytes, deadline: float) -> Outcome:
         """Send; RETURNED means that nobody was there, after all tries.
 
-        ``deadline`` and errors are those of ``Publisher.publish``. With one sender that awaits each
-        call, messages to one address arrive in order.
+        ``deadline`` is that of ``Publisher.publish``. Raises BrokerUnavailable as that does, and
+        also if the time was over before all tries: either way nothing was sent. With one sender
+        that awaits each call, messages to one address arrive in order.
         """
-        if not self._lanes or address not in self._lanes:
+        time_left = deadline - asyncio.get_running_loop().time()
+        retry_timeout = min(RETRY_TIMEOUT, (time_left - _CONFIRM_TIMEOUT) / 2)
+        # Who finds publishers blocked needn't wait for a turn to hear it.
+        if not self._lanes or address not in self._lanes or self._publisher.is_blocked:
             outcome = await self._publish(address, body, deadline)
             if self._unreachable:
                 self._note_outcome(address, outcome)
@@ -104,9 +118,9 @@ class DirectSender:
         lane.users += 1
         try:
             if not await lane.enter(deadline):
-                return Outcome.RETURNED
+                raise BrokerUnavailable(_NO_QUEUE_YET)
             try:
-                return await self._try_again(address, body, deadline)
+                return await self._try_again(address, body, deadline, retry_timeout)
             finally:
                 lane.leave()
         finally:
@@ -127,9 +141,11 @@ class DirectSender:
         if outcome in (Outcome.CONFIRMED, Outcome.REFUSED):
             self._unreachable.pop(address, None)
 
-    async def _try_again(self, address: Address, body: bytes, deadline: float) -> Outcome:
+    async def _try_again(
+        self, address: Address, body: bytes, deadline: float, retry_timeout: float
+    ) -> Outcome:
         loop = asyncio.get_running_loop()
-        retry_deadline = loop.time() + RETRY_TIMEOUT
+        begun_at = loop.time()
         pause = _FIRST_PAUSE
         while True:
             outcome = await self._publish(address, body, deadline)
@@ -137,11 +153,14 @@ class DirectSender:
             if outcome is not Outcome.RETURNED or self._is_unreachable(address):
                 return outcome
             now = loop.time()
-            if now < self._publisher.reconnected_at + RECONNECT_GRACE:
-                retry_deadline = deadline
-            if now + pause > min(retry_deadline, deadline - _CONFIRM_TIMEOUT):
+            # It may have reconnected since the last try.
+            if now + pause > max(
+                begun_at + retry_timeout, self._publisher.reconnected_at + RECONNECT_GRACE
+            ):
                 self._remember_unreachable(address, now)
                 return outcome
+            if now + pause > deadline - _CONFIRM_TIMEOUT:
+                raise BrokerUnavailable(_NO_QUEUE_YET)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 

@@ -121,6 +121,11 @@ class Publisher:
 
     # Publishing
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the broker takes no messages now: ``publish`` says so at once."""
+        return self._is_blocked and self._amqp_channel is not None
+
     async def publish(
         self, body: bytes, *, exchange: str, routing_key: str, mandatory: bool, deadline: float
     ) -> Outcome:

@@ -209,6 +209,16 @@ class AmqpProxy:
         for direction in directions or Direction:
             self.flowing[direction].clear()
 
+    def vanish(self, *, name: str = "") -> list[Link]:
+        """Lets go of links that are open, for good: whatever either side sends is lost.
+
+        When one side ends its connection the other doesn't hear of it. Returns them; new ones work.
+        """
+        links = self.named(name)
+        for link in links:
+            link.has_vanished = True
+        return links
+
     def resume(self) -> None:
         """Goes on with what came meanwhile."""
         for event in self.flowing.values():
@@ -256,6 +266,8 @@ class AmqpProxy:
             pumps.append(asyncio.create_task(link.pump(reader, TO_BROKER)))
             pumps.append(asyncio.create_task(link.pump(broker_reader, TO_CLIENT)))
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            if link.has_vanished:
+                await asyncio.wait(pumps)
         except OSError:
             pass  # no broker: the client sees its connection close
         finally:
@@ -292,6 +304,7 @@ class Link:
 
     def __init__(self, proxy: AmqpProxy, writer: asyncio.StreamWriter) -> None:
         self.name = ""  # the client's connection_name, once it has told it
+        self.has_vanished = False
         self.writers = {TO_CLIENT: writer}
         self._proxy = proxy
 
@@ -314,6 +327,8 @@ class Link:
         try:
             while True:
                 raw = await (_read_frame(reader) if framed else _read_some(reader))
+                if self.has_vanished:
+                    continue
                 kind = _kind(raw) if framed else object
                 framed = kind is not object
                 frame = Frame(self, direction, kind, int.from_bytes(raw[1:3], "big"), raw)

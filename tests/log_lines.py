@@ -1,4 +1,4 @@
-"""Waiting for a log line."""
+"""What was logged: waiting for a line, and finding what should never be there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import contextlib
 import logging
 import re
 from collections.abc import Iterator
+
+import pytest
 
 
 class LogLines(logging.Handler):
@@ -45,3 +47,12 @@ def log_lines(level: int = logging.INFO) -> Iterator[LogLines]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
+
+
+def unhandled(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What this test logged, by any logger, as an error or with a traceback."""
+    return [
+        f"{record.name}: {record.getMessage()}"
+        for record in caplog.get_records("call")
+        if record.levelno >= logging.ERROR or record.exc_info
+    ]

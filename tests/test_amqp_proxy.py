@@ -244,6 +244,24 @@ async def test_stall_in_the_other_direction(proxy: AmqpProxy) -> None:
         await proxy.seen(TO_CLIENT, commands.Connection.Start)
 
 
+async def test_a_vanished_link_passes_nothing_and_neither_side_hears_of_the_others_end(
+    proxy: AmqpProxy, client: carehare.Connection, queue: str
+) -> None:
+    await send(client, queue, b"before")
+    (link,) = proxy.vanish()
+    assert proxy.links == [link]
+    client._protocol._transport.abort()
+    other = carehare.Connection(proxy.url, connect_timeout=5)
+    await other.connect()
+    try:
+        # The broker still has the first one: its exclusive queue is locked.
+        with pytest.raises(carehare.ChannelClosedByServer, match="405 RESOURCE_LOCKED"):
+            await other.queue_declare(queue, exclusive=True)
+        assert link in proxy.links
+    finally:
+        await other.close()
+
+
 async def test_refused_connections(proxy: AmqpProxy, client: carehare.Connection) -> None:
     proxy.refuse()
     with pytest.raises(ConnectionRefusedError):

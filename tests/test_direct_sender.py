@@ -12,6 +12,7 @@ from channels_rabbitmq import _direct_sender
 from channels_rabbitmq._amqp.amqp_channels import Outcome
 from channels_rabbitmq._direct_sender import Address, DirectSender
 from channels_rabbitmq._publisher import Publisher
+from channels_rabbitmq.exceptions import BrokerUnavailable
 
 ADDRESS = Address("groups", "crq.a!")
 OTHER = Address("groups", "crq.b!")
@@ -22,6 +23,7 @@ class FakePublisher:
 
     def __init__(self) -> None:
         self.reconnected_at = float("-inf")
+        self.is_blocked = False
         self.reachable: set[str] = set()
         self.taken: list[bytes] = []
         self.tries: dict[str, int] = defaultdict(int)
@@ -32,6 +34,8 @@ class FakePublisher:
         await asyncio.sleep(0)  # as long as a confirm takes: others run
         self.tries[routing_key] += 1
         self.tried.set()
+        if self.is_blocked:
+            return Outcome.BLOCKED
         if routing_key not in self.reachable:
             return Outcome.RETURNED
         self.taken.append(body)
@@ -131,7 +135,7 @@ async def test_who_stayed_away_is_forgotten_after_a_while(
         assert publisher.tries["crq.a!"] > tries + 1
 
 
-async def test_after_our_own_reconnect_it_is_tried_as_long_as_the_call_may_take(
+async def test_after_our_own_reconnect_it_is_tried_for_longer(
     sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.0)
@@ -142,9 +146,51 @@ async def test_after_our_own_reconnect_it_is_tried_as_long_as_the_call_may_take(
     assert await sending is Outcome.CONFIRMED
 
 
-async def test_the_deadline_ends_it(sender: DirectSender, publisher: FakePublisher) -> None:
+async def test_who_is_not_back_long_after_our_own_reconnect_has_stayed_away(
+    sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.0)
+    monkeypatch.setattr(_direct_sender, "RECONNECT_GRACE", 0.05)
     publisher.reconnected_at = asyncio.get_running_loop().time()
-    assert await sender.send(ADDRESS, b"lost", deadline(0.52)) is Outcome.RETURNED
+    assert await sender.send(ADDRESS, b"lost", deadline()) is Outcome.RETURNED
+    assert sender._is_unreachable(ADDRESS)
+
+
+async def test_a_call_whose_time_is_over_too_soon_to_tell_raises_and_blames_nobody(
+    sender: DirectSender, publisher: FakePublisher
+) -> None:
+    # As those that waited for our own connection through most of an outage.
+    publisher.reconnected_at = asyncio.get_running_loop().time()
+    with pytest.raises(BrokerUnavailable, match="no queue on RabbitMQ yet"):
+        await sender.send(ADDRESS, b"refused", deadline(0.52))
+    # The next one, with more time, waits for the receiver and reaches it.
+    sending = asyncio.create_task(sender.send(ADDRESS, b"m", deadline()))
+    await publisher.wait_for_tries(ADDRESS, publisher.tries["crq.a!"] + 3)
+    publisher.reachable.add("crq.a!")
+    assert await sending is Outcome.CONFIRMED
+    assert publisher.taken == [b"m"]
+
+
+async def test_a_short_time_limit_alone_is_no_error(
+    sender: DirectSender, publisher: FakePublisher
+) -> None:
+    # operation_timeout=1.5: half of what the confirm leaves of it is for all tries.
+    assert await sender.send(ADDRESS, b"lost", deadline(1.5)) is Outcome.RETURNED
+    assert publisher.tries["crq.a!"] > 2
+
+
+async def test_who_finds_publishers_blocked_does_not_wait_behind_others(
+    sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_direct_sender, "_LONGEST_PAUSE", 60.0)
+    monkeypatch.setattr(_direct_sender, "_FIRST_PAUSE", 60.0)
+    publisher.reconnected_at = asyncio.get_running_loop().time() + 100
+    first = asyncio.create_task(sender.send(ADDRESS, b"first", deadline(200)))
+    await publisher.wait_for_tries(ADDRESS, 2)  # and now it sleeps for a minute
+    publisher.is_blocked = True
+    assert await asyncio.wait_for(sender.send(ADDRESS, b"m", deadline()), 10) is Outcome.BLOCKED
+    first.cancel()
+    await asyncio.wait([first])
 
 
 async def test_a_cancelled_send_lets_those_behind_it_go_on(
@@ -170,7 +216,8 @@ async def test_who_waits_behind_others_does_so_until_his_own_deadline(
     publisher.reconnected_at = asyncio.get_running_loop().time()
     first = asyncio.create_task(sender.send(ADDRESS, b"first", deadline()))
     await publisher.wait_for_tries(ADDRESS, 2)
-    assert await sender.send(ADDRESS, b"second", deadline(0.01)) is Outcome.RETURNED
+    with pytest.raises(BrokerUnavailable):
+        await sender.send(ADDRESS, b"second", deadline(0.01))
     assert not first.done()
     publisher.reachable.add("crq.a!")
     assert await first is Outcome.CONFIRMED

@@ -220,12 +220,13 @@ def test_numbers() -> None:
     constructor = inspect.signature(_bindings.Bindings).parameters
     for sentence in (
         f"message is tried again for {_direct_sender.RETRY_TIMEOUT:g} seconds",
-        f"connection is younger than {_direct_sender.RECONNECT_GRACE:g} seconds",
+        f"after a reconnect of the sender's own for {_direct_sender.RECONNECT_GRACE:g} seconds",
         f"after {_probe.INTERVAL:g} seconds of silence",
         f"hears nothing for {_probe.INTERVAL:g} seconds",
         f"noticed within {_probe.INTERVAL + _probe.ANSWER_TIMEOUT:g} seconds",
         f"first after {_supervisor._FIRST_DELAY:g} seconds",
         f"every {_supervisor._LONGEST_DELAY:g} seconds",
+        f"every {_supervisor._LONGEST_DELAY_IF_REFUSED:g} seconds as long as RabbitMQ refuses it",
         f"{_router.UNCOUNTED_BYTES // 2**20} MiB for the process",
         f"up to {_mailbox.MAX_PATIENCE:g}.)",
         f"stays bound for {constructor['linger'].default:g} seconds",

@@ -138,6 +138,43 @@ def test_delays_have_jitter() -> None:
     assert len({delays[-1] for delays in many}) > 25
 
 
+@pytest.mark.parametrize(
+    ("error", "longest"),
+    [
+        (OSError("nobody listens"), 2.0),
+        (TimeoutError(), 2.0),
+        (carehare.ConnectionClosed("no greeting"), 2.0),
+        (carehare.ConnectionClosedByServer(320, "CONNECTION_FORCED"), 2.0),  # it stops
+        (carehare.ConnectionClosedByServer(541, "INTERNAL_ERROR"), 2.0),  # it starts
+        (carehare.ConnectionClosedByServer(403, "ACCESS_REFUSED"), 10.0),
+        (carehare.ConnectionClosedByServer(530, "NOT_ALLOWED"), 10.0),
+        (carehare.ChannelClosedByServer(406, "PRECONDITION_FAILED"), 10.0),
+    ],
+)
+async def test_delays_are_short_unless_the_broker_refuses_in_words(
+    error: Exception, longest: float, logged: pytest.LogCaptureFixture
+) -> None:
+    """So that what is up again serves again soon, and what says no isn't asked all the time."""
+    async with scripted_broker(serve) as broker:
+        role = FakeRole(*[failing(error)] * 12)
+        supervisor = make(role, broker.url)
+        supervisor.start()
+        for attempts in range(1, 13):
+            await role.until_events(attempts)
+            while supervisor.state is not State.WAITING:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0)
+            supervisor.hurry()
+        supervisor.stop()
+        await supervisor.wait_stopped()
+    delays = [
+        float(record.args[1])  # type: ignore[index, arg-type]
+        for record in logged.records
+        if "reconnecting in" in record.getMessage()
+    ]
+    assert len(delays) == 12
+    assert longest / 2 <= max(delays) <= longest
+
+
 # describe
 
 
