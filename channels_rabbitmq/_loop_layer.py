@@ -97,7 +97,7 @@ class LoopLayer:
 
     def __init__(self, settings: Settings, capacity_of: Callable[[str], int]) -> None:
         self._settings = settings
-        self.loop = self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self.id = new_id()
         self._prefix = self.id + "!"  # of the names of its channels
         self.counters = Counters()
@@ -114,15 +114,15 @@ class LoopLayer:
             capacity_of=capacity_of,
             counters=self.counters,
             report=self._reporter.report,
-            clock=self._loop.time,
-            create_future=self._loop.create_future,
+            clock=self.loop.time,
+            create_future=self.loop.create_future,
         )
         # Without calls between: this is the path of each message.
         self.receive_nowait = self._router.receive_nowait
         self.wait = self._router.wait
         self.knows = self._router.knows
         self._tick_timer: asyncio.TimerHandle | None = None
-        self._bindings = Bindings(clock=self._loop.time)
+        self._bindings = Bindings(clock=self.loop.time)
         self._subscriber = Subscriber(
             self.id,
             settings,
@@ -173,7 +173,7 @@ class LoopLayer:
             supervisor.hurry()
 
     def _deadline(self) -> float:
-        return self._loop.time() + self._settings.operation_timeout
+        return self.loop.time() + self._settings.operation_timeout
 
     # Sending
 
@@ -296,8 +296,6 @@ class LoopLayer:
     def give_back(self, loan: Loan) -> None:
         """The receiver won't have the message."""
         self._router.give_back(loan)
-        if self._tick_timer is None:
-            self._schedule_tick(self._router.next_tick_at())
 
     def _require_own(self, channel: str) -> None:
         if not channel.startswith(self._prefix):
@@ -311,7 +309,7 @@ class LoopLayer:
             self._subscriber.supervisor.start()
             # In a context of its own: the first caller's would live as long as the task.
             self._probe_task = contextvars.Context().run(
-                self._loop.create_task, self._probe.run(), name="channels_rabbitmq probe"
+                self.loop.create_task, self._probe.run(), name="channels_rabbitmq probe"
             )
 
     def _accept_delivery(self, body: bytes, ack: Callable[[], None]) -> None:
@@ -339,10 +337,10 @@ class LoopLayer:
             self._schedule_tick(self._router.next_tick_at())
 
     def _schedule_tick(self, at: float | None) -> None:
-        self._tick_timer = None if at is None else self._loop.call_at(at, self._tick)
+        self._tick_timer = None if at is None else self.loop.call_at(at, self._tick)
 
     def _tick(self) -> None:
-        self._schedule_tick(self._loop.time() + TICK_INTERVAL)  # also if tick() should fail
+        self._schedule_tick(self.loop.time() + TICK_INTERVAL)  # also if tick() should fail
         at = self._router.tick()
         assert self._tick_timer is not None
         self._tick_timer.cancel()

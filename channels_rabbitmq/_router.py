@@ -393,7 +393,8 @@ class Router:
         return (
             f"<Router: in_use={self._in_use}/{self._local_capacity}"
             f" messages={self.waiting_messages} in {len(self._holding)} channels"
-            f" ({self.stalled_channels} stalled), receivers waiting={self._waiting}>"
+            f" ({self.stalled_channels} stalled), lent={len(self._loans)},"
+            f" receivers waiting={self._waiting}>"
         )
 
     # Mailboxes: what comes in and what goes out

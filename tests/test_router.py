@@ -1067,7 +1067,11 @@ async def test_repr_tells_the_state(rig: Rig) -> None:
     await stall(rig)
     rig.deliver("other")
     assert repr(rig.router) == (
-        "<Router: in_use=1/10 messages=6 in 2 channels (1 stalled), receivers waiting=1>"
+        "<Router: in_use=1/10 messages=6 in 2 channels (1 stalled), lent=0, receivers waiting=1>"
+    )
+    rig.lend("other")
+    assert repr(rig.router) == (
+        "<Router: in_use=1/10 messages=5 in 1 channels (1 stalled), lent=1, receivers waiting=1>"
     )
 
 
