@@ -41,6 +41,7 @@ from asgiref.sync import AsyncToSync
 from ._forwarding import Forwarder, SyncForwarder, SyncReceivers
 from ._loop_layer import LoopLayer
 from ._settings import Settings
+from ._statistics import LoopLayerStatistics
 from .exceptions import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
@@ -146,6 +147,12 @@ class LoopLayers:
     def all(self) -> list[LoopLayer]:
         """Those of event loops that can be run still."""
         return [one for one in list(self._by_id.values()) if not one.loop.is_closed()]
+
+    def statistics(self) -> tuple[LoopLayerStatistics, ...]:
+        """Tell of each, in the order in which they were made. From any thread."""
+        return tuple(
+            one.statistics(for_sync_code=self.process.is_background(one.loop)) for one in self.all()
+        )
 
     def abandon(self) -> None:
         """Close everything: nobody has the layer any more. From any thread, at any moment."""

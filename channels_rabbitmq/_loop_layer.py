@@ -22,6 +22,7 @@ import re
 import secrets
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from channels.exceptions import ChannelFull
@@ -38,7 +39,7 @@ from ._publisher import Publisher
 from ._reporter import Reporter
 from ._router import TICK_INTERVAL, Router
 from ._settings import Settings
-from ._statistics import Counters
+from ._statistics import Counters, DroppedStatistics, GroupStatistics, LoopLayerStatistics
 from ._subscriber import Subscriber, direct_routing_key
 from ._supervisor import Supervisor
 from .exceptions import BrokerUnavailable
@@ -236,6 +237,7 @@ class LoopLayer:
             self.counters.refused_by_a_queue += 1
             self._reporter.report("refused by a queue", group)
         elif outcome is Outcome.BLOCKED:
+            self.counters.blocked_groups += 1
             self._reporter.report("blocked", group)
         elif outcome is Outcome.UNKNOWN:
             self._reporter.report("unknown", group)
@@ -328,7 +330,7 @@ class LoopLayer:
                 ack()
                 return
             if len(channel) > _LONGEST_NAME or not channel.startswith(self._prefix):
-                self.counters.unwanted += 1
+                self.counters.foreign += 1
                 self._reporter.report("foreign", channel[:_LONGEST_NAME])
                 ack()
                 return
@@ -350,16 +352,68 @@ class LoopLayer:
                 self._reporter.report_level("back-pressure", channel, messages)
 
     async def _send_probe(self) -> Outcome:
-        return await self._publisher.publish(
+        outcome = await self._publisher.publish(
             self._probe_body,
             exchange=self._settings.groups_exchange,
             routing_key=direct_routing_key(self.id),
             mandatory=True,
             deadline=self._deadline(),
         )
+        if outcome is Outcome.REFUSED:
+            self.counters.refused += 1
+        return outcome
 
     def _accept_no_exchange(self) -> None:
         self._subscriber.supervisor.give_up_connection("the groups exchange was deleted")
+
+    # For operators
+
+    def statistics(self, *, for_sync_code: bool) -> LoopLayerStatistics:
+        """Tell what has happened and how it is. From any thread; see ``_statistics``."""
+        counters = replace(self.counters)
+        router = self._router
+        return LoopLayerStatistics(
+            id=self.id,
+            for_sync_code=for_sync_code,
+            publisher=self._publisher.supervisor.statistics(),
+            subscriber=self._subscriber.supervisor.statistics(),
+            carehare_connection=self._user_connection.supervisor.statistics(),
+            is_blocked=self._publisher.is_blocked,
+            published=counters.published,
+            confirmed=counters.confirmed,
+            refused=counters.refused,
+            refused_by_a_queue=counters.refused_by_a_queue,
+            returned=counters.returned,
+            unknown=counters.unknown,
+            cancelled=counters.cancelled,
+            blocked=counters.blocked,
+            unconfirmed=self._publisher.unconfirmed,
+            delivered=counters.delivered,
+            routed=counters.routed,
+            received=counters.received,
+            expired=counters.expired,
+            dropped=DroppedStatistics(
+                blocked=counters.blocked_groups,
+                unreachable=counters.unreachable,
+                overflowed=counters.overflowed,
+                unwanted=counters.unwanted,
+                foreign=counters.foreign,
+                malformed=counters.malformed,
+            ),
+            waiting=router.waiting_messages,
+            lent=router.lent_messages,
+            channels=router.channels,
+            receivers=router.receivers,
+            stalled_channels=router.stalled_channels,
+            in_use=router.in_use,
+            local_capacity=self._settings.local_capacity,
+            uncounted_bytes=router.uncounted_bytes,
+            groups=GroupStatistics(
+                wanted=self._bindings.wanted,
+                bound=self._bindings.bound,
+                lingering=self._bindings.lingering,
+            ),
+        )
 
     # The user's connection, and the end
 

@@ -24,6 +24,7 @@ from ._forwarding import Forwarder, SyncForwarder
 from ._loop_layer import LoopLayer
 from ._names import require_channel_name, require_group_name
 from ._settings import Settings
+from ._statistics import LoopLayerStatistics
 from .exceptions import BrokerUnavailable
 
 
@@ -204,6 +205,20 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         in vain. Either way the layer goes on trying.
         """
         await self._loop_layer().connect(fail_fast)
+
+    def statistics(self) -> tuple[LoopLayerStatistics, ...]:
+        """Return counters and states, of each event loop of this process that uses the layer.
+
+        In the order of their first calls; empty as long as there was none. One that is closed
+        stays, as long as its event loop isn't closed and no other comes. May be called in any
+        thread, on any event loop or without one, at any time; it connects nothing, waits for
+        nothing and costs little. For an event loop of another thread, which goes on meanwhile, the
+        numbers may be a moment apart. The README explains each of them.
+        """
+        loop_layers = self._loop_layers
+        if _background.process.is_inherited or loop_layers.process is not _background.process:
+            return ()  # They are those of the process that has forked.
+        return loop_layers.statistics()
 
     @property
     def carehare_connection(self) -> Awaitable[carehare.Connection]:

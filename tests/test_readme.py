@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import dataclasses
 import inspect
+import json
 import os
 import re
 import shlex
@@ -54,6 +56,12 @@ from channels_rabbitmq import (
 from channels_rabbitmq._amqp import url as broker_url
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq._settings import Settings
+from channels_rabbitmq._statistics import (
+    ConnectionStatistics,
+    DroppedStatistics,
+    GroupStatistics,
+    LoopLayerStatistics,
+)
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from channels_rabbitmq.lifespan import LifespanApp
@@ -194,7 +202,7 @@ def test_the_methods_and_what_they_take() -> None:
     methods = {
         name
         for name, value in vars(RabbitmqChannelLayer).items()
-        if inspect.iscoroutinefunction(value)
+        if inspect.isfunction(value) and not name.startswith("_")
     }
     assert {term.partition("(")[0] for term in terms} == methods
 
@@ -237,6 +245,7 @@ def test_numbers() -> None:
         f"messages, 1 to {_settings._LARGEST_LOCAL_CAPACITY};",
         f"seconds, at least {_settings._SHORTEST_EXPIRY:g}",
         f"silent after {1.5 * broker_url.DEFAULT_HEARTBEAT:g} seconds",
+        f"beyond ``capacity`` or {_router.UNCOUNTED_BYTES // 2**20} MiB",
     ):
         assert sentence in plain(), sentence
     assert _direct_sender.UNREACHABLE_TIMEOUT == 60
@@ -248,6 +257,20 @@ def test_numbers() -> None:
     defaults = Settings.from_config({})
     assert defaults.remote_capacity is not None
     assert f"{defaults.remote_capacity + defaults.local_capacity} by default" in plain()
+
+
+def test_every_field_of_the_statistics_is_explained() -> None:
+    explained = [name for literals, _ in definitions("Statistics") for name in literals]
+    fields = {field.name: field.type for field in dataclasses.fields(LoopLayerStatistics)}
+    assert set(explained) == set(fields)
+    assert len(explained) == len(fields)
+    said = " ".join(section("Statistics").astext().split())
+    nested = (ConnectionStatistics, GroupStatistics, DroppedStatistics)
+    for kind in nested:
+        for field in dataclasses.fields(kind):
+            assert re.search(rf"\b{field.name}\b", said), field.name
+    for state in _supervisor.State:
+        assert f'"{state.value}"' in said
 
 
 # What it says of the log
@@ -529,6 +552,14 @@ def test_the_lifespan_apps_parameters() -> None:
     parameters = list(inspect.signature(LifespanApp).parameters.values())
     plain = (str(parameter.replace(annotation=parameter.empty)) for parameter in parameters)
     assert ", ".join(plain) == said.replace('"', "'")
+
+
+async def test_statistics(default_layer: RabbitmqChannelLayer) -> None:
+    metrics = run("statistics")["metrics"]
+    assert metrics() == "[]"
+    await must_work(default_layer)
+    (one,) = json.loads(await asyncio.to_thread(metrics))
+    assert (one["received"], one["subscriber"]["state"]) == (2, "connected")
 
 
 async def test_carehare_connection(
