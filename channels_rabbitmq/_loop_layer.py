@@ -32,6 +32,7 @@ from ._amqp.connection import Connection
 from ._bindings import Bindings
 from ._codec import MalformedBody, MessageCodec
 from ._direct_sender import Address, DirectSender
+from ._hooks import Hook, HookFunctions
 from ._mailbox import Loan
 from ._members import Members
 from ._probe import Probe
@@ -96,7 +97,12 @@ class LoopLayer:
     ``operation_timeout`` for the broker. Cancelling a call harms no other.
     """
 
-    def __init__(self, settings: Settings, capacity_of: Callable[[str], int]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        capacity_of: Callable[[str], int],
+        hook_functions: HookFunctions,
+    ) -> None:
         self._settings = settings
         self.loop = asyncio.get_running_loop()
         self.id = new_id()
@@ -124,6 +130,8 @@ class LoopLayer:
         self.knows = self._router.knows
         self._tick_timer: asyncio.TimerHandle | None = None
         self._bindings = Bindings(clock=self.loop.time)
+        self._on_disconnect = Hook("on_disconnect", hook_functions.on_disconnect, self.id)
+        self._on_reconnect = Hook("on_reconnect", hook_functions.on_reconnect, self.id)
         self._subscriber = Subscriber(
             self.id,
             settings,
@@ -131,6 +139,8 @@ class LoopLayer:
             connection_name=connection_name(Subscriber.name, self.id),
             on_delivery=self._accept_delivery,
             on_lost=self._router.connection_lost,
+            on_disconnect=self._on_disconnect.call,
+            on_reconnect=self._on_reconnect.call,
         )
         self._publisher = Publisher(
             settings,
@@ -465,11 +475,16 @@ class LoopLayer:
         self._subscriber.stop()
         self._publisher.supervisor.stop()
         self._user_connection.supervisor.stop()
+        hooks = (self._on_disconnect, self._on_reconnect)
+        for hook in hooks:
+            hook.stop()
         if self._probe_task is not None:
             self._probe_task.cancel()
             await asyncio.wait([self._probe_task])
         for supervisor in self._supervisors:
             await supervisor.wait_stopped()
+        for hook in hooks:
+            await hook.wait_stopped()
         await asyncio.sleep(0)  # lets the calls that end now say so
         self._reporter.close()
         self.has_ended = True

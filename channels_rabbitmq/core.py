@@ -38,7 +38,9 @@ class RabbitmqChannelLayer(BaseChannelLayer):
     process has begun to end, calls raise ``BrokerUnavailable``. All coroutines may be cancelled at
     any time, and none but ``receive`` waits longer than ``operation_timeout`` (seconds).
 
-    Raises ``InvalidChannelLayerError`` for an option that doesn't exist or has a bad value.
+    Raises ``InvalidChannelLayerError`` for an option that doesn't exist or has a bad value. So does
+    the first call on an event loop if ``on_disconnect`` or ``on_reconnect`` is a dotted path that
+    can't be imported.
 
     A message is a ``dict`` with ``str`` keys all the way down, and values of ``bytes``, ``str``,
     ``int`` (signed, 64 bits), ``float``, ``list``, ``tuple`` (arrives as a ``list``), ``dict``,
@@ -242,7 +244,8 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         nothing, may be called any number of times; cancelled, it ends everything all the same, a
         moment later.
         """
-        with contextlib.suppress(BrokerUnavailable):  # It is closed: the process is ending.
+        # If there is nothing to close: the process is ending, or a hook can't be imported.
+        with contextlib.suppress(BrokerUnavailable, InvalidChannelLayerError):
             await self._loop_layer().close()
 
 

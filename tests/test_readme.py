@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -32,7 +33,7 @@ import docutils.nodes  # type: ignore[import-untyped]  # as above
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from channels.layers import ChannelLayerManager, channel_layers
-from channels.testing import ApplicationCommunicator
+from channels.testing import ApplicationCommunicator, WebsocketCommunicator
 from conftest import Broker
 from django.conf import settings
 from django.test import override_settings
@@ -560,6 +561,35 @@ async def test_statistics(default_layer: RabbitmqChannelLayer) -> None:
     await must_work(default_layer)
     (one,) = json.loads(await asyncio.to_thread(metrics))
     assert (one["received"], one["subscriber"]["state"]) == (2, "connected")
+
+
+async def test_hooks(
+    open_layer: OpenLayer,
+    open_from_settings: OpenFromSettings,
+    broker: Broker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The clients of a process whose connection was lost hear of it, and only these."""
+    module = types.ModuleType("mysite.consumers")
+    module.__dict__.update(run("hooks"))
+    monkeypatch.setitem(sys.modules, "mysite", types.ModuleType("mysite"))
+    monkeypatch.setitem(sys.modules, "mysite.consumers", module)
+    layer = await open_from_settings(run("hooks-settings", (URL, broker.url)))
+    # Those of another server process.
+    other = await open_layer()
+    clients = []
+    for used in (layer, other):
+        monkeypatch.setitem(channel_layers.backends, "default", used)
+        client = WebsocketCommunicator(module.Dashboard.as_asgi(), "/")
+        assert await client.connect(10) == (True, None)
+        clients.append(client)
+    monkeypatch.setitem(channel_layers.backends, "default", layer)
+    for _ in range(2):
+        await reconnect(layer)
+        assert await clients[0].receive_json_from(10) == {"fetch": "everything"}
+    assert await clients[1].receive_nothing(0.1)
+    for client in clients:
+        await client.disconnect()
 
 
 async def test_carehare_connection(
