@@ -246,7 +246,12 @@ def test_numbers() -> None:
         f"messages, 1 to {_settings._LARGEST_LOCAL_CAPACITY};",
         f"seconds, at least {_settings._SHORTEST_EXPIRY:g}",
         f"silent after {1.5 * broker_url.DEFAULT_HEARTBEAT:g} seconds",
+        f"one and a half heartbeats ({1.5 * broker_url.DEFAULT_HEARTBEAT:g} seconds)",
+        f"about three heartbeats ({3 * broker_url.DEFAULT_HEARTBEAT:g} seconds)",
+        f"within {_probe.INTERVAL + _probe.ANSWER_TIMEOUT:g} seconds by a message to itself",
+        f"tried for {_direct_sender.RETRY_TIMEOUT:g} seconds and dropped",
         f"beyond ``capacity`` or {_router.UNCOUNTED_BYTES // 2**20} MiB",
+        f"{_router.UNCOUNTED_BYTES // 2**20} MiB for stalled channels",
     ):
         assert sentence in plain(), sentence
     assert _direct_sender.UNREACHABLE_TIMEOUT == 60
@@ -272,6 +277,29 @@ def test_every_field_of_the_statistics_is_explained() -> None:
             assert re.search(rf"\b{field.name}\b", said), field.name
     for state in _supervisor.State:
         assert f'"{state.value}"' in said
+    # And what is to be watched is there.
+    watched = re.findall(r"``([a-z_]+(?:\.[a-z_]+)?)``", " ".join(block_of("What to watch")))
+    known = set(fields) | {
+        f"{name}.{field.name}"
+        for name, kind in zip(
+            ("publisher", "subscriber", "groups", "dropped"),
+            (ConnectionStatistics, *nested),
+            strict=True,
+        )
+        for field in dataclasses.fields(kind)
+    }
+    assert len(watched) > 10
+    others = {"since", "last_reason", "messages_ready", "messages_unacknowledged"}
+    assert set(watched) - known - others - set(_settings._OPTIONS) == set()
+
+
+def block_of(title: str) -> list[str]:
+    """The lines of a section's source."""
+    lines = TEXT.splitlines()
+    start = lines.index(title)
+    underlined = [n for n, line in enumerate(lines) if re.fullmatch(r"(-{3,}|={3,})", line)]
+    end = next(n for n in underlined if n > start + 1 and lines[n - 1].strip())
+    return lines[start : end - 1]
 
 
 # What it says of the log
@@ -561,6 +589,21 @@ async def test_statistics(default_layer: RabbitmqChannelLayer) -> None:
     await must_work(default_layer)
     (one,) = json.loads(await asyncio.to_thread(metrics))
     assert (one["received"], one["subscriber"]["state"]) == (2, "connected")
+
+
+async def test_what_operators_see(default_layer: RabbitmqChannelLayer, broker: Broker) -> None:
+    if broker.private is None:
+        pytest.skip("needs rabbitmqctl for the broker")
+    await must_work(default_layer)
+    shown = []
+    for command, *words in commands("watch"):
+        assert command == "rabbitmqctl"
+        words = ["/" if word == "asgi" else word for word in words]
+        shown.append(await asyncio.to_thread(broker.private.ctl, *words))
+    id_ = default_layer.statistics()[0].id
+    assert f"channels_rabbitmq subscriber {id_} " in shown[0]
+    assert re.search(rf"^{re.escape(id_)}\t0\t0\t1$", shown[1], re.MULTILINE)
+    assert "Alarms" in shown[2]
 
 
 async def test_hooks(
