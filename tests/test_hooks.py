@@ -18,6 +18,8 @@ import pytest
 from amqp_proxy import TO_BROKER, AmqpProxy, Frame
 from asgiref.sync import async_to_sync
 from channels.exceptions import InvalidChannelLayerError
+from channels.layers import channel_layers
+from channels.testing import ApplicationCommunicator
 from conftest import Broker
 from log_lines import log_lines
 from loop_thread import LoopThread
@@ -25,6 +27,7 @@ from test_statistics import until
 
 from channels_rabbitmq._hooks import Hook
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from channels_rabbitmq.lifespan import LifespanApp
 from private_broker import PrivateBroker
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
@@ -175,6 +178,17 @@ class TestTheOptions:
         module.write_text("def hook(id, reason): pass  # and a comment, for another size")
         await asyncio.to_thread(lambda: async_to_sync(layer.new_channel)())
         await asyncio.to_thread(lambda: async_to_sync(layer.close)())
+
+    async def test_a_server_that_connects_at_its_start_says_so(
+        self, module: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        layer = RabbitmqChannelLayer(on_reconnect="hooks_of_a_test.sub.hook")
+        monkeypatch.setitem(channel_layers.backends, "default", layer)
+        server = ApplicationCommunicator(LifespanApp(), {"type": "lifespan"})
+        await server.send_input({"type": "lifespan.startup"})
+        said = await server.receive_output(10)
+        assert said["type"] == "lifespan.startup.failed"
+        assert "on_reconnect: cannot use 'hooks_of_a_test.sub.hook'" in said["message"]
 
 
 class TestWhen:

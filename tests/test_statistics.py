@@ -580,6 +580,7 @@ class TestReceived:
         await waiting
         must_have_nothing_left(of(layer))
 
+    @pytest.mark.slow
     async def test_a_stalled_channel_that_expires(self, open_layer: OpenLayer) -> None:
         layer = await open_layer(local_capacity=2, local_expiry=2.5)
         stuck, other = await layer.new_channel(), await layer.new_channel()
@@ -667,6 +668,7 @@ class TestGroups:
         await until(lambda: of(layer).groups == GroupStatistics(wanted=1, bound=1, lingering=0))
 
 
+@pytest.mark.slow
 async def test_the_books_balance_after_a_storm(open_layer: OpenLayer) -> None:
     """Sends, groups and receives, a third of them cancelled at some moment; then all is let go."""
     chance = random.Random(5)
@@ -684,6 +686,12 @@ async def test_the_books_balance_after_a_storm(open_layer: OpenLayer) -> None:
         if not task.cancelled() and task.exception() is not None:
             assert isinstance(task.exception(), ChannelFull)
 
+    await layer.connect()
+    # They are written in their first turn; an answer takes another one at least.
+    sending = [asyncio.create_task(layer.group_send("g", MESSAGE)) for _ in range(10)]
+    await asyncio.sleep(0)
+    for task in sending:
+        task.cancel()
     for _ in range(6):
         calls = []
         for channel in channels:
@@ -710,4 +718,5 @@ async def test_the_books_balance_after_a_storm(open_layer: OpenLayer) -> None:
     must_have_nothing_left(statistics)
     assert statistics.published == published(statistics)
     assert statistics.routed == routed(statistics)
-    assert min(statistics.cancelled, statistics.received, statistics.confirmed) > 20
+    assert statistics.cancelled >= 10
+    assert min(statistics.received, statistics.expired, statistics.confirmed) > 0
