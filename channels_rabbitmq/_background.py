@@ -39,8 +39,10 @@ from typing import Any
 from asgiref.sync import AsyncToSync
 
 from ._forwarding import Forwarder, SyncForwarder, SyncReceivers
+from ._hooks import HookFunctions
 from ._loop_layer import LoopLayer
 from ._settings import Settings
+from ._statistics import LoopLayerStatistics
 from .exceptions import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
@@ -69,6 +71,7 @@ class LoopLayers:
         self._by_id: dict[str, LoopLayer] = {}
         self._ended_ids: dict[str, bool] = {}  # True: by close()
         self._for_sync_code = _ForSyncCode(self)
+        self._hook_functions: HookFunctions | None = None  # as long as nobody uses the layer
         self._is_abandoned = False
         self.process = process
         self.process.add(self)
@@ -76,9 +79,13 @@ class LoopLayers:
     def serve(self) -> LoopLayer | SyncForwarder:
         """Decide who serves the running event loop, which isn't in ``serving``.
 
-        Raises BrokerUnavailable when the process is ending.
+        Raises BrokerUnavailable when the process is ending, and InvalidChannelLayerError for a hook
+        that can't be imported.
         """
         loop = asyncio.get_running_loop()
+        if self._hook_functions is None:
+            # Not with the lock: a module that is imported may use the layer.
+            self._hook_functions = HookFunctions.load(self._settings)
         with self.process.lock:
             if self.process.is_ending:
                 raise BrokerUnavailable("The process is ending")
@@ -98,7 +105,8 @@ class LoopLayers:
 
     def make(self) -> LoopLayer:
         """Make a ``LoopLayer`` for the running event loop."""
-        loop_layer = LoopLayer(self._settings, self._capacity_of)
+        assert self._hook_functions is not None, "serve() is called first"
+        loop_layer = LoopLayer(self._settings, self._capacity_of, self._hook_functions)
         self._by_id[loop_layer.id] = loop_layer
         if self._is_abandoned:  # a moment ago, by a call that is still running
             self._close_soon(loop_layer)
@@ -146,6 +154,12 @@ class LoopLayers:
     def all(self) -> list[LoopLayer]:
         """Those of event loops that can be run still."""
         return [one for one in list(self._by_id.values()) if not one.loop.is_closed()]
+
+    def statistics(self) -> tuple[LoopLayerStatistics, ...]:
+        """Tell of each, in the order in which they were made. From any thread."""
+        return tuple(
+            one.statistics(for_sync_code=self.process.is_background(one.loop)) for one in self.all()
+        )
 
     def abandon(self) -> None:
         """Close everything: nobody has the layer any more. From any thread, at any moment."""

@@ -70,6 +70,8 @@ class Bindings:
         self._hurried: set[str] = set()
         # Confirmed by the broker on this connection, and no unbind written
         self._bound: set[str] = set()
+        # Wanted since before the connection was lost, and not bound, nor refused, since
+        self._missing: set[str] = set()
         # Written and not answered
         self._outstanding: dict[str, Command] = {}
 
@@ -98,6 +100,7 @@ class Bindings:
         if group not in self._wanted:
             return
         del self._wanted[group]
+        self._missing.discard(group)
         self._hurried.discard(group)
         if group in self._bound:
             self._start_linger(group)
@@ -154,7 +157,9 @@ class Bindings:
         if not command.bind:
             if wanted:
                 self._add_bind(group)
-        elif ok:
+            return
+        self._missing.discard(group)
+        if ok:
             self._bound.add(group)
             self._hurried.discard(group)
             if not wanted:
@@ -170,6 +175,7 @@ class Bindings:
         self._unbinds.clear()
         self._hurried_binds.clear()
         self._binds.clear()
+        self._missing = set(self._wanted)
         for group in self._wanted:
             self._add_bind(group)
 
@@ -196,6 +202,11 @@ class Bindings:
     def lingering(self) -> int:
         """How many groups stay bound for a moment without members."""
         return len(self._lingering)
+
+    @property
+    def missing(self) -> int:
+        """How many groups wait to be bound again since the connection was lost."""
+        return len(self._missing)
 
     def __repr__(self) -> str:
         due = len(self._hurried_binds) + len(self._binds) + len(self._unbinds)

@@ -22,6 +22,7 @@ import re
 import secrets
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from channels.exceptions import ChannelFull
@@ -31,6 +32,7 @@ from ._amqp.connection import Connection
 from ._bindings import Bindings
 from ._codec import MalformedBody, MessageCodec
 from ._direct_sender import Address, DirectSender
+from ._hooks import Hook, HookFunctions
 from ._mailbox import Loan
 from ._members import Members
 from ._probe import Probe
@@ -38,7 +40,7 @@ from ._publisher import Publisher
 from ._reporter import Reporter
 from ._router import TICK_INTERVAL, Router
 from ._settings import Settings
-from ._statistics import Counters
+from ._statistics import Counters, DroppedStatistics, GroupStatistics, LoopLayerStatistics
 from ._subscriber import Subscriber, direct_routing_key
 from ._supervisor import Supervisor
 from .exceptions import BrokerUnavailable
@@ -95,9 +97,14 @@ class LoopLayer:
     ``operation_timeout`` for the broker. Cancelling a call harms no other.
     """
 
-    def __init__(self, settings: Settings, capacity_of: Callable[[str], int]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        capacity_of: Callable[[str], int],
+        hook_functions: HookFunctions,
+    ) -> None:
         self._settings = settings
-        self.loop = self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self.id = new_id()
         self._prefix = self.id + "!"  # of the names of its channels
         self.counters = Counters()
@@ -114,8 +121,8 @@ class LoopLayer:
             capacity_of=capacity_of,
             counters=self.counters,
             report=self._reporter.report,
-            clock=self._loop.time,
-            create_future=self._loop.create_future,
+            clock=self.loop.time,
+            create_future=self.loop.create_future,
         )
         # Without calls between: this is the path of each message.
         self.receive_nowait = self._router.receive_nowait
@@ -125,7 +132,9 @@ class LoopLayer:
         self.collect = self._router.collect
         self.give_up = self._router.give_up
         self._tick_timer: asyncio.TimerHandle | None = None
-        self._bindings = Bindings(clock=self._loop.time)
+        self._bindings = Bindings(clock=self.loop.time)
+        self._on_disconnect = Hook("on_disconnect", hook_functions.on_disconnect, self.id)
+        self._on_reconnect = Hook("on_reconnect", hook_functions.on_reconnect, self.id)
         self._subscriber = Subscriber(
             self.id,
             settings,
@@ -133,6 +142,8 @@ class LoopLayer:
             connection_name=connection_name(Subscriber.name, self.id),
             on_delivery=self._accept_delivery,
             on_lost=self._router.connection_lost,
+            on_disconnect=self._on_disconnect.call,
+            on_reconnect=self._on_reconnect.call,
         )
         self._publisher = Publisher(
             settings,
@@ -176,7 +187,7 @@ class LoopLayer:
             supervisor.hurry()
 
     def _deadline(self) -> float:
-        return self._loop.time() + self._settings.operation_timeout
+        return self.loop.time() + self._settings.operation_timeout
 
     # Sending
 
@@ -241,6 +252,7 @@ class LoopLayer:
             self.counters.refused_by_a_queue += 1
             self._reporter.report("refused by a queue", group)
         elif outcome is Outcome.BLOCKED:
+            self.counters.blocked_groups += 1
             self._reporter.report("blocked", group)
         elif outcome is Outcome.UNKNOWN:
             self._reporter.report("unknown", group)
@@ -301,8 +313,6 @@ class LoopLayer:
     def give_back(self, loan: Loan) -> None:
         """The receiver won't have the message."""
         self._router.give_back(loan)
-        if self._tick_timer is None:
-            self._schedule_tick(self._router.next_tick_at())
 
     def _require_own(self, channel: str) -> None:
         if not channel.startswith(self._prefix):
@@ -316,7 +326,7 @@ class LoopLayer:
             self._subscriber.supervisor.start()
             # In a context of its own: the first caller's would live as long as the task.
             self._probe_task = contextvars.Context().run(
-                self._loop.create_task, self._probe.run(), name="channels_rabbitmq probe"
+                self.loop.create_task, self._probe.run(), name="channels_rabbitmq probe"
             )
 
     def _accept_delivery(self, body: bytes, ack: Callable[[], None]) -> None:
@@ -334,7 +344,7 @@ class LoopLayer:
             channel.startswith(self._prefix) and len(self._prefix) < len(channel) <= _LONGEST_NAME
         ):
             if channel != self._prefix:  # else it is our own probe
-                self.counters.unwanted += 1
+                self.counters.foreign += 1
                 self._reporter.report("foreign", channel[:_LONGEST_NAME])
             ack()
             return
@@ -343,10 +353,10 @@ class LoopLayer:
             self._schedule_tick(self._router.next_tick_at())
 
     def _schedule_tick(self, at: float | None) -> None:
-        self._tick_timer = None if at is None else self._loop.call_at(at, self._tick)
+        self._tick_timer = None if at is None else self.loop.call_at(at, self._tick)
 
     def _tick(self) -> None:
-        self._schedule_tick(self._loop.time() + TICK_INTERVAL)  # also if tick() should fail
+        self._schedule_tick(self.loop.time() + TICK_INTERVAL)  # also if tick() should fail
         at = self._router.tick()
         assert self._tick_timer is not None
         self._tick_timer.cancel()
@@ -356,16 +366,68 @@ class LoopLayer:
                 self._reporter.report_level("back-pressure", channel, messages)
 
     async def _send_probe(self) -> Outcome:
-        return await self._publisher.publish(
+        outcome = await self._publisher.publish(
             self._probe_body,
             exchange=self._settings.groups_exchange,
             routing_key=direct_routing_key(self.id),
             mandatory=True,
             deadline=self._deadline(),
         )
+        if outcome is Outcome.REFUSED:
+            self.counters.refused += 1
+        return outcome
 
     def _accept_no_exchange(self) -> None:
         self._subscriber.supervisor.give_up_connection("the groups exchange was deleted")
+
+    # For operators
+
+    def statistics(self, *, for_sync_code: bool) -> LoopLayerStatistics:
+        """Tell what has happened and how it is. From any thread; see ``_statistics``."""
+        counters = replace(self.counters)
+        router = self._router
+        return LoopLayerStatistics(
+            id=self.id,
+            for_sync_code=for_sync_code,
+            publisher=self._publisher.supervisor.statistics(),
+            subscriber=self._subscriber.supervisor.statistics(),
+            carehare_connection=self._user_connection.supervisor.statistics(),
+            is_blocked=self._publisher.is_blocked,
+            published=counters.published,
+            confirmed=counters.confirmed,
+            refused=counters.refused,
+            refused_by_a_queue=counters.refused_by_a_queue,
+            returned=counters.returned,
+            unknown=counters.unknown,
+            cancelled=counters.cancelled,
+            blocked=counters.blocked,
+            unconfirmed=self._publisher.unconfirmed,
+            delivered=counters.delivered,
+            routed=counters.routed,
+            received=counters.received,
+            expired=counters.expired,
+            dropped=DroppedStatistics(
+                blocked=counters.blocked_groups,
+                unreachable=counters.unreachable,
+                overflowed=counters.overflowed,
+                unwanted=counters.unwanted,
+                foreign=counters.foreign,
+                malformed=counters.malformed,
+            ),
+            waiting=router.waiting_messages,
+            lent=router.lent_messages,
+            channels=router.channels,
+            receivers=router.receivers,
+            stalled_channels=router.stalled_channels,
+            in_use=router.in_use,
+            local_capacity=self._settings.local_capacity,
+            uncounted_bytes=router.uncounted_bytes,
+            groups=GroupStatistics(
+                wanted=self._bindings.wanted,
+                bound=self._bindings.bound,
+                lingering=self._bindings.lingering,
+            ),
+        )
 
     # The user's connection, and the end
 
@@ -417,11 +479,16 @@ class LoopLayer:
         self._subscriber.stop()
         self._publisher.supervisor.stop()
         self._user_connection.supervisor.stop()
+        hooks = (self._on_disconnect, self._on_reconnect)
+        for hook in hooks:
+            hook.stop()
         if self._probe_task is not None:
             self._probe_task.cancel()
             await asyncio.wait([self._probe_task])
         for supervisor in self._supervisors:
             await supervisor.wait_stopped()
+        for hook in hooks:
+            await hook.wait_stopped()
         await asyncio.sleep(0)  # lets the calls that end now say so
         self._reporter.close()
         self.has_ended = True

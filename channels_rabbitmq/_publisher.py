@@ -119,6 +119,17 @@ class Publisher:
         if isinstance(exc, carehare.ChannelClosedByServer) and exc.reply_code == _NOT_FOUND:
             self._on_no_exchange()
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the broker takes no messages now, and has said so. From any thread."""
+        return self._is_blocked and self._amqp_channel is not None
+
+    @property
+    def unconfirmed(self) -> int:
+        """How many messages are written and have no answer. From any thread."""
+        amqp_channels = (self._amqp_channel, self._default_exchange_channel)
+        return sum(one.unconfirmed for one in amqp_channels if one is not None)
+
     # Publishing
 
     @property
@@ -157,13 +168,17 @@ class Publisher:
                 raise BrokerUnavailable(str(err)) from err
         counters = self._counters
         counters.published += 1
-        outcome = await amqp_channel.publish(
-            body,
-            exchange=exchange,
-            routing_key=routing_key,
-            mandatory=mandatory,
-            deadline=deadline,
-        )
+        try:
+            outcome = await amqp_channel.publish(
+                body,
+                exchange=exchange,
+                routing_key=routing_key,
+                mandatory=mandatory,
+                deadline=deadline,
+            )
+        except BaseException:
+            counters.cancelled += 1
+            raise
         if outcome is Outcome.CONFIRMED:
             counters.confirmed += 1
         elif outcome is Outcome.UNKNOWN:

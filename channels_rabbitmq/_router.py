@@ -82,7 +82,8 @@ class Router:
 
     None of these callables, nor any ``ack``, may raise or call the router.
 
-    Of the counters, ``received``, ``unwanted``, ``expired`` and ``overflowed`` are kept here.
+    Of the counters, ``routed``, ``received``, ``unwanted``, ``expired`` and ``overflowed`` are kept
+    here.
     """
 
     def __init__(
@@ -122,6 +123,8 @@ class Router:
         self._in_use = 0
         # Bytes of bodies that some mailbox holds without counting them
         self._uncounted_bytes = 0
+        # How many mailboxes are stalled
+        self._stalled_channels = 0
         # Heap that finds the oldest uncounted message: (number of its first message, channel,
         # mailbox) for each mailbox with uncounted ones. A number may be too low, a mailbox may
         # have none any more or be there twice; _oldest_uncounted() and tick() put that right.
@@ -150,10 +153,12 @@ class Router:
             channels = self._members.channels(envelope.group)
             if not channels:
                 self._counters.unwanted += 1
+            self._counters.routed += len(channels)
             for channel in channels:
                 self._put(channel, delivery)
         else:
             assert envelope.channel is not None, "an envelope has one recipient"
+            self._counters.routed += 1
             self._put(envelope.channel, delivery)
         if delivery.counting:
             self._in_use += 1
@@ -192,7 +197,7 @@ class Router:
             return None
         now = self._clock()
         if mailbox.stalled:
-            mailbox.note_reader(now)
+            self._note_reader(mailbox, now)
         else:
             mailbox.active_at = now
         messages = mailbox.messages
@@ -299,7 +304,7 @@ class Router:
         mailbox = self._mailboxes.get(channel)
         if mailbox is not None:
             now = self._clock()
-            mailbox.note_reader(now)
+            self._note_reader(mailbox, now)
             self._drop_expired(mailbox, now)
             if len(mailbox.messages or ()) > mailbox.woken:
                 return self._lend(mailbox)
@@ -366,7 +371,7 @@ class Router:
         self._holding.clear()
         self._loans.clear()
         self._uncounted_by_age.clear()
-        self._in_use = self._uncounted_bytes = self._waiting = 0
+        self._in_use = self._uncounted_bytes = self._waiting = self._stalled_channels = 0
         for mailbox in mailboxes:
             while (waiter := mailbox.pop_waiter()) is not None:
                 # No set_exception(): a receive() cancelled at this moment would never fetch it,
@@ -401,7 +406,7 @@ class Router:
         self._next_tick_at = now + TICK_INTERVAL
         return self.next_tick_at()
 
-    # For operators
+    # For operators: what counts may be read on any thread, and costs the same whatever is held
 
     @property
     def in_use(self) -> int:
@@ -411,11 +416,36 @@ class Router:
     @property
     def waiting_messages(self) -> int:
         """Messages held in all channels; a group's message counts for each member."""
-        return sum(len(mailbox.messages or ()) for mailbox in self._holding)
+        if self._closed:
+            return 0
+        counters = self._counters
+        gone = counters.received + counters.expired + counters.overflowed + len(self._loans)
+        return max(0, counters.routed - gone)
+
+    @property
+    def lent_messages(self) -> int:
+        return len(self._loans)
+
+    @property
+    def channels(self) -> int:
+        """How many channels hold messages or have a ``receive()`` waiting."""
+        idle = self._just_idle
+        is_there = idle is not None and idle.is_idle and self._mailboxes.get(idle.channel) is idle
+        return len(self._mailboxes) - is_there
+
+    @property
+    def receivers(self) -> int:
+        """How many ``receive()`` calls wait and were not woken."""
+        return self._waiting
 
     @property
     def stalled_channels(self) -> int:
-        return sum(mailbox.stalled for mailbox in self._holding)
+        return self._stalled_channels
+
+    @property
+    def uncounted_bytes(self) -> int:
+        """Size of the bodies that are held without counting against ``local_capacity``."""
+        return self._uncounted_bytes
 
     def fullest_channels(self, count: int = 5) -> list[tuple[str, int]]:
         """The channels that hold the most messages, and how many."""
@@ -433,7 +463,8 @@ class Router:
         return (
             f"<Router: in_use={self._in_use}/{self._local_capacity}"
             f" messages={self.waiting_messages} in {len(self._holding)} channels"
-            f" ({self.stalled_channels} stalled), receivers waiting={self._waiting}>"
+            f" ({self.stalled_channels} stalled), lent={len(self._loans)},"
+            f" receivers waiting={self._waiting}>"
         )
 
     # Mailboxes: what comes in and what goes out
@@ -543,6 +574,8 @@ class Router:
     def _forget_if_idle(self, mailbox: Mailbox) -> None:
         if mailbox.is_idle and self._mailboxes.get(mailbox.channel) is mailbox:
             del self._mailboxes[mailbox.channel]
+            if mailbox.stalled:
+                self._stalled_channels -= 1
 
     # Receivers
 
@@ -566,9 +599,18 @@ class Router:
         for mailbox in silent:
             if not self._is_held_up():
                 break
-            mailbox.stalled = True
-            self._stop_counting(mailbox)
-            self._drop_overflow(mailbox)
+            self._stall(mailbox)
+
+    def _stall(self, mailbox: Mailbox) -> None:
+        mailbox.stalled = True
+        self._stalled_channels += 1
+        self._stop_counting(mailbox)
+        self._drop_overflow(mailbox)
+
+    def _note_reader(self, mailbox: Mailbox, now: float) -> None:
+        if mailbox.stalled:
+            self._stalled_channels -= 1
+        mailbox.note_reader(now)
 
     def _is_held_up(self) -> bool:
         """Whether someone waits while others use much of ``local_capacity``."""

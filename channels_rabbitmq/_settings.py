@@ -3,17 +3,21 @@
 All mistakes that can be seen without a broker are told here, in words that
 name the option: at construction, instead of in a log line an hour later.
 No error and no ``repr`` shows a password or a key. So errors quote only
-numbers and names of types; a value that is in the wrong place may be secret.
+numbers and names of types, and what can only be a module's name; a value that
+is in the wrong place may be secret.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
+import inspect
 import re
 import ssl
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -34,6 +38,9 @@ _LARGEST_LOCAL_CAPACITY = 2**16 - 1
 _LARGEST_REMOTE_CAPACITY = 2**31 - 1
 _LONGEST_EXCHANGE_NAME = 127
 
+# Called with the id of a LoopLayer and a reason; what an async one returns is awaited.
+HookFunction = Callable[[str, str], object]
+
 _OPTIONS = (
     "host",
     "ssl_context",
@@ -48,6 +55,8 @@ _OPTIONS = (
     "operation_timeout",
     "max_message_size",
     "symmetric_encryption_keys",
+    "on_disconnect",
+    "on_reconnect",
     "group_expiry",
 )
 
@@ -80,6 +89,9 @@ class Settings:
     max_message_size: int
     # The first encrypts, all decrypt; empty: no encryption.
     symmetric_encryption_keys: tuple[str | bytes, ...] = field(repr=False)
+    # What to call, or its dotted path, which is imported later; None: nothing.
+    on_disconnect: HookFunction | str | None
+    on_reconnect: HookFunction | str | None
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> Settings:
@@ -139,6 +151,8 @@ class Settings:
                 "max_message_size", config.get("max_message_size", 16 * 1024 * 1024)
             ),
             symmetric_encryption_keys=_read_keys(config.get("symmetric_encryption_keys")),
+            on_disconnect=_read_hook("on_disconnect", config.get("on_disconnect")),
+            on_reconnect=_read_hook("on_reconnect", config.get("on_reconnect")),
         )
 
 
@@ -274,6 +288,41 @@ def _read_keys(value: object) -> tuple[str | bytes, ...]:
                 "pip install channels_rabbitmq[cryptography]"
             ) from exc
     return tuple(value)
+
+
+def _read_hook(name: str, value: object) -> HookFunction | str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        return check_hook(name, value)
+    parts = value.split(".")
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise ValueError(
+            f"{name} must be a callable or the dotted path of one, such as mysite.hooks.{name}"
+        )
+    # Nothing is imported now (see _hooks), and to look for a top-level module imports nothing.
+    if parts[0] not in sys.modules and importlib.util.find_spec(parts[0]) is None:
+        raise ValueError(f"{name} is a dotted path, but there is no module {parts[0]!r}")
+    return value
+
+
+def check_hook(name: str, value: object) -> HookFunction:
+    """Return what can be called with two arguments; else raise ValueError."""
+    if not callable(value):
+        raise ValueError(
+            f"{name} must be a callable or the dotted path of one, not {_type_name(value)}"
+        )
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):
+        return value  # Some that are built in have none.
+    try:
+        signature.bind("id", "reason")
+    except TypeError as err:
+        problem = str(err)
+    else:
+        return value
+    raise ValueError(f"{name} is called with two arguments, an id and a reason: {problem}")
 
 
 def _show(number: float) -> str:

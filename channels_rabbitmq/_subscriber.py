@@ -69,7 +69,8 @@ class Subscriber:
 
     ``on_delivery(body, ack)`` is called for each message, in order; ``ack()`` may be called at any
     time, and does nothing once the connection that delivered it is gone. ``on_lost()`` is called
-    when nothing more comes from the connection that delivered until now.
+    when nothing more comes from the connection that delivered until now. ``on_disconnect(reason)``
+    and ``on_reconnect(reason)`` take turns: see ``_hooks``; both get the reason of the loss.
     """
 
     name = "subscriber"
@@ -83,12 +84,18 @@ class Subscriber:
         connection_name: str,
         on_delivery: Callable[[bytes, Callable[[], None]], None],
         on_lost: Callable[[], None],
+        on_disconnect: Callable[[str], None],
+        on_reconnect: Callable[[str], None],
     ) -> None:
         self._id = id_
         self._settings = settings
         self._bindings = bindings
         self._on_delivery = on_delivery
         self._on_lost = on_lost
+        self._on_disconnect = on_disconnect
+        self._on_reconnect = on_reconnect
+        self._was_ready = False
+        self._loss: str | None = None  # the reason told, until all groups are bound again
         self._loop = asyncio.get_running_loop()
         self.supervisor = Supervisor(self, settings, connection_name=connection_name)
         self.queue = ""  # the present connection's, while there is one
@@ -165,15 +172,20 @@ class Subscriber:
         return arguments
 
     def ready(self) -> None:
+        self._was_ready = True
         delay = min(self._bound_before * self._rebind_delay, LONGEST_REBIND_DELAY)
         self._bound_before = 0
         self._is_holding_back = delay > 0
         if self._is_holding_back:
             self._timer = self._loop.call_later(delay, self._stop_holding_back)
         self._pump()
+        self._tell_reconnected()
 
     def lost(self, reason: str) -> None:
         self._cancel_timer()
+        if self._was_ready and self._loss is None and self.supervisor.state is not State.CLOSED:
+            self._loss = reason
+            self._on_disconnect(reason)
         if self._consumer is not None:
             # It may go on for a second; what came then would count on the next connection.
             self._consumer.mute()
@@ -187,6 +199,17 @@ class Subscriber:
         self._bound_before = max(self._bound_before, self._bindings.bound)
         self._bindings.connection_lost()
         self._refusals.clear()
+
+    def _tell_reconnected(self) -> None:
+        """Tell of it, if it is due: every group is bound again that was."""
+        if (
+            self._loss is not None
+            and not self._bindings.missing
+            and self._topology is not None
+            and self.supervisor.connection is not None
+        ):
+            reason, self._loss = self._loss, None
+            self._on_reconnect(reason)
 
     def _accept_end(self, exc: Exception) -> None:
         self.supervisor.give_up_connection(str(exc))
@@ -205,6 +228,7 @@ class Subscriber:
         if group in self._waiters:
             self._waiters[group].wake()
         self._pump()
+        self._tell_reconnected()
 
     async def wait_bound(self, group: str, deadline: float) -> None:
         """Wait until a group is bound and confirmed, before all that nobody waits for.
@@ -279,6 +303,7 @@ class Subscriber:
         if waiters is not None:
             waiters.wake()
         self._pump()
+        self._tell_reconnected()
 
     def _accept_refusal(self, command: Command, exc: carehare.ChannelClosedByServer) -> None:
         if command.bind:

@@ -24,6 +24,7 @@ import carehare
 from ._amqp.connection import Connection
 from ._amqp.url import BrokerUrl
 from ._settings import Settings
+from ._statistics import ConnectionStatistics
 from ._waiting import Waiters, run_until
 from .exceptions import BrokerUnavailable
 
@@ -58,10 +59,10 @@ _CONNECTION_TROUBLE = (
 class State(enum.Enum):
     """Where a supervised connection is in its life."""
 
-    IDLE = "not asked for yet"
+    IDLE = "idle"  # nobody asked for it yet
     CONNECTING = "connecting"
     READY = "connected"
-    WAITING = "waiting to reconnect"
+    WAITING = "waiting"  # for the next attempt
     CLOSED = "closed"
 
 
@@ -135,10 +136,28 @@ class Supervisor:
         self.on_end: Callable[[], None] = lambda: None  # the task has ended, by whomsoever
         self.connection: Connection | None = None  # while READY
         self.state = State.IDLE
+        # Since when it is connected, or isn't; by the wall clock, since it is for people.
+        self._since = time.time()
+        self._url: BrokerUrl | None = None  # of the connection, while READY
+        self._times_connected = 0
         self.last_reason = ""  # why there is no connection, or why the last one was lost
 
     def __repr__(self) -> str:
         return f"<Supervisor {self._role.name}: {self.state.value}>"
+
+    def statistics(self) -> ConnectionStatistics:
+        """Tell how it is. From any thread."""
+        url = self._url
+        state = self.state
+        if state is State.READY and url is None:
+            state = State.WAITING  # in a moment
+        return ConnectionStatistics(
+            state=state.value,
+            since=self._since,
+            url="" if url is None else str(url),
+            reconnects=max(0, self._times_connected - 1),
+            last_reason=self.last_reason,
+        )
 
     def start(self) -> None:
         """Connect, if nobody asked for it before. Must be called on the loop that it serves."""
@@ -206,6 +225,8 @@ class Supervisor:
     def _set_state(self, state: State) -> None:
         if state is not self.state and self.state is not State.CLOSED:
             logger.debug("%s: %s -> %s", self._role.name, self.state.value, state.value)
+            if self.state is State.IDLE or state in (State.READY, State.CLOSED):
+                self._since = time.time()
             self.state = state
 
     async def _run(self) -> None:
@@ -258,6 +279,8 @@ class Supervisor:
                 raise carehare.ConnectionClosed(self._given_up.result())
             was_ready = True
             self.connection = connection
+            self._url = url
+            self._times_connected += 1
             self._set_state(State.READY)
             logger.info("%s: connected to %s", self._role.name, url)
             self._role.ready()
@@ -279,8 +302,10 @@ class Supervisor:
             self.last_reason = describe(err)
             logger.exception("%s: unexpected error", self._role.name)
         finally:
-            self.connection = None
+            self.connection = self._url = None
             self._given_up = None
+            if was_ready and self.state is not State.CLOSED:
+                self._since = time.time()
             self._tell_lost()
             if self.state is not State.CLOSED:
                 self._log_loss(url, was_ready)

@@ -24,6 +24,7 @@ from ._forwarding import Forwarder, SyncForwarder
 from ._loop_layer import LoopLayer
 from ._names import require_channel_name, require_group_name
 from ._settings import Settings
+from ._statistics import LoopLayerStatistics
 from .exceptions import BrokerUnavailable
 
 
@@ -37,7 +38,9 @@ class RabbitmqChannelLayer(BaseChannelLayer):
     process has begun to end, calls raise ``BrokerUnavailable``. All coroutines may be cancelled at
     any time, and none but ``receive`` waits longer than ``operation_timeout`` (seconds).
 
-    Raises ``InvalidChannelLayerError`` for an option that doesn't exist or has a bad value.
+    Raises ``InvalidChannelLayerError`` for an option that doesn't exist or has a bad value. So does
+    the first call on an event loop if ``on_disconnect`` or ``on_reconnect`` is a dotted path that
+    can't be imported.
 
     A message is a ``dict`` with ``str`` keys all the way down, and values of ``bytes``, ``str``,
     ``int`` (signed, 64 bits), ``float``, ``list``, ``tuple`` (arrives as a ``list``), ``dict``,
@@ -223,6 +226,20 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         """
         await self._loop_layer().connect(fail_fast)
 
+    def statistics(self) -> tuple[LoopLayerStatistics, ...]:
+        """Return counters and states, of each event loop of this process that uses the layer.
+
+        In the order of their first calls; empty as long as there was none. One that is closed
+        stays, as long as its event loop isn't closed and no other comes. May be called in any
+        thread, on any event loop or without one, at any time; it connects nothing, waits for
+        nothing and costs little. For an event loop of another thread, which goes on meanwhile, the
+        numbers may be a moment apart. The README explains each of them.
+        """
+        loop_layers = self._loop_layers
+        if _background.process.is_inherited or loop_layers.process is not _background.process:
+            return ()  # They are those of the process that has forked.
+        return loop_layers.statistics()
+
     @property
     def carehare_connection(self) -> Awaitable[carehare.Connection]:
         """An open connection for queues of your own: ``await layer.carehare_connection``.
@@ -245,7 +262,8 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         nothing, may be called any number of times; cancelled, it ends everything all the same, a
         moment later.
         """
-        with contextlib.suppress(BrokerUnavailable):  # It is closed: the process is ending.
+        # If there is nothing to close: the process is ending, or a hook can't be imported.
+        with contextlib.suppress(BrokerUnavailable, InvalidChannelLayerError):
             await self._loop_layer().close()
 
 

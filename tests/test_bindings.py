@@ -345,6 +345,34 @@ def test_lost_connection_makes_what_is_wanted_due_again() -> None:
     assert bindings.take() == [bind("binding"), bind("bound"), bind("due")]
 
 
+def test_what_is_missing_since_the_connection_was_lost() -> None:
+    bindings, _ = make()
+    make_bound(bindings, "a", "b", "lingering")
+    bindings.release("lingering")
+    bindings.want("refused")
+    bindings.settle(bindings.take()[0], False)
+    assert bindings.missing == 0
+    bindings.connection_lost()
+    assert bindings.missing == 3
+    bindings.want("new")  # Whoever adds it waits for it.
+    assert bindings.missing == 3
+    commands = {command.group: command for command in bindings.take()}
+    bindings.settle(commands["new"], True)
+    assert bindings.missing == 3
+    bindings.settle(commands["a"], True)
+    bindings.settle(commands["refused"], False)
+    assert bindings.missing == 1
+    # On a second loss all that is wanted counts again.
+    bindings.connection_lost()
+    assert bindings.missing == 4
+    bindings.release("a")
+    bindings.want("a")
+    assert bindings.missing == 3
+    for command in bindings.take():
+        bindings.settle(command, True)
+    assert bindings.missing == 0
+
+
 def test_answer_of_a_former_connection_changes_nothing() -> None:
     bindings, _ = make()
     bindings.want("g")

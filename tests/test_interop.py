@@ -168,7 +168,7 @@ class TestChannels:
                 publish_bodies, broker.url, groups_exchange, key_of(channel), bodies
             )
             assert await receive(layer, channel) == GOOD
-            assert layer._loop_layer().counters.unwanted == 2
+            assert layer._loop_layer().counters.foreign == 2
             line = await lines.next("WARNING")
         assert "2 messages dropped: for channels of another process" in line
         assert "crq.aaaaaaaaaaaaaaaa!specific.x (1)" in line

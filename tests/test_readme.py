@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import dataclasses
 import inspect
+import json
 import os
 import re
 import shlex
@@ -16,6 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -30,7 +33,7 @@ import docutils.nodes  # type: ignore[import-untyped]  # as above
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from channels.layers import ChannelLayerManager, channel_layers
-from channels.testing import ApplicationCommunicator
+from channels.testing import ApplicationCommunicator, WebsocketCommunicator
 from conftest import Broker
 from django.conf import settings
 from django.test import override_settings
@@ -54,6 +57,12 @@ from channels_rabbitmq import (
 from channels_rabbitmq._amqp import url as broker_url
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq._settings import Settings
+from channels_rabbitmq._statistics import (
+    ConnectionStatistics,
+    DroppedStatistics,
+    GroupStatistics,
+    LoopLayerStatistics,
+)
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from channels_rabbitmq.lifespan import LifespanApp
@@ -194,7 +203,7 @@ def test_the_methods_and_what_they_take() -> None:
     methods = {
         name
         for name, value in vars(RabbitmqChannelLayer).items()
-        if inspect.iscoroutinefunction(value) and not name.startswith("_")
+        if inspect.isfunction(value) and not name.startswith("_")
     }
     assert {term.partition("(")[0] for term in terms} == methods
 
@@ -238,6 +247,12 @@ def test_numbers() -> None:
         f"messages, 1 to {_settings._LARGEST_LOCAL_CAPACITY};",
         f"seconds, at least {_settings._SHORTEST_EXPIRY:g}",
         f"silent after {1.5 * broker_url.DEFAULT_HEARTBEAT:g} seconds",
+        f"one and a half heartbeats ({1.5 * broker_url.DEFAULT_HEARTBEAT:g} seconds)",
+        f"about three heartbeats ({3 * broker_url.DEFAULT_HEARTBEAT:g} seconds)",
+        f"within {_probe.INTERVAL + _probe.ANSWER_TIMEOUT:g} seconds by a message to itself",
+        f"tried for {_direct_sender.RETRY_TIMEOUT:g} seconds and dropped",
+        f"beyond ``capacity`` or {_router.UNCOUNTED_BYTES // 2**20} MiB",
+        f"{_router.UNCOUNTED_BYTES // 2**20} MiB for stalled channels",
     ):
         assert sentence in plain(), sentence
     assert _direct_sender.UNREACHABLE_TIMEOUT == 60
@@ -249,6 +264,43 @@ def test_numbers() -> None:
     defaults = Settings.from_config({})
     assert defaults.remote_capacity is not None
     assert f"{defaults.remote_capacity + defaults.local_capacity} by default" in plain()
+
+
+def test_every_field_of_the_statistics_is_explained() -> None:
+    explained = [name for literals, _ in definitions("Statistics") for name in literals]
+    fields = {field.name: field.type for field in dataclasses.fields(LoopLayerStatistics)}
+    assert set(explained) == set(fields)
+    assert len(explained) == len(fields)
+    said = " ".join(section("Statistics").astext().split())
+    nested = (ConnectionStatistics, GroupStatistics, DroppedStatistics)
+    for kind in nested:
+        for field in dataclasses.fields(kind):
+            assert re.search(rf"\b{field.name}\b", said), field.name
+    for state in _supervisor.State:
+        assert f'"{state.value}"' in said
+    # And what is to be watched is there.
+    watched = re.findall(r"``([a-z_]+(?:\.[a-z_]+)?)``", " ".join(block_of("What to watch")))
+    known = set(fields) | {
+        f"{name}.{field.name}"
+        for name, kind in zip(
+            ("publisher", "subscriber", "groups", "dropped"),
+            (ConnectionStatistics, *nested),
+            strict=True,
+        )
+        for field in dataclasses.fields(kind)
+    }
+    assert len(watched) > 10
+    others = {"since", "last_reason", "messages_ready", "messages_unacknowledged"}
+    assert set(watched) - known - others - set(_settings._OPTIONS) == set()
+
+
+def block_of(title: str) -> list[str]:
+    """The lines of a section's source."""
+    lines = TEXT.splitlines()
+    start = lines.index(title)
+    underlined = [n for n, line in enumerate(lines) if re.fullmatch(r"(-{3,}|={3,})", line)]
+    end = next(n for n in underlined if n > start + 1 and lines[n - 1].strip())
+    return lines[start : end - 1]
 
 
 # What it says of the log
@@ -530,6 +582,58 @@ def test_the_lifespan_apps_parameters() -> None:
     parameters = list(inspect.signature(LifespanApp).parameters.values())
     plain = (str(parameter.replace(annotation=parameter.empty)) for parameter in parameters)
     assert ", ".join(plain) == said.replace('"', "'")
+
+
+async def test_statistics(default_layer: RabbitmqChannelLayer) -> None:
+    metrics = run("statistics")["metrics"]
+    assert metrics() == "[]"
+    await must_work(default_layer)
+    (one,) = json.loads(await asyncio.to_thread(metrics))
+    assert (one["received"], one["subscriber"]["state"]) == (2, "connected")
+
+
+async def test_what_operators_see(default_layer: RabbitmqChannelLayer, broker: Broker) -> None:
+    if broker.private is None:
+        pytest.skip("needs rabbitmqctl for the broker")
+    await must_work(default_layer)
+    shown = []
+    for command, *words in commands("watch"):
+        assert command == "rabbitmqctl"
+        words = ["/" if word == "asgi" else word for word in words]
+        shown.append(await asyncio.to_thread(broker.private.ctl, *words))
+    id_ = default_layer.statistics()[0].id
+    assert f"channels_rabbitmq subscriber {id_} " in shown[0]
+    assert re.search(rf"^{re.escape(id_)}\t0\t0\t1$", shown[1], re.MULTILINE)
+    assert "Alarms" in shown[2]
+
+
+async def test_hooks(
+    open_layer: OpenLayer,
+    open_from_settings: OpenFromSettings,
+    broker: Broker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The clients of a process whose connection was lost hear of it, and only these."""
+    module = types.ModuleType("mysite.consumers")
+    module.__dict__.update(run("hooks"))
+    monkeypatch.setitem(sys.modules, "mysite", types.ModuleType("mysite"))
+    monkeypatch.setitem(sys.modules, "mysite.consumers", module)
+    layer = await open_from_settings(run("hooks-settings", (URL, broker.url)))
+    # Those of another server process.
+    other = await open_layer()
+    clients = []
+    for used in (layer, other):
+        monkeypatch.setitem(channel_layers.backends, "default", used)
+        client = WebsocketCommunicator(module.Dashboard.as_asgi(), "/")
+        assert await client.connect(10) == (True, None)
+        clients.append(client)
+    monkeypatch.setitem(channel_layers.backends, "default", layer)
+    for _ in range(2):
+        await reconnect(layer)
+        assert await clients[0].receive_json_from(10) == {"fetch": "everything"}
+    assert await clients[1].receive_nothing(0.1)
+    for client in clients:
+        await client.disconnect()
 
 
 async def test_carehare_connection(

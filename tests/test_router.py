@@ -145,6 +145,8 @@ class Rig:
         listed = {box for _, _, box in router._uncounted_by_age}
         assert {box for box in mailboxes.values() if box.uncounted} <= listed
         assert router.stalled_channels == sum(box.stalled for box in mailboxes.values())
+        assert router.channels == sum(not box.is_idle for box in mailboxes.values())
+        assert router.lent_messages == len(router._loans)
 
     def check_nothing_left(self) -> None:
         self.router.tick()
@@ -153,7 +155,9 @@ class Rig:
         assert self.router.next_tick_at() is None
         assert not self.router._holding
         assert not self.router._uncounted_by_age
-        assert self.router._uncounted_bytes == self.router._waiting == 0
+        router = self.router
+        assert router.channels == router.receivers == router.lent_messages == 0
+        assert router.uncounted_bytes == router.stalled_channels == 0
 
 
 @pytest.fixture
@@ -890,7 +894,7 @@ async def test_many_stalled_channels_drop_in_the_order_of_arrival(
             number = rig.take(channel)
             held.remove((number, channel))
             if any(c == channel for _, c in held):
-                rig.router._mailboxes[channel].stalled = True  # As if nothing had happened
+                rig.router._stall(rig.router._mailboxes[channel])  # As if nothing had happened
         elif any(c == channel for _, c in held):
             held.append((rig.deliver(channel).number, channel))
             while len(held) > 20:
@@ -899,10 +903,7 @@ async def test_many_stalled_channels_drop_in_the_order_of_arrival(
                 before += 1
         else:
             held.append((rig.deliver(channel).number, channel))
-            box = rig.router._mailboxes[channel]
-            box.stalled = True
-            rig.router._stop_counting(box)
-            rig.router._drop_overflow(box)
+            rig.router._stall(rig.router._mailboxes[channel])
             if len(held) > 20:
                 held.pop(0)
         if chance.random() < 0.1:
@@ -1067,7 +1068,11 @@ async def test_repr_tells_the_state(rig: Rig) -> None:
     await stall(rig)
     rig.deliver("other")
     assert repr(rig.router) == (
-        "<Router: in_use=1/10 messages=6 in 2 channels (1 stalled), receivers waiting=1>"
+        "<Router: in_use=1/10 messages=6 in 2 channels (1 stalled), lent=0, receivers waiting=1>"
+    )
+    rig.lend("other")
+    assert repr(rig.router) == (
+        "<Router: in_use=1/10 messages=5 in 1 channels (1 stalled), lent=1, receivers waiting=1>"
     )
 
 

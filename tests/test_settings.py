@@ -33,6 +33,8 @@ def test_defaults() -> None:
         operation_timeout=10.0,
         max_message_size=16 * 1024 * 1024,
         symmetric_encryption_keys=(),
+        on_disconnect=None,
+        on_reconnect=None,
     )
 
 
@@ -54,6 +56,8 @@ def test_every_option_is_taken() -> None:
             "operation_timeout": 3,
             "max_message_size": 1000,
             "symmetric_encryption_keys": ["one", b"two"],
+            "on_disconnect": max,
+            "on_reconnect": "os.path.join",
         }
     )
     assert result == Settings(
@@ -73,6 +77,8 @@ def test_every_option_is_taken() -> None:
         operation_timeout=3.0,
         max_message_size=1000,
         symmetric_encryption_keys=("one", b"two"),
+        on_disconnect=max,
+        on_reconnect="os.path.join",
     )
 
 
@@ -233,6 +239,10 @@ def test_options_that_need_a_value(option: str) -> None:
         ("symmetric_encryption_keys", ["hush\udcff"], "symmetric_encryption_keys[0] is a str with"),
         ("host", None, "host must be a URL or a list of URLs, not NoneType"),
         ("host", b"amqp://a:hush@b", "host must be a URL or a list of URLs, not bytes"),
+        ("on_disconnect", "hush", "on_disconnect must be a callable or the dotted path of one"),
+        ("on_reconnect", "os.hush hush", "on_reconnect must be a callable or the dotted path of"),
+        ("on_reconnect", b"os.hush", "on_reconnect must be a callable or the dotted path of one"),
+        ("on_disconnect", lambda: "hush", "on_disconnect is called with two arguments"),
         ("host", {"amqp://a:hush@b"}, "host must be a URL or a list of URLs, not set"),
         ("host", [], "host must be a URL or a list of URLs; the list is empty"),
         ("host", "", "host: the URL must start with amqp://"),
@@ -354,6 +364,8 @@ options = st.sampled_from(
         "channel_capacity",
         "groups_exchange",
         "symmetric_encryption_keys",
+        "on_disconnect",
+        "on_reconnect",
     ]
 )
 

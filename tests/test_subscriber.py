@@ -164,10 +164,10 @@ async def test_groups_wait_for_half_as_long_as_binding_them_takes(open_layer: Op
     await connected(layer)
     subscriber = layer._loop_layer()._subscriber
     assert subscriber._rebind_delay == _subscriber.REBIND_DELAY_PER_GROUP
-    before = layer._loop_layer()._loop.time()
+    before = layer._loop_layer().loop.time()
     count = 2 * _subscriber._ENOUGH_TO_MEASURE
     await asyncio.gather(*(layer.group_add(f"g{n}", channel) for n in range(count)))
-    seconds = layer._loop_layer()._loop.time() - before
+    seconds = layer._loop_layer().loop.time() - before
     assert 0 < subscriber._rebind_delay <= seconds / _subscriber._ENOUGH_TO_MEASURE
 
 

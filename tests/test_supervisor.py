@@ -712,7 +712,7 @@ async def test_states_are_logged(logged: pytest.LogCaptureFixture) -> None:
         await supervisor.wait_ready(soon())
         await end(supervisor)
     assert [line for line in warnings(logged, logging.DEBUG) if "->" in line] == [
-        "role: not asked for yet -> connecting",
+        "role: idle -> connecting",
         "role: connecting -> connected",
         "role: connected -> closed",
     ]
