@@ -121,7 +121,7 @@ class Publisher:
 
     @property
     def is_blocked(self) -> bool:
-        """Whether the broker takes no messages now, and has said so. From any thread."""
+        """Whether the broker takes no messages now: ``publish`` says so at once. From any thread."""
         return self._is_blocked and self._amqp_channel is not None
 
     @property
@@ -131,11 +131,6 @@ class Publisher:
         return sum(one.unconfirmed for one in amqp_channels if one is not None)
 
     # Publishing
-
-    @property
-    def is_blocked(self) -> bool:
-        """Whether the broker takes no messages now: ``publish`` says so at once."""
-        return self._is_blocked and self._amqp_channel is not None
 
     async def publish(
         self, body: bytes, *, exchange: str, routing_key: str, mandatory: bool, deadline: float
