@@ -89,10 +89,11 @@ class _Lane:
 
 
 class DirectSender:
-    """Sends bodies to addresses by a ``Publisher``."""
+    """Sends bodies to addresses by a ``Publisher``; a call may take so many seconds."""
 
-    def __init__(self, publisher: Publisher) -> None:
+    def __init__(self, publisher: Publisher, operation_timeout: float) -> None:
         self._publisher = publisher
+        self._operation_timeout = operation_timeout
         self._lanes: dict[Address, _Lane] = {}
         self._unreachable: dict[Address, float] = {}  # until when, in loop time
 
@@ -103,8 +104,6 @@ class DirectSender:
         also if the time was over before all tries: either way nothing was sent. With one sender
         that awaits each call, messages to one address arrive in order.
         """
-        time_left = deadline - asyncio.get_running_loop().time()
-        retry_timeout = min(RETRY_TIMEOUT, (time_left - _CONFIRM_TIMEOUT) / 2)
         # Who finds publishers blocked needn't wait for a turn to hear it.
         if not self._lanes or address not in self._lanes or self._publisher.is_blocked:
             outcome = await self._publish(address, body, deadline)
@@ -120,7 +119,7 @@ class DirectSender:
             if not await lane.enter(deadline):
                 raise BrokerUnavailable(_NO_QUEUE_YET)
             try:
-                return await self._try_again(address, body, deadline, retry_timeout)
+                return await self._try_again(address, body, deadline)
             finally:
                 lane.leave()
         finally:
@@ -141,11 +140,10 @@ class DirectSender:
         if outcome in (Outcome.CONFIRMED, Outcome.REFUSED):
             self._unreachable.pop(address, None)
 
-    async def _try_again(
-        self, address: Address, body: bytes, deadline: float, retry_timeout: float
-    ) -> Outcome:
+    async def _try_again(self, address: Address, body: bytes, deadline: float) -> Outcome:
         loop = asyncio.get_running_loop()
         begun_at = loop.time()
+        retry_timeout = min(RETRY_TIMEOUT, (self._operation_timeout - _CONFIRM_TIMEOUT) / 2)
         pause = _FIRST_PAUSE
         while True:
             outcome = await self._publish(address, body, deadline)

@@ -151,7 +151,7 @@ class LoopLayer:
             connection_name=connection_name(Publisher.name, self.id),
             on_no_exchange=self._accept_no_exchange,
         )
-        self._direct_sender = DirectSender(self._publisher)
+        self._direct_sender = DirectSender(self._publisher, settings.operation_timeout)
         self._addresses: dict[str, Address] = {}  # by id
         self._user_connection = UserConnection(
             settings, connection_name=connection_name(UserConnection.name, self.id)

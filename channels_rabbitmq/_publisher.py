@@ -121,7 +121,7 @@ class Publisher:
 
     @property
     def is_blocked(self) -> bool:
-        """Whether the broker takes no messages, and ``publish`` says so at once. From any thread."""
+        """Whether the broker takes no messages, as ``publish`` says at once. From any thread."""
         return self._is_blocked and self._amqp_channel is not None
 
     @property

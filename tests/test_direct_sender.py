@@ -56,7 +56,7 @@ def publisher() -> FakePublisher:
 def sender(publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch) -> DirectSender:
     monkeypatch.setattr(_direct_sender, "_FIRST_PAUSE", 0.001)
     monkeypatch.setattr(_direct_sender, "_LONGEST_PAUSE", 0.001)
-    return DirectSender(cast(Publisher, publisher))
+    return DirectSender(cast(Publisher, publisher), operation_timeout=10.0)
 
 
 def deadline(seconds: float = 30.0) -> float:
@@ -172,9 +172,11 @@ async def test_a_call_whose_time_is_over_too_soon_to_tell_raises_and_blames_nobo
 
 
 async def test_a_short_time_limit_alone_is_no_error(
-    sender: DirectSender, publisher: FakePublisher
+    monkeypatch: pytest.MonkeyPatch, publisher: FakePublisher
 ) -> None:
-    # operation_timeout=1.5: half of what the confirm leaves of it is for all tries.
+    monkeypatch.setattr(_direct_sender, "_FIRST_PAUSE", 0.001)
+    # Half of what the confirm leaves of it is for all tries.
+    sender = DirectSender(cast(Publisher, publisher), operation_timeout=1.5)
     assert await sender.send(ADDRESS, b"lost", deadline(1.5)) is Outcome.RETURNED
     assert publisher.tries["crq.a!"] > 2
 
