@@ -131,7 +131,7 @@ class LoopLayerStatistics:
     """Taken by the broker."""
 
     refused: int
-    """Refused by a full queue: ``send()`` raised ``ChannelFull``."""
+    """Refused by a full queue: ``send()`` raised ``ChannelFull``. (Or it was a probe.)"""
 
     refused_by_a_queue: int
     """To groups, refused by at least one full queue; others took them."""
