@@ -533,6 +533,42 @@ class TestGroups:
         await asyncio.wait_for(adding, 5)
         assert not layer._loop_layer()._members.has_members("g")
 
+    @pytest.mark.parametrize("room", [200, 3200])
+    async def test_of_a_burst_all_arrives_but_what_is_counted_as_refused(
+        self, open_layer: OpenLayer, room: int
+    ) -> None:
+        """More than there is room for can't arrive; what there is room for does, in order."""
+        burst = 3000
+        sender = await open_layer()
+        receiver = await open_layer(local_capacity=100, remote_capacity=room - 100)
+        channel = await receiver.new_channel()
+        await receiver.group_add("g", channel)
+        await sender.group_send("g", {"n": -1})
+        received = [await receive(receiver, channel)]
+
+        async def read() -> None:
+            while (message := await receive(receiver, channel)) != END:
+                received.append(message)
+
+        with log_lines() as lines:
+            reading = asyncio.create_task(read())
+            await asyncio.gather(*(sender.group_send("g", {"n": n}) for n in range(burst)))
+            refused = sender._loop_layer().counters.refused_by_a_queue
+            while not reading.done():
+                await sender.group_send("g", END)  # again, should the queue be full
+                await asyncio.wait([reading], timeout=0.1)
+            await reading
+            await sender.close()  # logs what it has yet to log
+            warnings = [line for line in lines.rest() if "refused by at least one" in line]
+        numbers = [message["n"] for message in received]
+        assert numbers == sorted(set(numbers))
+        assert len(numbers) == 1 + burst - refused
+        assert len(numbers) >= min(room, burst)
+        assert bool(warnings) == bool(refused)
+        assert len(warnings) <= 10, "not a line for each message, as 4.x has it"
+        if room > burst:
+            assert refused == 0
+
     async def test_who_left_without_a_word_holds_up_nobody_and_keeps_only_his_capacity(
         self, open_layer: OpenLayer
     ) -> None:

@@ -242,6 +242,29 @@ async def test_one_refused_bind_is_told_and_does_not_stop_the_rest(
         assert await layer.receive(channel) == MESSAGE
 
 
+async def test_a_bind_that_is_not_confirmed_ends_the_call_in_time(
+    open_layer: OpenLayer, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a cluster with Khepri that has lost its majority: it takes no bindings then."""
+    async with AmqpProxy(broker.url) as proxy:
+        layer = await open_layer(host=proxy.url)
+        loop_layer: Any = layer._loop_layer()
+        channel = await layer.new_channel()
+        await layer.group_add("before", channel)
+        released = proxy.hold(TO_CLIENT, commands.Queue.BindOk, times=1)
+        with monkeypatch.context() as patch:
+            # Only this call has so little time: the others may run on a slow machine.
+            patch.setattr(loop_layer, "_deadline", lambda: loop_layer.loop.time() + 0.1)
+            with pytest.raises(BrokerUnavailable, match=r"'g' was not bound .* did not confirm"):
+                await layer.group_add("g", channel)
+        assert not loop_layer._members.has_members("g")
+        released.set()
+        await layer.group_add("g", channel)
+        for group in ("before", "g"):
+            await layer.group_send(group, {"group": group})
+            assert await layer.receive(channel) == {"group": group}
+
+
 @pytest.mark.slow
 async def test_a_dead_queue_that_lingers_has_no_say_in_what_the_new_one_takes(
     open_layer: OpenLayer, broker: Broker
