@@ -121,8 +121,8 @@ def _tox_step(python: Path) -> Step:
     return Step(
         "tox",
         [
-            # Most of the time they wait, so two at a time.
-            *(python, "-m", "tox", "run-parallel", "--parallel", "2", "--parallel-no-spinner"),
+            # Most of the time they wait, so three at a time.
+            *(python, "-m", "tox", "run-parallel", "--parallel", "3", "--parallel-no-spinner"),
             *("--skip-missing-interpreters", "false"),
             *("--discover", *pythons.values()),
             *("-e", ",".join(environments)),
