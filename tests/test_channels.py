@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from channels.consumer import AsyncConsumer
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
 from channels.layers import channel_layers, get_channel_layer
 from channels.testing import WebsocketCommunicator
+from channels.worker import Worker
 from conftest import Broker
 from django.conf import settings
 from django.test import override_settings
@@ -92,3 +94,12 @@ async def test_any_consumer_has_a_channel(layer: RabbitmqChannelLayer) -> None:
     assert await client.receive_from() == "heard"
     client.stop()
     await client.wait()
+
+
+async def test_a_worker_ends_at_once_and_is_told_what_to_use_instead(
+    layer: RabbitmqChannelLayer,
+) -> None:
+    """As ``manage.py runworker thumbnails`` runs it."""
+    worker = Worker(AsyncConsumer.as_asgi(), ["thumbnails"], layer)
+    with pytest.raises(NotImplementedError, match=r"'thumbnails' is a normal channel .* Celery"):
+        await asyncio.wait_for(worker.handle(), 10)
