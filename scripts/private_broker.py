@@ -57,7 +57,7 @@ _COMMAND_FOLDERS = (
 
 # Alarms off for any sane machine, few threads, no statistics: a small node that starts fast.
 _CONFIG = """\
-listeners.tcp.1 = 127.0.0.1:{port}
+listeners.tcp.1 = {address}:{port}
 {tls}
 log.file = {folder}/rabbit.log
 log.file.level = warning
@@ -152,6 +152,9 @@ class PrivateBroker:
 
     ``config`` is added to its rabbitmq.conf. An object that wasn't started owns nothing yet. All
     methods block, and a broker is used by one thread at a time.
+
+    For nodes that are to be one cluster (``join``): ``address`` and ``port``, where each listens
+    for AMQP, and the ``epmd_port`` and ``cookie`` that they share. The last one ends the epmd.
     """
 
     def __init__(
@@ -161,8 +164,15 @@ class PrivateBroker:
         config: str = "",
         name: str | None = None,
         tls: TlsFiles | None = None,
+        address: str = "127.0.0.1",
+        port: int = 0,
+        epmd_port: int = 0,
+        cookie: str = "",
     ) -> None:
         self.commands = commands
+        self.address = address
+        self._given_port, self._given_epmd_port = port, epmd_port
+        self._cookie = cookie
         self._short_name = name or f"crq-{_system_random.randrange(16**8):08x}"
         self.node_name = f"{self._short_name}@localhost"
         self.version: tuple[int, ...] = ()  # known once it greeted
@@ -192,7 +202,7 @@ class PrivateBroker:
 
     @property
     def url(self) -> str:
-        return f"amqp://guest:guest@127.0.0.1:{self.port}"
+        return f"amqp://guest:guest@{self.address}:{self.port}"
 
     @property
     def tls_url(self) -> str:
@@ -246,9 +256,23 @@ class PrivateBroker:
     def kill(self) -> None:
         """``kill -9``: connections break, transient data is lost. ``start()`` brings it back."""
         assert self._server is not None, "not started"
-        _kill_node(self._server.pid, self._epmd_port, self._server.wait)
+        _kill_node(self._server.pid, self._short_name, self._epmd_port, self._server.wait)
         self._server = None
         self._tell_guard(0)
+
+    def shut_down(self) -> None:
+        """Ends the node as an operator does, who waits for it. ``start()`` brings it back."""
+        assert self._server is not None, "not started"
+        self.ctl("stop")
+        self._server.wait(_STOP_TIMEOUT)
+        self.kill()  # what may be left
+
+    def join(self, other: PrivateBroker) -> None:
+        """Makes this node, which nobody has used yet, a member of the other one's cluster."""
+        self.ctl("stop_app")
+        self.ctl("reset")
+        self.ctl("join_cluster", other.node_name)
+        self.ctl("start_app")
 
     def freeze(self) -> None:
         """Holds the node: connections stay open, nothing answers. ``thaw()`` lets it go on."""
@@ -322,6 +346,8 @@ class PrivateBroker:
         while len(ports) < 4:
             ports.add(free_port())
         self.port, self.tls_port, self._distribution_port, self._epmd_port = ports
+        self.port = self._given_port or self.port
+        self._epmd_port = self._given_epmd_port or self._epmd_port
 
     def _environment(self) -> dict[str, str]:
         # Such variables of the caller's are meant for another node.
@@ -335,7 +361,7 @@ class PrivateBroker:
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODENAME": self.node_name,
-            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_IP_ADDRESS": self.address,
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(self._distribution_port),
             "RABBITMQ_CONF_ENV_FILE": f"{folder}/rabbitmq-env.conf",  # empty: not the system's
@@ -373,7 +399,7 @@ class PrivateBroker:
         self._tell_guard(self._server.pid)
         deadline = time.monotonic() + _START_TIMEOUT
         while True:
-            greeting = _greeting(self.port)
+            greeting = _greeting(self.address, self.port)
             # Our own node's, not that of another one which took the port a moment ago.
             if f"{self._short_name}@".encode() in greeting:
                 self.version = _version_in(greeting)
@@ -415,7 +441,12 @@ class PrivateBroker:
                 verify="verify_peer" if self._tls.mutual else "verify_none",
                 mutual="true" if self._tls.mutual else "false",
             )
-        config = _CONFIG.format(port=self.port, tls=tls, folder=folder, config=self._config)
+        config = _CONFIG.format(
+            address=self.address, port=self.port, tls=tls, folder=folder, config=self._config
+        )
+        if self._cookie:
+            (folder / ".erlang.cookie").write_text(self._cookie)
+            (folder / ".erlang.cookie").chmod(0o400)
         (folder / "rabbitmq.conf").write_text(config)
         (folder / "advanced.config").write_text("[].\n")
         (folder / "rabbitmq-env.conf").write_text("")
@@ -438,6 +469,7 @@ class PrivateBroker:
                     "-S",
                     str(Path(__file__).resolve()),
                     "--guard",
+                    self._short_name,
                     str(self._epmd_port),
                     str(self.folder),
                 ],
@@ -460,26 +492,33 @@ class PrivateBroker:
             self.stop()
 
 
-def _kill_node(group: int, epmd_port: int, wait: Callable[[], object] = lambda: None) -> None:
+def _kill_node(
+    group: int, name: str, epmd_port: int, wait: Callable[[], object] = lambda: None
+) -> None:
     # PermissionError: macOS says so of a group of zombies.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
     wait()
     # The leader was a shell. The node itself is gone when epmd has seen its connection close.
-    _wait_until(lambda: not _ask_epmd(epmd_port, b"n"), "the end of the node")
+    own = f"name {name} at".encode()
+    _wait_until(lambda: own not in (_ask_epmd(epmd_port, b"n") or b""), "the end of the node")
 
 
 def _remove_traces(epmd_port: int, folder: Path) -> None:
-    _wait_until(lambda: _ask_epmd(epmd_port, b"k") is None, f"the end of epmd at port {epmd_port}")
+    # It stays as long as another node of a cluster needs it, and ends when asked otherwise.
+    _wait_until(
+        lambda: _ask_epmd(epmd_port, b"n") or _ask_epmd(epmd_port, b"k") is None,
+        f"the end of epmd at port {epmd_port}",
+    )
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _greeting(port: int) -> bytes:
+def _greeting(address: str, port: int) -> bytes:
     """The ``Connection.Start`` frame with which a broker greets, empty if none does."""
     greeting = b""
     with (
         contextlib.suppress(OSError),
-        socket.create_connection(("127.0.0.1", port), timeout=2) as connection,
+        socket.create_connection((address, port), timeout=2) as connection,
     ):
         connection.sendall(b"AMQP\0\0\x09\x01")
         while not greeting.endswith(b"\xce"):  # the end of a frame
@@ -518,7 +557,7 @@ def _ask_epmd(port: int, request: bytes) -> bytes | None:
     return answer[4:] if request == b"n" else answer  # names follow the port's number
 
 
-def _wait_until(condition: Callable[[], bool], what: str, timeout: float = _STOP_TIMEOUT) -> None:
+def _wait_until(condition: Callable[[], object], what: str, timeout: float = _STOP_TIMEOUT) -> None:
     # Of processes that aren't our children and of files nobody tells us: ask again and again.
     deadline = time.monotonic() + timeout
     while not condition():
@@ -527,17 +566,17 @@ def _wait_until(condition: Callable[[], bool], what: str, timeout: float = _STOP
         time.sleep(0.02)
 
 
-def _guard(epmd_port: int, folder: Path) -> None:
+def _guard(name: str, epmd_port: int, folder: Path) -> None:
     """Waits until the owner is gone, then removes the node whose process group it named last."""
     group = 0
     for line in sys.stdin:
         group = int(line)
     if group:
-        _kill_node(group, epmd_port)
+        _kill_node(group, name, epmd_port)
     _remove_traces(epmd_port, folder)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] != ["--guard"]:
         sys.exit(__doc__)
-    _guard(int(sys.argv[2]), Path(sys.argv[3]))
+    _guard(sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))

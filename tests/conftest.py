@@ -23,6 +23,7 @@ import hypothesis
 import lengths
 import pytest
 from leaks import LoopWatch, new_sockets, open_sockets, unclosed_resources
+from own_broker import broker_commands
 
 from private_broker import PrivateBroker, find_broker_commands
 
@@ -47,7 +48,7 @@ hypothesis.settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev")
 )
 
-_PRIVATE = {"private_broker", "private_broker_factory"}
+_PRIVATE = {"private_broker", "private_broker_factory", "fault_broker"}
 _passed = pytest.StashKey[bool]()
 
 
@@ -188,6 +189,13 @@ def private_broker_factory() -> Iterator[Callable[..., PrivateBroker]]:
 def private_broker(private_broker_factory: Callable[..., PrivateBroker]) -> PrivateBroker:
     """A broker of the test's own, to be killed, frozen and so on."""
     return private_broker_factory()
+
+
+@pytest.fixture(scope="session")
+def fault_broker() -> Iterator[PrivateBroker]:
+    """One for all tests that break it as a whole, and leave it running as it was before."""
+    with PrivateBroker(broker_commands()) as broker:
+        yield broker
 
 
 @pytest.fixture(scope="session")

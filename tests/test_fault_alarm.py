@@ -8,14 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
 from channels.exceptions import ChannelFull
 from lengths import Length
 from log_lines import log_lines, unhandled
-from own_broker import broker_commands
 from traffic import Traffic
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
@@ -45,20 +44,11 @@ ALARMS = {
     "disk": (("set_disk_free_limit", "900000000000000"), ("set_disk_free_limit", "1MB")),
 }
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(autouse=True)
 def _nothing_unhandled(caplog: pytest.LogCaptureFixture) -> Any:
     yield
     assert unhandled(caplog) == []
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[PrivateBroker]:
-    """One for all tests here; each leaves it without an alarm."""
-    with PrivateBroker(broker_commands()) as broker:
-        yield broker
 
 
 def step(coroutine: Coroutine[Any, Any, None]) -> None:
@@ -72,7 +62,8 @@ def step(coroutine: Coroutine[Any, Any, None]) -> None:
 
 
 @pytest.mark.parametrize("kind", ALARMS)
-async def test_an_alarm(open_layer: OpenLayer, broker: PrivateBroker, kind: str) -> None:
+async def test_an_alarm(open_layer: OpenLayer, fault_broker: PrivateBroker, kind: str) -> None:
+    broker = fault_broker
     alarm, all_clear = ALARMS[kind]
     config = {"host": broker.url, "operation_timeout": _TIMEOUT.value}
     sender, receiver = await open_layer(**config), await open_layer(**config)

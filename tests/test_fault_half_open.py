@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -16,7 +16,6 @@ from amqp_proxy import AmqpProxy
 from channels.exceptions import ChannelFull
 from lengths import Length
 from log_lines import log_lines, unhandled
-from own_broker import broker_commands
 from traffic import Traffic
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
@@ -35,8 +34,6 @@ _FROZEN = Length(full=15.0, brief=1.0)
 
 _RATE = 200  # messages a second
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(autouse=True)
 def _nothing_unhandled(caplog: pytest.LogCaptureFixture) -> Any:
@@ -44,19 +41,12 @@ def _nothing_unhandled(caplog: pytest.LogCaptureFixture) -> Any:
     assert unhandled(caplog) == []
 
 
-@pytest.fixture(scope="module")
-def broker() -> Iterator[PrivateBroker]:
-    """One for all tests here; each leaves it running."""
-    with PrivateBroker(broker_commands()) as broker:
-        yield broker
-
-
 async def test_a_half_open_connection_is_replaced_before_the_broker_notices(
-    open_layer: OpenLayer, broker: PrivateBroker
+    open_layer: OpenLayer, fault_broker: PrivateBroker
 ) -> None:
     """The dead queue fills up, and refuses; that must not reach those who send to the new one."""
-    async with AmqpProxy(broker.url) as proxy:
-        sender = await open_layer(host=broker.url)
+    async with AmqpProxy(fault_broker.url) as proxy:
+        sender = await open_layer(host=fault_broker.url)
         receiver = await open_layer(host=f"{proxy.url}?heartbeat={_HEARTBEAT.count}")
         async with Traffic(sender, receiver, channels=100, rate=_RATE) as traffic:
             books = traffic.books
@@ -82,7 +72,7 @@ async def test_a_half_open_connection_is_replaced_before_the_broker_notices(
             "half-open on %s, heartbeat %d s: noticed after %.2f s, delivering after %.2f s, "
             "the broker dropped the old queue after %.2f s; %d ChannelFull before that, "
             "%d since the reconnect; %s",
-            ".".join(map(str, broker.version)),
+            ".".join(map(str, fault_broker.version)),
             _HEARTBEAT.count,
             noticed,
             delivering,
@@ -101,15 +91,15 @@ async def test_a_half_open_connection_is_replaced_before_the_broker_notices(
 
 
 async def test_a_frozen_broker_is_noticed_and_serves_again_once_it_thaws(
-    open_layer: OpenLayer, broker: PrivateBroker
+    open_layer: OpenLayer, fault_broker: PrivateBroker
 ) -> None:
-    url = f"{broker.url}?heartbeat={_HEARTBEAT.count}"
+    url = f"{fault_broker.url}?heartbeat={_HEARTBEAT.count}"
     sender, receiver = await open_layer(host=url), await open_layer(host=url)
     async with Traffic(sender, receiver, channels=100, rate=_RATE) as traffic:
         books = traffic.books
         await traffic.flows()
         with log_lines() as lines:
-            await asyncio.to_thread(broker.freeze)
+            await asyncio.to_thread(fault_broker.freeze)
             frozen_at = time.monotonic()
             try:
                 noticed = []
@@ -119,14 +109,14 @@ async def test_a_frozen_broker_is_noticed_and_serves_again_once_it_thaws(
                     noticed.append(time.monotonic() - frozen_at)
                 await asyncio.sleep(_FROZEN.value)
             finally:
-                broker.thaw()
+                fault_broker.thaw()
             thawed_at = time.monotonic()
             delivering = await traffic.flows() - thawed_at
         await traffic.finish()
     figures.info(
         "frozen on %s, heartbeat %d s: noticed after %.2f and %.2f s, delivering %.2f s after it "
         "thawed; %s; %d unknown",
-        ".".join(map(str, broker.version)),
+        ".".join(map(str, fault_broker.version)),
         _HEARTBEAT.count,
         *noticed,
         delivering,

@@ -9,13 +9,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 from lengths import Length
 from log_lines import log_lines, unhandled
-from own_broker import broker_commands
 from traffic import RollCall, Traffic
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
@@ -40,15 +39,6 @@ _CLOSINGS = Length(full=20, brief=5)
 _RATE = 200  # messages a second
 # Seconds before and after the fault that count as around it.
 _AROUND = Length(full=3.0, brief=1.5)
-
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[PrivateBroker]:
-    """One for all tests here; each leaves it running."""
-    with PrivateBroker(broker_commands()) as broker:
-        yield broker
 
 
 @pytest.fixture(autouse=True)
@@ -146,10 +136,10 @@ class Stage:
 
 
 @pytest.fixture
-async def stage(open_layer: OpenLayer, broker: PrivateBroker) -> AsyncIterator[Stage]:
+async def stage(open_layer: OpenLayer, fault_broker: PrivateBroker) -> AsyncIterator[Stage]:
     # Whoever has a thousand receivers has room for a burst.
-    config: dict[str, Any] = {"host": broker.url, "remote_capacity": 1000}
-    stage = Stage(await open_layer(**config), await open_layer(**config), broker)
+    config: dict[str, Any] = {"host": fault_broker.url, "remote_capacity": 1000}
+    stage = Stage(await open_layer(**config), await open_layer(**config), fault_broker)
     async with stage.running():
         yield stage
 

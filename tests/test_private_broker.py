@@ -147,6 +147,31 @@ def test_start_and_stop(private_broker_factory: Callable[..., PrivateBroker]) ->
         pass
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has 127.0.0.1 only")
+def test_nodes_may_share_an_epmd_which_ends_with_the_last_one(
+    private_broker_factory: Callable[..., PrivateBroker],
+) -> None:
+    shared = {"port": free_port(), "epmd_port": free_port(), "cookie": "secret"}
+    one = private_broker_factory(address="127.0.0.1", **shared)
+    two = private_broker_factory(address="127.0.0.2", **shared)
+    assert one.url.replace("127.0.0.1", "127.0.0.2") == two.url
+    assert is_listening(shared["epmd_port"])
+    folders = [one.folder, two.folder]
+    one.shut_down()
+    with connect(two):
+        pass
+    one.start()
+    with connect(one):
+        pass
+    one.stop()
+    with connect(two):
+        pass
+    two.stop()
+    assert not is_listening(shared["epmd_port"])
+    for broker, folder in zip((one, two), folders, strict=True):
+        assert_nothing_left(broker, folder)
+
+
 def test_killed_node_comes_back_with_its_address_and_data(private_broker: PrivateBroker) -> None:
     broker = private_broker
     address = broker.url

@@ -11,6 +11,7 @@ import msgpack
 import pamqp.commands
 import pytest
 from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
+from lengths import Length
 from log_lines import LogLines, log_lines
 
 from channels_rabbitmq import _probe
@@ -24,6 +25,9 @@ pytestmark = pytest.mark.slow
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
 MESSAGE = {"type": "test.message"}
+
+# Seconds of silence before a probe: at full length the layer's own.
+_PROBE_INTERVAL = Length(full=_probe.INTERVAL, brief=0.2)
 
 
 @pytest.fixture
@@ -145,15 +149,18 @@ async def test_queue_deleted_underneath(
     pair: Pair, private_broker: PrivateBroker, lines: LogLines
 ) -> None:
     queue = pair.receiver._loop_layer()._subscriber.queue
-    # By the broker itself: nobody else may touch an exclusive queue.
-    await asyncio.to_thread(
-        private_broker.ctl,
+    await asyncio.to_thread(delete_queue, private_broker, queue)
+    assert "queue is gone" in await lines.next("WARNING subscriber: lost")
+    await pair.must_deliver()
+
+
+def delete_queue(broker: PrivateBroker, queue: str) -> None:
+    """By the broker itself: nobody else may touch an exclusive queue."""
+    broker.ctl(
         "eval",
         f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)), '
         'rabbit_amqqueue:delete(Q, false, false, <<"tests">>).',
     )
-    assert "queue is gone" in await lines.next("WARNING subscriber: lost")
-    await pair.must_deliver()
 
 
 async def test_groups_exchange_deleted_underneath(
@@ -194,23 +201,68 @@ async def test_a_binding_deleted_underneath_is_found_by_the_probe(
     assert await receiver.receive(channel) == {"n": 2}
 
 
+@pytest.fixture
+def probing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short intervals, unless the tests run at their full length: noticed within 30 s then."""
+    assert _probe.INTERVAL + _probe.ANSWER_TIMEOUT < 30
+    if _PROBE_INTERVAL.value < _probe.INTERVAL:
+        monkeypatch.setattr(_probe, "INTERVAL", _PROBE_INTERVAL.value)
+        monkeypatch.setattr(_probe, "ANSWER_TIMEOUT", 1.0)
+
+
+@pytest.mark.usefixtures("probing")
 async def test_deliveries_that_stop_without_a_word_are_found_by_the_probe(
-    open_layer: OpenLayer, broker: Any, lines: LogLines, monkeypatch: pytest.MonkeyPatch
+    open_layer: OpenLayer, broker: Any, lines: LogLines
 ) -> None:
-    monkeypatch.setattr(_probe, "INTERVAL", 0.2)
-    monkeypatch.setattr(_probe, "ANSWER_TIMEOUT", 1.0)
+    """As after a failover in a cluster, when the broker has forgotten the consumer."""
     async with AmqpProxy(broker.url) as proxy:
         sender, receiver = await open_layer(), await open_layer(host=proxy.url)
         channel = await receiver.new_channel()
+        await receiver.group_add("g", channel)
         await sender.send(channel, MESSAGE)
         assert await receiver.receive(channel) == MESSAGE
+        waiting = asyncio.create_task(receiver.receive(channel))
         rule = proxy.drop(TO_CLIENT, pamqp.commands.Basic.Deliver)
         await sender.send(channel, {"swallowed": True})
-        assert "nothing arrives" in await lines.next("WARNING subscriber: lost")
+        swallowed_at = asyncio.get_running_loop().time()
+        line = await lines.next("WARNING subscriber: lost", timeout=50)
+        noticed = asyncio.get_running_loop().time() - swallowed_at
+        assert "nothing arrives" in line
         proxy.remove(rule)
         await lines.next("INFO subscriber: connected")
         await sender.send(channel, {"n": 2})
-        assert await asyncio.wait_for(receiver.receive(channel), 10) == {"n": 2}
+        # The very call that waited all the time.
+        assert await asyncio.wait_for(waiting, 10) == {"n": 2}
+        await receiver.group_add("g", channel)
+        await sender.group_send("g", {"n": 3})
+        assert await asyncio.wait_for(receiver.receive(channel), 10) == {"n": 3}
+    assert noticed < 30
+
+
+@pytest.mark.usefixtures("probing")
+async def test_a_queue_that_vanished_without_a_word_is_found_by_the_probe(
+    open_layer: OpenLayer, private_broker: PrivateBroker, lines: LogLines
+) -> None:
+    async with AmqpProxy(private_broker.url) as proxy:
+        sender = await open_layer(host=private_broker.url)
+        receiver = await open_layer(host=proxy.url)
+        channel = await receiver.new_channel()
+        await sender.send(channel, MESSAGE)
+        assert await receiver.receive(channel) == MESSAGE
+        waiting = asyncio.create_task(receiver.receive(channel))
+        # The word would be this.
+        proxy.drop(TO_CLIENT, pamqp.commands.Basic.Cancel)
+        queue = receiver._loop_layer()._subscriber.queue
+        await asyncio.to_thread(delete_queue, private_broker, queue)
+        vanished_at = asyncio.get_running_loop().time()
+        line = await lines.next("WARNING subscriber: lost", timeout=50)
+        noticed = asyncio.get_running_loop().time() - vanished_at
+        assert "a binding of the queue is gone" in line
+        await lines.next("INFO subscriber: connected")
+        assert proxy.count(TO_CLIENT, pamqp.commands.Basic.Cancel) == 1
+        await sender.send(channel, {"n": 2})
+        assert await asyncio.wait_for(waiting, 10) == {"n": 2}
+    assert noticed < 30
 
 
 async def test_refused_set_up_is_told_and_tried_again_until_it_works(

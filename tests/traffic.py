@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -223,6 +224,47 @@ class Traffic:
                 self.books.changes.notify()
             else:
                 self.books.receive(channel, message["n"])
+
+
+class Outages(logging.Handler):
+    """When connections of layers were lost, and when they were there again: from what they log."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._losses: list[tuple[str, float]] = []  # role, moment
+        self._returns: list[tuple[str, float]] = []
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        logger = logging.getLogger("channels_rabbitmq")
+        before = logger.level
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self)
+        try:
+            yield
+        finally:
+            logger.removeHandler(self)
+            logger.setLevel(before)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        role, _, text = record.getMessage().partition(": ")
+        if text.startswith("lost the connection"):
+            self._losses.append((role, time.monotonic()))
+        elif text.startswith("connected"):
+            self._returns.append((role, time.monotonic()))
+
+    def spans(self) -> list[tuple[float, float]]:
+        """For each loss its moment, and that of the next connection of the same role."""
+        return [
+            (
+                gone,
+                min(
+                    (back for other, back in self._returns if other == role and back > gone),
+                    default=float("inf"),
+                ),
+            )
+            for role, gone in self._losses
+        ]
 
 
 class RollCall:
