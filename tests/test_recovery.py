@@ -10,7 +10,7 @@ import carehare
 import msgpack
 import pamqp.commands
 import pytest
-from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
+from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
 from lengths import Length
 from log_lines import LogLines, log_lines
 
@@ -399,36 +399,6 @@ async def test_corrupt_bytes_from_the_broker(
             await receiver.group_add("g", channel)
             await sender.group_send("g", MESSAGE)
             assert await asyncio.wait_for(receiver.receive(channel), 10) == MESSAGE
-
-
-async def test_connections_on_which_packets_vanish_are_replaced(
-    open_layer: OpenLayer, broker: Any, lines: LogLines
-) -> None:
-    """Half-open ones: 4.x noticed after one to two minutes, and nobody could tell it to hurry."""
-    async with AmqpProxy(broker.url) as proxy:
-        layer = await open_layer(host=f"{proxy.url}?heartbeat=1")
-        channel = await layer.new_channel()
-        await layer.group_add("g", channel)
-        await layer.group_send("g", MESSAGE)
-        assert await layer.receive(channel) == MESSAGE
-        receiving = asyncio.create_task(layer.receive(channel))
-        links, released = list(proxy.links), asyncio.Event()
-
-        async def vanish(frame: Frame) -> Frame:
-            if frame.link in links:
-                await released.wait()
-            return frame
-
-        proxy.rule(TO_BROKER, object, vanish)
-        proxy.rule(TO_CLIENT, object, vanish)
-        for _ in links:
-            line = await lines.next("WARNING .* lost the connection")
-            assert "silent" in line
-        await layer.send(channel, {"n": 1})
-        assert await asyncio.wait_for(receiving, 10) == {"n": 1}
-        await layer.group_send("g", {"n": 2})
-        assert await asyncio.wait_for(layer.receive(channel), 10) == {"n": 2}
-        released.set()
 
 
 async def test_what_is_in_flight_when_the_connection_breaks_counts_as_unknown(
