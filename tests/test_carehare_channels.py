@@ -108,6 +108,23 @@ async def test_refused_declare_raises_and_harms_no_other(
     await must_work(connection, queue)
 
 
+async def test_refused_call_ends_without_an_answer_to_its_close() -> None:
+    """RabbitMQ 4.0 forgets it now and then; carehare waits for ever."""
+    peer = Peer(channel_max=1)
+    refused = peer.protocol.rpc(commands.Queue.Declare(queue="q"))
+    waiting = peer.protocol.rpc(commands.Queue.Declare(queue="other"))
+    peer.feed(commands.Channel.OpenOk(), close_channel(), channel=1)
+    with pytest.raises(carehare.ChannelClosedByServer, match="404"):
+        await refused
+    # The number is free once that answer has come: it could be taken for another call's.
+    assert [frame.name for _, frame in peer.taken()].count("Queue.Declare") == 1
+    peer.feed(commands.Channel.CloseOk(), channel=1)
+    assert [frame.name for _, frame in peer.taken()].count("Queue.Declare") == 1
+    peer.feed(commands.Channel.OpenOk(), commands.Channel.CloseOk(), channel=1)
+    await waiting
+    await peer.lost()
+
+
 async def test_exchange_that_is_missing_and_then_there(connection: Connection, queue: str) -> None:
     """Its AMQP channel is closed by the broker; the next publish opens another."""
     exchange = f"{queue}-exchange"
