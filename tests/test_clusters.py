@@ -91,6 +91,7 @@ async def test_the_connection_that_is_back_first_saves_the_other_its_back_off(
         assert await layer.receive(channel) == MESSAGE
         # So long that nobody would be back by himself in this test.
         monkeypatch.setattr(_supervisor, "_FIRST_DELAY", 300.0)
+        monkeypatch.setattr(_supervisor, "_LONGEST_DELAY", 300.0)
         with log_lines() as lines:
             proxy.cut()
             for _ in range(2):

@@ -195,6 +195,31 @@ async def test_after_a_reconnect_groups_wait_a_little_but_not_those_somebody_wai
         }
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_after_a_silence_groups_wait_only_if_the_broker_was_away(
+    open_layer: OpenLayer, broker: Broker, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """Else it hasn't noticed, deletes nothing yet, and binding goes fastest now."""
+    async with AmqpProxy(broker.url) as proxy:
+        layer = await open_layer(host=f"{proxy.url}?heartbeat=1")
+        channel = await layer.new_channel()
+        await asyncio.gather(*(layer.group_add(f"g{n}", channel) for n in range(20)))
+        subscriber = layer._loop_layer()._subscriber
+        subscriber._rebind_delay = 60.0
+        monkeypatch.setattr(_subscriber, "LONGEST_REBIND_DELAY", 60.0)
+        with log_lines() as lines:
+            if not at_once:
+                proxy.refuse()
+            proxy.vanish(name="subscriber")
+            assert "has been silent" in await lines.next("WARNING subscriber: lost")
+            if not at_once:
+                await lines.next("WARNING subscriber: cannot connect")
+                await proxy.accept()
+            await lines.next("INFO subscriber: connected")
+        assert subscriber._is_holding_back is not at_once
+
+
 async def test_one_refused_bind_is_told_and_does_not_stop_the_rest(
     open_layer: OpenLayer, broker: Broker
 ) -> None:

@@ -35,6 +35,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Milliseconds between attempts, and for a farewell."""
     monkeypatch.setattr(_supervisor, "_FIRST_DELAY", 0.001)
     monkeypatch.setattr(_supervisor, "_LONGEST_DELAY", 0.004)
+    monkeypatch.setattr(_supervisor, "_LONGEST_DELAY_IF_REFUSED", 0.004)
     for module in (connection_module, protocol_module):
         monkeypatch.setattr(module, "FAREWELL_TIMEOUT", 0.05)
 
@@ -559,6 +560,7 @@ async def test_success_that_is_soon_over_does_not_reset_the_back_off(
             yield 60.0
 
     monkeypatch.setattr(_supervisor, "back_off", long_delays)
+    monkeypatch.setattr(_supervisor, "_LONGEST_DELAY", 600.0)
     async with scripted_broker(serve) as broker:
         role = FakeRole()
         supervisor = make(role, broker.url)
@@ -576,6 +578,7 @@ async def test_success_that_is_soon_over_does_not_reset_the_back_off(
 
 async def test_hurry_ends_the_wait_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_supervisor, "_FIRST_DELAY", 60.0)
+    monkeypatch.setattr(_supervisor, "_LONGEST_DELAY", 60.0)
     async with scripted_broker(serve) as broker:
         role = FakeRole(failing(OSError("no")), nothing)
         supervisor = make(role, broker.url)
