@@ -38,7 +38,7 @@ _CLOSINGS = Length(full=20, brief=5)
 
 _RATE = 200  # messages a second
 # Seconds before and after the fault that count as around it.
-_AROUND = Length(full=3.0, brief=1.5)
+_AROUND = Length(full=10.0, brief=1.5)
 
 
 @pytest.fixture(autouse=True)
