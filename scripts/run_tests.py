@@ -13,13 +13,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import environment
 import interrupts
@@ -34,38 +37,61 @@ _FULL_LENGTH = ["--full", "--timeout", "1800"]
 
 @dataclass
 class Step:
-    """One command; its output goes where ours goes."""
+    """One command; its output goes where ours goes.
+
+    One that runs ``beside`` those behind it shows its output after theirs.
+    """
 
     name: str
     command: Sequence[str | Path]
     variables: Mapping[str, str] = field(default_factory=dict)  # added to the environment
+    beside: bool = False
     seconds: float = 0.0
     outcome: str = "not run"
+    _process: subprocess.Popen[bytes] | None = None
+    _output: IO[bytes] | None = None
+    _begun_at: float = 0.0
 
-    def run(self) -> None:
-        _print_heading(self.name)
-        start = time.monotonic()
+    def start(self) -> None:
+        self._begun_at = time.monotonic()
+        if self.beside:
+            self._output = tempfile.TemporaryFile()  # noqa: SIM115 - stop() closes it
         # In a session of its own: of Ctrl-C it hears from us, once.
         with interrupts.held():
-            process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 self.command,
                 cwd=ROOT,
                 env={**os.environ, **self.variables},
                 stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=None if self._output is None else subprocess.STDOUT,
                 start_new_session=True,
             )
-        try:
-            self.outcome = "FAILED" if process.wait() else "passed"
-        except KeyboardInterrupt:
-            self.outcome = "interrupted"
+            self.outcome = "interrupted"  # unless it comes to its end
+
+    def wait(self) -> None:
+        assert self._process is not None
+        outcome = "FAILED" if self._process.wait() else "passed"
+        self.seconds = time.monotonic() - self._begun_at
+        if self._output is not None:
+            self._output.seek(0)
+            shutil.copyfileobj(self._output, sys.stdout.buffer)
+            sys.stdout.flush()
+        self.outcome = outcome
+
+    def stop(self) -> None:
+        """End it, if it hasn't ended, and all that it started."""
+        process = self._process
+        if process is None:
+            return
+        if process.poll() is None:
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_STOP_TIMEOUT)
-            raise
-        finally:
-            self.seconds = time.monotonic() - start
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        if self._output is not None:
+            self._output.close()
 
 
 def main() -> int:
@@ -99,9 +125,9 @@ def _steps(python: Path, extent: list[str]) -> list[Step]:
         Step("ruff check", [python, "-m", "ruff", "check", "."]),
         Step("ruff format", [python, "-m", "ruff", "format", "--check", "."]),
         Step("mypy", [python, "-m", "mypy", "--strict", "channels_rabbitmq"]),
+        _tox_step(python),
         Step("pytest", [python, "-m", "pytest", *extent]),
         Step("scripts/demo --check", [ROOT / "scripts" / "demo", "--check"]),
-        _tox_step(python),
     ]
 
 
@@ -121,8 +147,8 @@ def _tox_step(python: Path) -> Step:
     return Step(
         "tox",
         [
-            # Most of the time they wait, so three at a time.
-            *(python, "-m", "tox", "run-parallel", "--parallel", "3", "--parallel-no-spinner"),
+            # Most of the time they wait, so two at a time, and beside those of this Python.
+            *(python, "-m", "tox", "run-parallel", "--parallel", "2", "--parallel-no-spinner"),
             *("--skip-missing-interpreters", "false"),
             *("--discover", *pythons.values()),
             *("-e", ",".join(environments)),
@@ -130,18 +156,31 @@ def _tox_step(python: Path) -> Step:
         ],
         # The step "pytest" looked thoroughly enough at what doesn't depend on versions.
         {"HYPOTHESIS_PROFILE": "dev"},
+        beside=True,
     )
 
 
 def _run_all(steps: list[Step]) -> int:
+    begun_at = time.monotonic()
     try:
         for step in steps:
-            step.run()
+            if not step.beside:
+                _print_heading(step.name)
+            step.start()
+            if not step.beside:
+                step.wait()
+                step.stop()
+        for step in steps:
+            if step.beside:
+                _print_heading(step.name)
+                step.wait()
     finally:
+        for step in steps:
+            step.stop()
         _print_heading("summary")
         for step in steps:
             print(f"{step.outcome:>12} {step.seconds:7.1f} s   {step.name}")
-        print(f"{'':12} {sum(step.seconds for step in steps):7.1f} s", flush=True)
+        print(f"{'':12} {time.monotonic() - begun_at:7.1f} s", flush=True)
     return 0 if all(step.outcome == "passed" for step in steps) else 1
 
 
