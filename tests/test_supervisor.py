@@ -706,7 +706,9 @@ async def test_no_password_and_no_traceback_in_the_log(
         await end(supervisor)
     assert "hush" not in logged.text + str(caught.value) + repr(supervisor)
     assert "Traceback" not in logged.text
-    assert len(warnings(logged)) == len(urls)
+    # Each was tried twice. On a busy machine one may answer in time only once: that is news.
+    lines = warnings(logged)
+    assert len(lines) == len(set(lines)) >= len(urls)
 
 
 async def test_states_are_logged(logged: pytest.LogCaptureFixture) -> None:
