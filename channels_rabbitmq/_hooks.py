@@ -61,13 +61,11 @@ def _load(option: str, value: HookFunction | str | None) -> HookFunction | None:
         return value
     module_name, _, name = value.rpartition(".")
     try:
-        function = getattr(importlib.import_module(module_name), name)
-        check_hook(option, function)
+        return check_hook(option, getattr(importlib.import_module(module_name), name))
     except Exception as err:  # whatever the module does
         raise InvalidChannelLayerError(
             f"{option}: cannot use {value!r}: {type(err).__name__}: {err}"
         ) from err
-    return function  # type: ignore[no-any-return]
 
 
 class Hook:
