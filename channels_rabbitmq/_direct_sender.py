@@ -89,7 +89,10 @@ class _Lane:
 
 
 class DirectSender:
-    """Sends bodies to addresses by a ``Publisher``; a call may take so many seconds."""
+    """Sends bodies to addresses by a ``Publisher``.
+
+    ``operation_timeout``: seconds that a call may take, which all deadlines are made of.
+    """
 
     def __init__(self, publisher: Publisher, operation_timeout: float) -> None:
         self._publisher = publisher
