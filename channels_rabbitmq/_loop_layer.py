@@ -203,7 +203,6 @@ class LoopLayer:
         if outcome is Outcome.CONFIRMED:
             return
         if outcome is Outcome.REFUSED:
-            self.counters.refused += 1
             raise ChannelFull(f"The queue of the process that serves {channel} is full")
         if outcome is Outcome.BLOCKED:
             raise ChannelFull(
@@ -249,7 +248,6 @@ class LoopLayer:
             deadline=deadline,
         )
         if outcome is Outcome.REFUSED:
-            self.counters.refused_by_a_queue += 1
             self._reporter.report("refused by a queue", group)
         elif outcome is Outcome.BLOCKED:
             self.counters.blocked_groups += 1
@@ -366,16 +364,13 @@ class LoopLayer:
                 self._reporter.report_level("back-pressure", channel, messages)
 
     async def _send_probe(self) -> Outcome:
-        outcome = await self._publisher.publish(
+        return await self._publisher.publish(
             self._probe_body,
             exchange=self._settings.groups_exchange,
             routing_key=direct_routing_key(self.id),
             mandatory=True,
             deadline=self._deadline(),
         )
-        if outcome is Outcome.REFUSED:
-            self.counters.refused += 1
-        return outcome
 
     def _accept_no_exchange(self) -> None:
         self._subscriber.supervisor.give_up_connection("the groups exchange was deleted")

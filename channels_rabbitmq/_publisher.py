@@ -180,6 +180,10 @@ class Publisher:
             counters.unknown += 1
         elif outcome is Outcome.RETURNED:
             counters.returned += 1
+        elif mandatory:  # refused, like the rest
+            counters.refused += 1
+        else:
+            counters.refused_by_a_queue += 1
         return outcome
 
     def _for_default_exchange(self) -> PublisherChannel:
