@@ -15,9 +15,10 @@ OLD = "rabbitmq_4"
 REDIS_CORE = "redis_core"
 REDIS_PUBSUB = "redis_pubsub"
 RAW = "raw"
+RAW_CHANNELS = "raw_channels"
 RAW_SHORT = "raw_short"
 # In the order of all tables and charts; also the order of the runs
-LAYERS = (OURS, OLD, REDIS_CORE, REDIS_PUBSUB, RAW, RAW_SHORT)
+LAYERS = (OURS, OLD, REDIS_CORE, REDIS_PUBSUB, RAW_CHANNELS, RAW, RAW_SHORT)
 CHANNEL_LAYERS = (OURS, OLD, REDIS_CORE, REDIS_PUBSUB)
 
 # On RabbitMQ, each layer's exchange for groups. They don't go by themselves, so they are deleted.

@@ -318,7 +318,7 @@ def test_no_aim_is_reached_by_a_layer_that_is_as_good_as_any_other() -> None:
         or "failed" in text
         for text in reached
     )
-    assert len(reached) == 11
+    assert len(reached) == 13
 
 
 def test_aims_are_reached_by_a_layer_that_is_very_good() -> None:

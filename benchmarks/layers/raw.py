@@ -68,24 +68,32 @@ class RawLayer:
         return name
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
+        await self.publish(channel, _encode(message))
+
+    def publish(self, channel: str, body: bytes) -> asyncio.Future[None]:
+        """The future ends with the confirm."""
         start = self._starts.get(channel)
         if start is None:
             start = self._starts[channel] = self.connection.publish_start(
                 self._exchange, channel, is_mandatory=self._is_mandatory
             )
-        await self.connection.publish(start, _encode(message), is_numbered=self._is_mandatory)
+        return self.connection.publish(start, body, is_numbered=self._is_mandatory)
 
     async def group_add(self, group: str, channel: str) -> None:
         await self.connection.bind(channel, self._exchange, group)
 
     def group_send(self, group: str, message: dict[str, Any]) -> asyncio.Future[None]:
         """The future ends with the confirm."""
+        return self.group_publish(group, _encode(message))
+
+    def group_publish(self, group: str, body: bytes) -> asyncio.Future[None]:
+        """The future ends with the confirm."""
         start = self._starts.get(group)
         if start is None:
             start = self._starts[group] = self.connection.publish_start(
                 self._exchange, group, is_mandatory=False
             )
-        return self.connection.publish(start, _encode(message), is_numbered=False)
+        return self.connection.publish(start, body, is_numbered=False)
 
     async def receive(self, channel: str) -> dict[str, Any]:
         """For one caller at a time."""

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import problems
-from model import CHANNEL_LAYERS, Failed, Metric, Scenario
+from model import CHANNEL_LAYERS, RAW_CHANNELS, Failed, Metric, Scenario
 from role import Role, now, side_by_side
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _scenario(name: str, title: str, per_round: int, seconds: float) -> Scenario
             Metric("clients_us", "clients, µs CPU", 2),
             Metric("server_us", "server, µs CPU", 2),
         ),
-        layers=CHANNEL_LAYERS,
+        layers=(*CHANNEL_LAYERS, RAW_CHANNELS),
         run=partial(run, per_round=per_round, seconds=seconds),
     )
 
