@@ -169,6 +169,7 @@ class LoopLayer:
         self._probe = Probe(
             self._subscriber.supervisor,
             send=self._send_probe,
+            delivered=lambda: self.counters.delivered,
             is_full=lambda: self._router.in_use >= settings.local_capacity,
         )
         # Whatever max_message_size is.
@@ -329,7 +330,6 @@ class LoopLayer:
 
     def _accept_delivery(self, body: bytes, ack: Callable[[], None]) -> None:
         self.counters.delivered += 1
-        self._probe.heard()
         try:
             envelope = self._codec.decode(body)
         except MalformedBody as err:

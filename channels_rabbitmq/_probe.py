@@ -14,21 +14,23 @@ from collections.abc import Awaitable, Callable
 
 from ._amqp.amqp_channels import Outcome
 from ._supervisor import Supervisor
-from ._waiting import Waiters
 from .exceptions import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
 
-# Seconds of silence before a probe, and seconds it may take to arrive: noticed within 25 s.
-INTERVAL = 15.0
+# Seconds between two looks whether anything arrives, and seconds a probe may take to arrive. So a
+# deaf queue is noticed within 28 s.
+INTERVAL = 9.0
 ANSWER_TIMEOUT = 10.0
+_LOOKS = 20  # for its answer
 
 
 class Probe:
     """Watches one Subscriber's connection.
 
-    ``send()`` publishes the message that should arrive; ``is_full()`` says that the broker may not
-    deliver now, because all of ``local_capacity`` is in use.
+    ``send()`` publishes the message that should arrive; ``delivered()`` counts what has arrived;
+    ``is_full()`` says that the broker may not deliver now, because all of ``local_capacity`` is in
+    use.
     """
 
     def __init__(
@@ -36,38 +38,31 @@ class Probe:
         subscriber: Supervisor,
         *,
         send: Callable[[], Awaitable[Outcome]],
+        delivered: Callable[[], int],
         is_full: Callable[[], bool],
     ) -> None:
         self._subscriber = subscriber
         self._send = send
+        self._delivered = delivered
         self._is_full = is_full
-        self._loop = asyncio.get_running_loop()
-        self._heard_at = self._loop.time()
-        self._waiters = Waiters()
-
-    def heard(self) -> None:
-        """Note a delivery."""
-        self._heard_at = self._loop.time()
-        if self._waiters:
-            self._waiters.wake()
 
     async def run(self) -> None:
         """Watch for ever; cancel it to end."""
         while True:
-            await asyncio.sleep(self._heard_at + INTERVAL - self._loop.time())
-            if self._loop.time() < self._heard_at + INTERVAL:
+            before = self._delivered()
+            await asyncio.sleep(INTERVAL)
+            if self._delivered() != before:
                 continue
             try:
                 await self._probe()
             except Exception:
                 logger.exception("%s: unexpected error", "probe")
-            self._heard_at = self._loop.time()
 
     async def _probe(self) -> None:
         connection = self._subscriber.connection
         if connection is None or self._is_full():
             return
-        heard_at = self._heard_at
+        before = self._delivered()
         try:
             outcome = await self._send()
         except BrokerUnavailable:
@@ -76,9 +71,7 @@ class Probe:
             return
         # A refusal (queue full) counts like a confirm: something must arrive from a full queue.
         if outcome is not Outcome.RETURNED and (
-            self._heard_at != heard_at
-            or await self._waiters.wait(self._loop.time() + ANSWER_TIMEOUT)
-            or self._is_full()
+            await self._hears_more_than(before) or self._is_full()
         ):
             return
         if self._subscriber.connection is connection:
@@ -87,3 +80,12 @@ class Probe:
                 if outcome is Outcome.RETURNED
                 else f"nothing arrives from the queue, not even a probe within {ANSWER_TIMEOUT:g} s"
             )
+
+    async def _hears_more_than(self, before: int) -> bool:
+        """Wait until more has arrived; False if that isn't so in time."""
+        # Looking now and then costs less than a word with each delivery.
+        for _ in range(_LOOKS):
+            if self._delivered() != before:
+                return True
+            await asyncio.sleep(ANSWER_TIMEOUT / _LOOKS)
+        return self._delivered() != before

@@ -32,8 +32,12 @@ class Bench:
         self.answer: Outcome | Exception = Outcome.CONFIRMED
         self.arrives = False
         self.full = False
+        self.delivered = 0
         self.probe = Probe(
-            cast(Supervisor, self.supervisor), send=self.send, is_full=lambda: self.full
+            cast(Supervisor, self.supervisor),
+            send=self.send,
+            delivered=lambda: self.delivered,
+            is_full=lambda: self.full,
         )
 
     async def send(self) -> Outcome:
@@ -41,7 +45,7 @@ class Bench:
         if isinstance(self.answer, Exception):
             raise self.answer
         if self.arrives:
-            self.probe.heard()
+            self.delivered += 1
         return self.answer
 
     async def probes(self, count: int) -> None:

@@ -204,7 +204,7 @@ async def test_a_binding_deleted_underneath_is_found_by_the_probe(
 @pytest.fixture
 def probing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short intervals, unless the tests run at their full length: noticed within 30 s then."""
-    assert _probe.INTERVAL + _probe.ANSWER_TIMEOUT < 30
+    assert 2 * _probe.INTERVAL + _probe.ANSWER_TIMEOUT < 30
     if _PROBE_INTERVAL.value < _probe.INTERVAL:
         monkeypatch.setattr(_probe, "INTERVAL", _PROBE_INTERVAL.value)
         monkeypatch.setattr(_probe, "ANSWER_TIMEOUT", 1.0)
