@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
-from functools import partial
 from typing import Any
 
 import msgpack
@@ -73,16 +72,14 @@ class Paths:
 
     def _consumer(self) -> tuple[Any, Any]:
         protocol = self._protocol()
-        on_delivery = self._loop_layer._accept_delivery
         consumer = protocol.add_channel(
             lambda amqp_channel_id: ConsumerChannel(
                 protocol,
                 amqp_channel_id,
-                on_delivery=lambda body, tag: on_delivery(body, partial(ack, tag)),
+                on_delivery=self._loop_layer._accept_delivery,
                 on_end=print,
             )
         )
-        ack = consumer.ack
         return protocol, consumer
 
     def _delivery(self, consumer: Any, body: bytes) -> bytes:

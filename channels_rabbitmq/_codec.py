@@ -68,35 +68,34 @@ class Envelope:
 
     def __init__(
         self,
-        *,
         group: str | None,
         channel: str | None,
         size: int,
         packed: bytes,
         message: dict[str, Any],
     ) -> None:
-        """``packed`` is the map that ``message``, which may still hold the recipient, came from."""
+        """``packed`` is what ``message`` came from; it may hold the recipient, too."""
         self.group = group
         self.channel = channel
         self.size = size
         self._packed = packed
         # Not handed out yet, or to copy from; None once it was handed out itself.
         self._message: dict[str, Any] | None = message
-        # Whether it holds nothing that can be changed and is without its recipient.
+        # Whether it holds nothing that can be changed: known after the first call for a group.
         self._is_flat = False
 
     def message(self) -> dict[str, Any]:
         """The message without its recipient; each call gives a copy of its own."""
         message = self._message
-        if message is None:
-            message = msgpack.unpackb(self._packed, strict_map_key=False)
-        elif self._is_flat:
+        if self._is_flat:
             # A shallow copy is all that unpacking gives, at a tenth of the price.
+            assert message is not None
             return message.copy()
-        message.pop(GROUP_KEY, None)
-        message.pop(CHANNEL_KEY, None)
-        if self._message is None:
-            return message
+        if message is None:
+            again: dict[str, Any] = msgpack.unpackb(self._packed, strict_map_key=False)
+            again.pop(GROUP_KEY, None)
+            again.pop(CHANNEL_KEY, None)
+            return again
         # The first call. A channel's message has no second one.
         if self.group is not None and _FLAT_TYPES.issuperset(map(type, message.values())):
             self._is_flat = True
@@ -143,7 +142,7 @@ class MessageCodec:
             raise MalformedBody(
                 "two recipients: a group and a channel" if is_for_group else "no recipient"
             )
-        recipient = content[GROUP_KEY if is_for_group else CHANNEL_KEY]
+        recipient = content.pop(GROUP_KEY if is_for_group else CHANNEL_KEY)
         if not isinstance(recipient, str) or not recipient:
             raise MalformedBody("a recipient that is not a non-empty string")
 
@@ -153,9 +152,7 @@ class MessageCodec:
         elif ENCRYPTED_KEY in content:
             raise MalformedBody("encrypted, but no symmetric_encryption_keys are set")
         group, channel = (recipient, None) if is_for_group else (None, recipient)
-        return Envelope(
-            group=group, channel=channel, size=len(body), packed=packed, message=content
-        )
+        return Envelope(group, channel, len(body), packed, content)
 
     def _encode(self, recipient_key: str, recipient: str, message: dict[str, Any]) -> bytes:
         if not isinstance(message, dict):
@@ -177,12 +174,12 @@ class MessageCodec:
         return body
 
     def _decrypt(self, content: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
-        """The packed message and the message, from the map that holds recipient and token."""
+        """The packed message and the message, from the map that holds the token."""
         assert self._fernet is not None
         if ENCRYPTED_KEY not in content:
             raise MalformedBody("not encrypted, but symmetric_encryption_keys are set")
         token = content[ENCRYPTED_KEY]
-        if len(content) != 2 or not isinstance(token, bytes):
+        if len(content) != 1 or not isinstance(token, bytes):
             raise MalformedBody("not a recipient and an encrypted message")
         packed: bytes | None
         try:
@@ -215,14 +212,28 @@ def _pack(content: dict[str, Any], message: dict[str, Any]) -> bytes:
     """
     packed: bytes | None
     try:
-        packed = msgpack.packb(content)
+        packed = msgpack.Packer().pack(content)  # as packb() does it, a call and a dict later
     # RecursionError comes from msgpack without its C code.
     except (TypeError, ValueError, OverflowError, RecursionError):
         packed = None
     # Packing first: it ends soon if the message contains itself, the walk would not.
-    if packed is None or not _is_carriable(content):
+    if packed is None or not (_is_flat(content) or _is_carriable(content)):
         _raise_fault(message)
     return packed
+
+
+def _is_flat(message: dict[str, Any]) -> bool:
+    """Whether a message that msgpack took holds no container, and only what is allowed.
+
+    Most messages are so: half of what the whole look takes.
+    """
+    for key, value in message.items():
+        value_type = type(value)
+        if type(key) is not str or not (
+            value_type in _ATOMS or (value_type is int and value <= _MAX_INT)
+        ):
+            return False
+    return True
 
 
 def _is_carriable(message: dict[str, Any]) -> bool:
@@ -362,7 +373,8 @@ def _unpack_map(packed: bytes) -> dict[str, Any]:
     else:
         if not isinstance(content, dict):
             problem = "not a map"
-        elif len(content) != _map_length(packed):
+        # Up to 15 keys the first byte tells how many.
+        elif len(content) != (packed[0] - 0x80 if packed[0] < 0x90 else _map_length(packed)):
             problem = "a key comes twice"
         # A timestamp doesn't go through ext_hook. Its type code is the byte 255,
         # which text and most numbers don't hold, so few bodies need the search.
@@ -378,12 +390,8 @@ def _refuse_extension(code: int, data: bytes) -> NoReturn:
 
 
 def _map_length(packed: bytes) -> int:
-    """How many keys the header of a map announces."""
-    if packed[0] == 0xDE:
-        return int.from_bytes(packed[1:3], "big")
-    if packed[0] == 0xDF:
-        return int.from_bytes(packed[1:5], "big")
-    return packed[0] & 0x0F
+    """How many keys the header of a map announces that has more than 15."""
+    return int.from_bytes(packed[1:3] if packed[0] == 0xDE else packed[1:5], "big")
 
 
 def _holds_timestamp(content: dict[Any, Any]) -> bool:

@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable
-from dataclasses import dataclass
 
-from ._amqp.amqp_channels import Outcome
+from ._amqp.amqp_channels import CONFIRMED, Outcome, Route
 from ._amqp.futures import resolve
 from ._publisher import Publisher
 from .exceptions import BrokerUnavailable
@@ -42,16 +40,8 @@ _NO_QUEUE_YET = (
 )
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where messages for the channels of one process go."""
-
-    exchange: str
-    routing_key: str
-
-
 class _Lane:
-    """Who sends to one address while a returned message is being tried again: one at a time."""
+    """Who sends by one route while a returned message is being tried again: one at a time."""
 
     __slots__ = ("_is_taken", "_queue", "users")
 
@@ -89,7 +79,7 @@ class _Lane:
 
 
 class DirectSender:
-    """Sends bodies to addresses by a ``Publisher``.
+    """Sends bodies by a ``Publisher``; each process's channels have a route, which is mandatory.
 
     ``operation_timeout``: seconds that a call may take, which all deadlines are made of.
     """
@@ -97,85 +87,78 @@ class DirectSender:
     def __init__(self, publisher: Publisher, operation_timeout: float) -> None:
         self._publisher = publisher
         self._operation_timeout = operation_timeout
-        self._lanes: dict[Address, _Lane] = {}
-        self._unreachable: dict[Address, float] = {}  # until when, in loop time
+        self._lanes: dict[Route, _Lane] = {}
+        self._unreachable: dict[Route, float] = {}  # until when, in loop time
 
-    async def send(self, address: Address, body: bytes, deadline: float) -> Outcome:
+    async def send(self, route: Route, body: bytes, deadline: float) -> Outcome:
         """Send; RETURNED means that nobody was there, after all tries.
 
         ``deadline`` is that of ``Publisher.publish``. Raises BrokerUnavailable as that does, and
         also if the time was over before all tries: either way nothing was sent. With one sender
-        that awaits each call, messages to one address arrive in order.
+        that awaits each call, messages by one route arrive in order.
         """
         # Who finds publishers blocked needn't wait for a turn to hear it.
-        if not self._lanes or address not in self._lanes or self._publisher.is_blocked:
-            outcome = await self._publish(address, body, deadline)
+        if not self._lanes or route not in self._lanes or self._publisher.is_blocked:
+            outcome = await self._publisher.publish(body, route, deadline)
             if self._unreachable:
-                self._note_outcome(address, outcome)
-            if outcome is not Outcome.RETURNED or self._is_unreachable(address):
+                self._note_outcome(route, outcome)
+            if outcome is CONFIRMED:
                 return outcome
-        lane = self._lanes.get(address)
+            if outcome is not Outcome.RETURNED or self._is_unreachable(route):
+                return outcome
+        lane = self._lanes.get(route)
         if lane is None:
-            lane = self._lanes[address] = _Lane()
+            lane = self._lanes[route] = _Lane()
         lane.users += 1
         try:
             if not await lane.enter(deadline):
                 raise BrokerUnavailable(_NO_QUEUE_YET)
             try:
-                return await self._try_again(address, body, deadline)
+                return await self._try_again(route, body, deadline)
             finally:
                 lane.leave()
         finally:
             lane.users -= 1
             if not lane.users:
-                del self._lanes[address]
+                del self._lanes[route]
 
-    def _publish(self, address: Address, body: bytes, deadline: float) -> Awaitable[Outcome]:
-        return self._publisher.publish(
-            body,
-            exchange=address.exchange,
-            routing_key=address.routing_key,
-            mandatory=True,
-            deadline=deadline,
-        )
-
-    def _note_outcome(self, address: Address, outcome: Outcome) -> None:
+    def _note_outcome(self, route: Route, outcome: Outcome) -> None:
         if outcome in (Outcome.CONFIRMED, Outcome.REFUSED):
-            self._unreachable.pop(address, None)
+            self._unreachable.pop(route, None)
 
-    async def _try_again(self, address: Address, body: bytes, deadline: float) -> Outcome:
+    async def _try_again(self, route: Route, body: bytes, deadline: float) -> Outcome:
         loop = asyncio.get_running_loop()
         begun_at = loop.time()
         retry_timeout = min(RETRY_TIMEOUT, (self._operation_timeout - _CONFIRM_TIMEOUT) / 2)
         pause = _FIRST_PAUSE
         while True:
-            outcome = await self._publish(address, body, deadline)
-            self._note_outcome(address, outcome)
-            if outcome is not Outcome.RETURNED or self._is_unreachable(address):
+            outcome = await self._publisher.publish(body, route, deadline)
+            self._note_outcome(route, outcome)
+            if outcome is not Outcome.RETURNED or self._is_unreachable(route):
                 return outcome
             now = loop.time()
             # It may have reconnected since the last try.
             if now + pause > max(
                 begun_at + retry_timeout, self._publisher.reconnected_at + RECONNECT_GRACE
             ):
-                self._remember_unreachable(address, now)
+                self._remember_unreachable(route, now)
                 return outcome
             if now + pause > deadline - _CONFIRM_TIMEOUT:
                 raise BrokerUnavailable(_NO_QUEUE_YET)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
-    def _is_unreachable(self, address: Address) -> bool:
-        until = self._unreachable.get(address)
+    def _is_unreachable(self, route: Route) -> bool:
+        until = self._unreachable.get(route)
         if until is None:
             return False
         return asyncio.get_running_loop().time() < until
 
-    def _remember_unreachable(self, address: Address, now: float) -> None:
+    def _remember_unreachable(self, route: Route, now: float) -> None:
         # Oldest first, so what is over is at the front.
         for old, until in list(self._unreachable.items()):
             if until > now:
                 break
             del self._unreachable[old]
-        self._unreachable.pop(address, None)
-        self._unreachable[address] = now + UNREACHABLE_TIMEOUT
+        self._unreachable.pop(route, None)
+        self._unreachable[route] = now + UNREACHABLE_TIMEOUT

@@ -347,6 +347,9 @@ class SyncForwarder(Forwarder):
     def receive_nowait(self, channel: str) -> None:
         """Nothing: as for a channel of another event loop."""
 
+    def line_up(self, channel: str) -> None:
+        """The same."""
+
     async def user_connection(self) -> Connection:
         """Return an open connection of this loop's; the loop's end closes it."""
         self._require_open()

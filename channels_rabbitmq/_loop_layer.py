@@ -27,11 +27,11 @@ from typing import Any
 
 from channels.exceptions import ChannelFull
 
-from ._amqp.amqp_channels import Outcome
+from ._amqp.amqp_channels import CONFIRMED, ConsumerChannel, Outcome, Route
 from ._amqp.connection import Connection
 from ._bindings import Bindings
 from ._codec import MalformedBody, MessageCodec
-from ._direct_sender import Address, DirectSender
+from ._direct_sender import DirectSender
 from ._hooks import Hook, HookFunctions
 from ._mailbox import Loan
 from ._members import Members
@@ -53,7 +53,7 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 _ID_LENGTH = 16
 _RANDOM_LENGTH = 12
 _LONGEST_NAME = 99
-_MOST_ADDRESSES = 1000  # that are remembered
+_MOST_ROUTES = 1000  # that are remembered
 
 
 def new_id() -> str:
@@ -104,6 +104,7 @@ class LoopLayer:
         hook_functions: HookFunctions,
     ) -> None:
         self._settings = settings
+        self._operation_timeout = settings.operation_timeout
         self.loop = asyncio.get_running_loop()
         self.id = new_id()
         self._prefix = self.id + "!"  # of the names of its channels
@@ -128,6 +129,7 @@ class LoopLayer:
         self.receive_nowait = self._router.receive_nowait
         self.knows = self._router.knows
         self.line_up = self._router.line_up
+        self.open_and_line_up = self._router.open_and_line_up
         self.line_up_again = self._router.line_up_again
         self.collect = self._router.collect
         self.give_up = self._router.give_up
@@ -152,7 +154,7 @@ class LoopLayer:
             on_no_exchange=self._accept_no_exchange,
         )
         self._direct_sender = DirectSender(self._publisher, settings.operation_timeout)
-        self._addresses: dict[str, Address] = {}  # by id
+        self._routes: dict[str, Route] = {}  # by id
         self._user_connection = UserConnection(
             settings, connection_name=connection_name(UserConnection.name, self.id)
         )
@@ -188,20 +190,20 @@ class LoopLayer:
             supervisor.hurry()
 
     def _deadline(self) -> float:
-        return self.loop.time() + self._settings.operation_timeout
+        return self.loop.time() + self._operation_timeout
 
     # Sending
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
         """Send to one channel, of this or any other process."""
         body = self._codec.encode_for_channel(channel, message)
-        deadline = self._deadline()
+        deadline = self.loop.time() + self._operation_timeout
         if channel.startswith(self._prefix):
             # The message could only come back as long as our own queue isn't there.
             self._start_subscriber()
             await self._subscriber.supervisor.wait_ready(deadline)
-        outcome = await self._direct_sender.send(self._address(channel), body, deadline)
-        if outcome is Outcome.CONFIRMED:
+        outcome = await self._direct_sender.send(self._route(channel), body, deadline)
+        if outcome is CONFIRMED:
             return
         if outcome is Outcome.REFUSED:
             raise ChannelFull(f"The queue of the process that serves {channel} is full")
@@ -215,19 +217,22 @@ class LoopLayer:
         elif outcome is Outcome.UNKNOWN:
             self._reporter.report("unknown", channel)
 
-    def _address(self, channel: str) -> Address:
+    def _route(self, channel: str) -> Route:
         id_ = channel.partition("!")[0]
-        address = self._addresses.get(id_)
-        if address is None:
+        route = self._routes.get(id_)
+        if route is None:
             if _VERSION_4_ID.fullmatch(id_):
                 # Its queue has the name of its id, on the default exchange.
-                address = Address("", id_)
+                route = Route("", id_, mandatory=True)
             else:
-                address = Address(self._settings.groups_exchange, direct_routing_key(id_))
-            if len(self._addresses) >= _MOST_ADDRESSES:
-                self._addresses.clear()  # of processes that are gone, most of them
-            self._addresses[id_] = address
-        return address
+                route = self._own_exchange_route(id_)
+            if len(self._routes) >= _MOST_ROUTES:
+                self._routes.clear()  # of processes that are gone, most of them
+            self._routes[id_] = route
+        return route
+
+    def _own_exchange_route(self, id_: str) -> Route:
+        return Route(self._settings.groups_exchange, direct_routing_key(id_), mandatory=True)
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         """Send to all channels of a group, in all processes."""
@@ -242,11 +247,7 @@ class LoopLayer:
             except BrokerUnavailable as err:
                 logger.debug("group_send(%r) without members of this process: %s", group, err)
         outcome = await self._publisher.publish(
-            body,
-            exchange=self._settings.groups_exchange,
-            routing_key=group,
-            mandatory=False,
-            deadline=deadline,
+            body, Route(self._settings.groups_exchange, group, mandatory=False), deadline
         )
         if outcome is Outcome.REFUSED:
             self._reporter.report("refused by a queue", group)
@@ -328,25 +329,29 @@ class LoopLayer:
                 self.loop.create_task, self._probe.run(), name="channels_rabbitmq probe"
             )
 
-    def _accept_delivery(self, body: bytes, ack: Callable[[], None]) -> None:
+    def _accept_delivery(self, body: bytes, tag: int, consumer: ConsumerChannel) -> None:
         self.counters.delivered += 1
         try:
             envelope = self._codec.decode(body)
         except MalformedBody as err:
             self.counters.malformed += 1
             self._reporter.report("malformed", str(err))
-            ack()
+            consumer.ack(tag)
             return
         channel = envelope.channel
         if channel is not None and not (
-            channel.startswith(self._prefix) and len(self._prefix) < len(channel) <= _LONGEST_NAME
+            self.knows(channel)
+            or (
+                channel.startswith(self._prefix)
+                and len(self._prefix) < len(channel) <= _LONGEST_NAME
+            )
         ):
             if channel != self._prefix:  # else it is our own probe
                 self.counters.foreign += 1
                 self._reporter.report("foreign", channel[:_LONGEST_NAME])
-            ack()
+            consumer.ack(tag)
             return
-        self._router.deliver(envelope, ack)
+        self._router.deliver(envelope, tag, consumer)
         if self._tick_timer is None:
             self._schedule_tick(self._router.next_tick_at())
 
@@ -365,11 +370,7 @@ class LoopLayer:
 
     async def _send_probe(self) -> Outcome:
         return await self._publisher.publish(
-            self._probe_body,
-            exchange=self._settings.groups_exchange,
-            routing_key=direct_routing_key(self.id),
-            mandatory=True,
-            deadline=self._deadline(),
+            self._probe_body, self._own_exchange_route(self.id), self._deadline()
         )
 
     def _accept_no_exchange(self) -> None:

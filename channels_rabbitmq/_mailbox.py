@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from ._codec import Envelope
@@ -25,17 +24,26 @@ PATIENCE = 1.0
 MAX_PATIENCE = 30.0
 
 
+class Consumer(Protocol):
+    """Whose delivery it is, of one connection."""
+
+    def ack(self, delivery_tag: int) -> None:
+        """Tell the broker that it may forget a delivery."""
+
+
 class Delivery:
     """One delivery of the broker, shared by the mailboxes that hold it."""
 
-    __slots__ = ("ack", "arrived", "counting", "envelope", "number", "uncounted")
+    __slots__ = ("arrived", "consumer", "counting", "envelope", "number", "tag", "uncounted")
 
     def __init__(
-        self, envelope: Envelope, ack: Callable[[], None], arrived: float, number: int
+        self, envelope: Envelope, tag: int, consumer: Consumer, arrived: float, number: int
     ) -> None:
         self.envelope = envelope
-        # Tells the broker that we are done; None once called, or when its connection is lost.
-        self.ack: Callable[[], None] | None = ack
+        # By which the broker is told that we are done
+        self.tag = tag
+        # None once it is told, or when the connection is lost
+        self.consumer: Consumer | None = consumer
         # By the router's clock, in seconds
         self.arrived = arrived
         # Deliveries are numbered in the order of their arrival.

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import carehare
 import pamqp.commands
 
-from ._amqp.amqp_channels import Outcome, PublisherChannel
+from ._amqp.amqp_channels import CONFIRMED, Outcome, PublisherChannel, Route
 from ._amqp.connection import Connection
 from ._settings import Settings
 from ._statistics import Counters
@@ -82,10 +82,8 @@ class Publisher:
         )
         probe = amqp_channel.publish(
             b"",
-            exchange=self._settings.groups_exchange,
-            routing_key=_PROBE_KEY,
-            mandatory=False,
-            deadline=loop.time() + self._settings.operation_timeout,
+            Route(self._settings.groups_exchange, _PROBE_KEY, mandatory=False),
+            loop.time() + self._settings.operation_timeout,
         )
         await asyncio.wait([probe, blocked], return_when=asyncio.FIRST_COMPLETED)
         if amqp_channel.is_ended or (probe.done() and probe.result() is not Outcome.CONFIRMED):
@@ -132,59 +130,58 @@ class Publisher:
 
     # Publishing
 
-    async def publish(
-        self, body: bytes, *, exchange: str, routing_key: str, mandatory: bool, deadline: float
-    ) -> Outcome:
+    async def publish(self, body: bytes, route: Route, deadline: float) -> Outcome:
         """Publish one message and return what became of it.
 
         Waits for a connection, for the broker to read what others wrote, and for the confirm until
         ``deadline`` (loop time). Raises BrokerUnavailable if there was no connection by then:
         nothing was written. Cancelling it while it waits for the confirm takes nothing back.
         """
+        counters = self._counters
+        amqp_channel = self._amqp_channel
+        if amqp_channel is None or self._is_blocked or not amqp_channel.takes_now():
+            amqp_channel = await self._wait_until_taken(len(body), deadline)
+            if amqp_channel is None:
+                counters.blocked += 1
+                return Outcome.BLOCKED
+        if not route.exchange:
+            try:
+                amqp_channel = self._for_default_exchange()
+            except (carehare.ChannelClosed, carehare.ConnectionClosed) as err:
+                raise BrokerUnavailable(str(err)) from err
+        counters.published += 1
+        try:
+            outcome = await amqp_channel.publish(body, route, deadline)
+        except BaseException:
+            counters.cancelled += 1
+            raise
+        if outcome is CONFIRMED:
+            counters.confirmed += 1
+        elif outcome is Outcome.UNKNOWN:
+            counters.unknown += 1
+        elif outcome is Outcome.RETURNED:
+            counters.returned += 1
+        elif route.mandatory:  # refused, like the rest
+            counters.refused += 1
+        else:
+            counters.refused_by_a_queue += 1
+        return outcome
+
+    async def _wait_until_taken(self, size: int, deadline: float) -> PublisherChannel | None:
+        """Wait until a body of ``size`` bytes may be published; None if that is blocked."""
         has_waited = False  # for the broker to read: it is this message's turn
         while True:
             amqp_channel = self._amqp_channel
             if amqp_channel is None or amqp_channel.is_ended:
                 await self.supervisor.wait_ready(deadline)
             elif self._is_blocked:
-                self._counters.blocked += 1
-                return Outcome.BLOCKED
-            elif has_waited or not amqp_channel.is_full:
-                break
-            elif await amqp_channel.wait_writable(len(body), deadline):
+                return None
+            elif has_waited or amqp_channel.takes_now():
+                return amqp_channel
+            elif await amqp_channel.wait_writable(size, deadline):
                 has_waited = True
             else:
-                self._counters.blocked += 1
-                return Outcome.BLOCKED
-        if not exchange:
-            try:
-                amqp_channel = self._for_default_exchange()
-            except (carehare.ChannelClosed, carehare.ConnectionClosed) as err:
-                raise BrokerUnavailable(str(err)) from err
-        counters = self._counters
-        counters.published += 1
-        try:
-            outcome = await amqp_channel.publish(
-                body,
-                exchange=exchange,
-                routing_key=routing_key,
-                mandatory=mandatory,
-                deadline=deadline,
-            )
-        except BaseException:
-            counters.cancelled += 1
-            raise
-        if outcome is Outcome.CONFIRMED:
-            counters.confirmed += 1
-        elif outcome is Outcome.UNKNOWN:
-            counters.unknown += 1
-        elif outcome is Outcome.RETURNED:
-            counters.returned += 1
-        elif mandatory:  # refused, like the rest
-            counters.refused += 1
-        else:
-            counters.refused_by_a_queue += 1
-        return outcome
+                return None
 
     def _for_default_exchange(self) -> PublisherChannel:
         amqp_channel = self._default_exchange_channel

@@ -72,10 +72,11 @@ def direct_routing_key(id_: str) -> str:
 class Subscriber:
     """Receives for one ``LoopLayer``, whose id is ``id_``.
 
-    ``on_delivery(body, ack)`` is called for each message, in order; ``ack()`` may be called at any
-    time, and does nothing once the connection that delivered it is gone. ``on_lost()`` is called
-    when nothing more comes from the connection that delivered until now. ``on_disconnect(reason)``
-    and ``on_reconnect(reason)`` take turns: see ``_hooks``; both get the reason of the loss.
+    ``on_delivery(body, tag, consumer)`` is called for each message, in order; ``consumer.ack(tag)``
+    may be called at any time, and does nothing once the connection that delivered it is gone.
+    ``on_lost()`` is called when nothing more comes from the connection that delivered until now.
+    ``on_disconnect(reason)`` and ``on_reconnect(reason)`` take turns: see ``_hooks``; both get the
+    reason of the loss.
     """
 
     name = "subscriber"
@@ -87,7 +88,7 @@ class Subscriber:
         bindings: Bindings,
         *,
         connection_name: str,
-        on_delivery: Callable[[bytes, Callable[[], None]], None],
+        on_delivery: Callable[[bytes, int, ConsumerChannel], None],
         on_lost: Callable[[], None],
         on_disconnect: Callable[[str], None],
         on_reconnect: Callable[[str], None],
@@ -130,12 +131,7 @@ class Subscriber:
         exchange = f"{self._id}.{self._number}"
         queue = self._id if self._number == 1 else exchange
         groups_exchange = self._settings.groups_exchange
-        on_delivery = self._on_delivery
-        consumer = connection.open_consumer(
-            on_delivery=lambda body, tag: on_delivery(body, partial(ack, tag)),
-            on_end=self._accept_end,
-        )
-        ack = consumer.ack
+        consumer = connection.open_consumer(on_delivery=self._on_delivery, on_end=self._accept_end)
         commands = pamqp.commands
         calls = [
             commands.Exchange.Declare(exchange=groups_exchange, exchange_type="direct"),

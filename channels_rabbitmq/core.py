@@ -7,7 +7,7 @@ import weakref
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Generator
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import carehare
 from channels.exceptions import (
@@ -111,8 +111,10 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         within ``operation_timeout``. Cancelling it may or may not take the message back.
         """
         require_channel_name(channel)
-        _require_specific(channel)
-        await self._loop_layer().send(channel, message)
+        if "!" not in channel:
+            _refuse_normal(channel)
+        loop_layer = self._loop_layers.serving.get(get_running_loop()) or self._loop_layer()
+        await loop_layer.send(channel, message)
 
     async def receive(self, channel: str) -> dict[str, Any]:
         """Wait for the next message of a channel which ``new_channel`` made in this process.
@@ -137,14 +139,15 @@ class RabbitmqChannelLayer(BaseChannelLayer):
             raise
         if message is not None:
             return message
-        if isinstance(loop_layer, SyncForwarder):
-            return await self._receive_from_owner(channel)
-        if not loop_layer.knows(channel):
+        lined_up = loop_layer.line_up(channel)
+        if lined_up is None:
             require_channel_name(channel)
-            if not loop_layer.owns(channel):
+            if isinstance(loop_layer, SyncForwarder) or not loop_layer.owns(channel):
                 return await self._receive_from_owner(channel)
             loop_layer.prepare_to_receive(channel)
-        mailbox, waiter = loop_layer.line_up(channel)
+            lined_up = loop_layer.open_and_line_up(channel)
+        assert isinstance(loop_layer, LoopLayer), "a forwarder lines nobody up"
+        mailbox, waiter = lined_up
         while True:
             try:
                 await waiter
@@ -158,7 +161,8 @@ class RabbitmqChannelLayer(BaseChannelLayer):
 
     async def _receive_from_owner(self, channel: str) -> dict[str, Any]:
         require_channel_name(channel)
-        _require_specific(channel)
+        if "!" not in channel:
+            _refuse_normal(channel)
         try:
             owner = self._loop_layers.owner(channel)
         except BrokerUnavailable:
@@ -189,7 +193,8 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         """
         require_group_name(group)
         require_channel_name(channel)
-        _require_specific(channel)
+        if "!" not in channel:
+            _refuse_normal(channel)
         await self._loop_layer_of(channel).group_add(group, channel)
 
     async def group_discard(self, group: str, channel: str) -> None:
@@ -200,7 +205,8 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         """
         require_group_name(group)
         require_channel_name(channel)
-        _require_specific(channel)
+        if "!" not in channel:
+            _refuse_normal(channel)
         loop_layer = self._loop_layer_of(channel)
         if isinstance(loop_layer, LoopLayer):
             loop_layer.group_discard(group, channel)
@@ -287,11 +293,10 @@ def _capacity_of(layer: weakref.ref[RabbitmqChannelLayer], channel: str) -> int:
     return capacity
 
 
-def _require_specific(channel: str) -> None:
-    if "!" not in channel:
-        raise NotImplementedError(
-            f"{channel!r} is a normal channel (it holds no '!'), which channels_rabbitmq doesn't "
-            "have. For work queues use Celery, or a queue of your own on `await "
-            "layer.carehare_connection`; for messages to a websocket, the name that "
-            "new_channel() returned"
-        )
+def _refuse_normal(channel: str) -> NoReturn:
+    raise NotImplementedError(
+        f"{channel!r} is a normal channel (it holds no '!'), which channels_rabbitmq doesn't "
+        "have. For work queues use Celery, or a queue of your own on `await "
+        "layer.carehare_connection`; for messages to a websocket, the name that "
+        "new_channel() returned"
+    )

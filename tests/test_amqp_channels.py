@@ -31,7 +31,7 @@ from pamqp import commands
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
-from channels_rabbitmq._amqp.amqp_channels import ConsumerChannel, Outcome, PublisherChannel
+from channels_rabbitmq._amqp.amqp_channels import ConsumerChannel, Outcome, PublisherChannel, Route
 from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.frames import encode_ack
 from channels_rabbitmq._amqp.protocol import Protocol, ProtocolError
@@ -220,7 +220,7 @@ class Deliveries:
         self.got: list[tuple[bytes, int]] = []
         self.ended: list[Exception] = []
         self.channel = self.peer.consumer(
-            lambda body, tag: self.got.append((body, tag)), self.ended.append
+            lambda body, tag, consumer: self.got.append((body, tag)), self.ended.append
         )
 
     def deliver(self, *tags: int) -> None:
@@ -344,7 +344,7 @@ async def test_acks_of_a_turn_are_written_together() -> None:
 async def test_nothing_is_acked_behind_the_brokers_farewell() -> None:
     """AMQP allows no frame after Connection.CloseOk, even for what came in the same read."""
     bench = Deliveries()
-    bench.channel._on_delivery = lambda body, tag: bench.channel.ack(tag)
+    bench.channel._on_delivery = lambda body, tag, consumer: consumer.ack(tag)
     bench.peer.protocol.data_received(
         marshal(*delivery(1, b"body"), channel=1) + marshal(close_connection())
     )
@@ -422,9 +422,12 @@ class Publications:
         self.ended: list[Exception] = []
         self.channel = self.peer.publisher(self.ended.append)
 
-    def publish(self, count: int, *, mandatory: bool = True, **options: Any) -> list[Any]:
-        options = {"deadline": soon(), "mandatory": mandatory, "routing_key": "key", **options}
-        return [self.channel.publish(b"body", exchange="e", **options) for _ in range(count)]
+    def publish(
+        self, count: int, *, routing_key: str = "key", deadline: float | None = None
+    ) -> list[Any]:
+        route = Route("e", routing_key, mandatory=True)
+        deadline = soon() if deadline is None else deadline
+        return [self.channel.publish(b"body", route, deadline) for _ in range(count)]
 
     def feed(self, *frames: Any) -> None:
         self.peer.feed(*frames, channel=1)
@@ -519,7 +522,7 @@ async def test_return_of_an_unknown_message_is_ignored(correlation_id: str | Non
 )
 async def test_returned_content_out_of_place_ends_the_connection(frames: list[Any]) -> None:
     bench = Publications()
-    futures = bench.publish(1, mandatory=True)
+    futures = bench.publish(1)
     bench.peer.taken()
     bench.feed(*frames)
     assert [frame.reply_code for _, frame in bench.peer.taken()] == [505]
@@ -642,9 +645,7 @@ async def test_what_cannot_be_encoded_is_not_counted() -> None:
 async def test_body_frames_fit_into_frame_max(size: int) -> None:
     peer = Peer(frame_max=4096)
     body = bytes(n % 251 for n in range(size))
-    peer.publisher().publish(
-        body, exchange="e", routing_key="key", mandatory=False, deadline=soon()
-    )
+    peer.publisher().publish(body, Route("e", "key", mandatory=False), soon())
     _, (_, header), *bodies = peer.taken()
     assert header.body_size == size
     assert b"".join(frame.value for _, frame in bodies) == body
@@ -745,17 +746,13 @@ async def test_broker_refuses_one_bind_amid_good_ones(connection: Connection, qu
     # The others are bound: a message for each arrives.
     got: asyncio.Queue[bytes] = asyncio.Queue()
     consumer = connection.open_consumer(
-        on_delivery=lambda body, tag: got.put_nowait(body), on_end=lambda exc: None
+        on_delivery=lambda body, tag, consumer: got.put_nowait(body), on_end=lambda exc: None
     )
     await consumer.consume(queue, 100)
     publisher = connection.open_publisher(on_end=lambda exc: None)
     told = [
         await publisher.publish(
-            b"%d" % n,
-            exchange="amq.direct",
-            routing_key=f"{queue} {n}",
-            mandatory=True,
-            deadline=soon(),
+            b"%d" % n, Route("amq.direct", f"{queue} {n}", mandatory=True), soon()
         )
         for n in range(12)
     ]
@@ -772,7 +769,7 @@ class RealConsumer:
         self.got: asyncio.Queue[tuple[bytes, int]] = asyncio.Queue()
         self.ended: asyncio.Queue[Exception] = asyncio.Queue()
         self.channel: ConsumerChannel = connection.open_consumer(
-            on_delivery=lambda body, tag: self.got.put_nowait((body, tag)),
+            on_delivery=lambda body, tag, consumer: self.got.put_nowait((body, tag)),
             on_end=self.ended.put_nowait,
         )
         self.publisher: PublisherChannel = connection.open_publisher(on_end=self.ended.put_nowait)
@@ -783,9 +780,7 @@ class RealConsumer:
 
     async def publish(self, *bodies: bytes) -> list[Outcome]:
         futures = [
-            self.publisher.publish(
-                body, exchange="", routing_key=self.queue, mandatory=True, deadline=soon()
-            )
+            self.publisher.publish(body, Route("", self.queue, mandatory=True), soon())
             for body in bodies
         ]
         return list(await asyncio.gather(*futures))
@@ -843,9 +838,7 @@ async def test_real_outcomes(connection: Connection, queue: str) -> None:
     publisher = connection.open_publisher(on_end=lambda exc: None)
     keys = [queue, "nobody", queue, "nobody", queue, queue, "nobody", queue]
     futures = [
-        publisher.publish(
-            b"body", exchange="", routing_key=key, mandatory=key == "nobody", deadline=soon()
-        )
+        publisher.publish(b"body", Route("", key, mandatory=key == "nobody"), soon())
         for key in keys
     ]
     told = await asyncio.gather(*futures)
@@ -856,9 +849,7 @@ async def test_real_outcomes(connection: Connection, queue: str) -> None:
 async def test_missing_exchange_ends_the_publisher(connection: Connection) -> None:
     ended: list[Exception] = []
     publisher = connection.open_publisher(on_end=ended.append)
-    outcome = await publisher.publish(
-        b"x", exchange="missing-exchange", routing_key="k", mandatory=False, deadline=soon()
-    )
+    outcome = await publisher.publish(b"x", Route("missing-exchange", "k", mandatory=False), soon())
     assert outcome is UNKNOWN
     assert isinstance(ended[0], carehare.ChannelClosedByServer)
     assert connection.is_open
@@ -888,7 +879,7 @@ async def test_close_from_the_broker_ends_all_channels() -> None:
     peer = Peer()
     bench = peer.publisher()
     call = peer.topology().call(bind(1))
-    future = bench.publish(b"x", exchange="e", routing_key="k", mandatory=False, deadline=soon())
+    future = bench.publish(b"x", Route("e", "k", mandatory=False), soon())
     peer.taken()
     peer.feed(close_connection(320, "CONNECTION_FORCED - bye"))
     exc = await peer.protocol.ended

@@ -24,6 +24,7 @@ from pamqp import commands
 
 from channels_rabbitmq._amqp import connection as connection_module
 from channels_rabbitmq._amqp import protocol as protocol_module
+from channels_rabbitmq._amqp.amqp_channels import Route
 from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq._settings import Settings
@@ -390,7 +391,7 @@ async def test_memory_alarm_is_told_to_whoever_publishes(private_broker: Private
     connection.on_blocked = told.put_nowait
     publisher = connection.open_publisher(on_end=lambda exc: None)
     await asyncio.to_thread(private_broker.ctl, "set_vm_memory_high_watermark", "0.00001")
-    publisher.publish(b"", exchange="", routing_key="none", mandatory=False, deadline=soon(30))
+    publisher.publish(b"", Route("", "none", mandatory=False), soon(30))
     assert await asyncio.wait_for(told.get(), 20)
     await asyncio.to_thread(private_broker.ctl, "set_vm_memory_high_watermark", "0.8")
     assert await asyncio.wait_for(told.get(), 20) is None

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
 from channels_rabbitmq import _direct_sender
-from channels_rabbitmq._amqp.amqp_channels import Outcome
-from channels_rabbitmq._direct_sender import Address, DirectSender
+from channels_rabbitmq._amqp.amqp_channels import Outcome, Route
+from channels_rabbitmq._direct_sender import DirectSender
 from channels_rabbitmq._publisher import Publisher
 from channels_rabbitmq.exceptions import BrokerUnavailable
 
-ADDRESS = Address("groups", "crq.a!")
-OTHER = Address("groups", "crq.b!")
+ROUTE = Route("groups", "crq.a!", mandatory=True)
+OTHER = Route("groups", "crq.b!", mandatory=True)
 
 
 class FakePublisher:
-    """A broker on which only some addresses have a queue; what they took, in order."""
+    """A broker on which only some keys have a queue; what they took, in order."""
 
     def __init__(self) -> None:
         self.reconnected_at = float("-inf")
@@ -29,8 +29,9 @@ class FakePublisher:
         self.tries: dict[str, int] = defaultdict(int)
         self.tried = asyncio.Event()
 
-    async def publish(self, body: bytes, *, routing_key: str, **options: Any) -> Outcome:
-        assert options["mandatory"]
+    async def publish(self, body: bytes, route: Route, deadline: float) -> Outcome:
+        assert route.mandatory
+        routing_key = route.routing_key
         await asyncio.sleep(0)  # as long as a confirm takes: others run
         self.tries[routing_key] += 1
         self.tried.set()
@@ -41,8 +42,8 @@ class FakePublisher:
         self.taken.append(body)
         return Outcome.CONFIRMED
 
-    async def wait_for_tries(self, address: Address, count: int) -> None:
-        while self.tries[address.routing_key] < count:
+    async def wait_for_tries(self, route: Route, count: int) -> None:
+        while self.tries[route.routing_key] < count:
             self.tried.clear()
             await asyncio.wait_for(self.tried.wait(), 10)
 
@@ -67,15 +68,15 @@ async def test_a_message_that_is_taken_is_written_once(
     sender: DirectSender, publisher: FakePublisher
 ) -> None:
     publisher.reachable.add("crq.a!")
-    assert await sender.send(ADDRESS, b"m", deadline()) is Outcome.CONFIRMED
+    assert await sender.send(ROUTE, b"m", deadline()) is Outcome.CONFIRMED
     assert publisher.tries == {"crq.a!": 1}
 
 
 async def test_a_returned_message_is_tried_again_until_the_receiver_is_back(
     sender: DirectSender, publisher: FakePublisher
 ) -> None:
-    sending = asyncio.create_task(sender.send(ADDRESS, b"m", deadline()))
-    await publisher.wait_for_tries(ADDRESS, 3)
+    sending = asyncio.create_task(sender.send(ROUTE, b"m", deadline()))
+    await publisher.wait_for_tries(ROUTE, 3)
     publisher.reachable.add("crq.a!")
     assert await sending is Outcome.CONFIRMED
     assert publisher.taken == [b"m"]
@@ -85,10 +86,10 @@ async def test_later_messages_wait_behind_and_keep_their_order(
     sender: DirectSender, publisher: FakePublisher
 ) -> None:
     bodies = [b"%d" % n for n in range(20)]
-    sending = [asyncio.create_task(sender.send(ADDRESS, bodies[0], deadline()))]
-    await publisher.wait_for_tries(ADDRESS, 2)
-    sending += [asyncio.create_task(sender.send(ADDRESS, body, deadline())) for body in bodies[1:]]
-    await publisher.wait_for_tries(ADDRESS, 5)
+    sending = [asyncio.create_task(sender.send(ROUTE, bodies[0], deadline()))]
+    await publisher.wait_for_tries(ROUTE, 2)
+    sending += [asyncio.create_task(sender.send(ROUTE, body, deadline())) for body in bodies[1:]]
+    await publisher.wait_for_tries(ROUTE, 5)
     publisher.reachable.add("crq.a!")
     assert set(await asyncio.gather(*sending)) == {Outcome.CONFIRMED}
     assert publisher.taken == bodies
@@ -97,8 +98,8 @@ async def test_later_messages_wait_behind_and_keep_their_order(
 async def test_messages_to_others_do_not_wait(
     sender: DirectSender, publisher: FakePublisher
 ) -> None:
-    sending = asyncio.create_task(sender.send(ADDRESS, b"m", deadline()))
-    await publisher.wait_for_tries(ADDRESS, 2)
+    sending = asyncio.create_task(sender.send(ROUTE, b"m", deadline()))
+    await publisher.wait_for_tries(ROUTE, 2)
     publisher.reachable.add("crq.b!")
     assert await sender.send(OTHER, b"other", deadline()) is Outcome.CONFIRMED
     assert not sending.done()
@@ -110,17 +111,17 @@ async def test_who_stayed_away_gets_one_try_a_message_until_one_gets_through(
     sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.01)
-    assert await sender.send(ADDRESS, b"lost", deadline()) is Outcome.RETURNED
+    assert await sender.send(ROUTE, b"lost", deadline()) is Outcome.RETURNED
     tries = publisher.tries["crq.a!"]
     assert tries > 1
-    assert await sender.send(ADDRESS, b"lost", deadline()) is Outcome.RETURNED
+    assert await sender.send(ROUTE, b"lost", deadline()) is Outcome.RETURNED
     assert publisher.tries["crq.a!"] == tries + 1
 
     publisher.reachable.add("crq.a!")
-    assert await sender.send(ADDRESS, b"m", deadline()) is Outcome.CONFIRMED
+    assert await sender.send(ROUTE, b"m", deadline()) is Outcome.CONFIRMED
     publisher.reachable.clear()
     tries = publisher.tries["crq.a!"]
-    assert await sender.send(ADDRESS, b"lost", deadline()) is Outcome.RETURNED
+    assert await sender.send(ROUTE, b"lost", deadline()) is Outcome.RETURNED
     assert publisher.tries["crq.a!"] > tries + 1, "forgotten, so it is tried for a while again"
 
 
@@ -131,7 +132,7 @@ async def test_who_stayed_away_is_forgotten_after_a_while(
     monkeypatch.setattr(_direct_sender, "UNREACHABLE_TIMEOUT", 0.0)
     for _ in range(2):
         tries = publisher.tries["crq.a!"]
-        assert await sender.send(ADDRESS, b"lost", deadline()) is Outcome.RETURNED
+        assert await sender.send(ROUTE, b"lost", deadline()) is Outcome.RETURNED
         assert publisher.tries["crq.a!"] > tries + 1
 
 
@@ -140,8 +141,8 @@ async def test_after_our_own_reconnect_it_is_tried_for_longer(
 ) -> None:
     monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.0)
     publisher.reconnected_at = asyncio.get_running_loop().time()
-    sending = asyncio.create_task(sender.send(ADDRESS, b"m", deadline()))
-    await publisher.wait_for_tries(ADDRESS, 10)
+    sending = asyncio.create_task(sender.send(ROUTE, b"m", deadline()))
+    await publisher.wait_for_tries(ROUTE, 10)
     publisher.reachable.add("crq.a!")
     assert await sending is Outcome.CONFIRMED
 
@@ -152,8 +153,8 @@ async def test_who_is_not_back_long_after_our_own_reconnect_has_stayed_away(
     monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.0)
     monkeypatch.setattr(_direct_sender, "RECONNECT_GRACE", 0.05)
     publisher.reconnected_at = asyncio.get_running_loop().time()
-    assert await sender.send(ADDRESS, b"lost", deadline()) is Outcome.RETURNED
-    assert sender._is_unreachable(ADDRESS)
+    assert await sender.send(ROUTE, b"lost", deadline()) is Outcome.RETURNED
+    assert sender._is_unreachable(ROUTE)
 
 
 async def test_a_call_whose_time_is_over_too_soon_to_tell_raises_and_blames_nobody(
@@ -162,10 +163,10 @@ async def test_a_call_whose_time_is_over_too_soon_to_tell_raises_and_blames_nobo
     # As those that waited for our own connection through most of an outage.
     publisher.reconnected_at = asyncio.get_running_loop().time()
     with pytest.raises(BrokerUnavailable, match="no queue on RabbitMQ yet"):
-        await sender.send(ADDRESS, b"refused", deadline(0.52))
+        await sender.send(ROUTE, b"refused", deadline(0.52))
     # The next one, with more time, waits for the receiver and reaches it.
-    sending = asyncio.create_task(sender.send(ADDRESS, b"m", deadline()))
-    await publisher.wait_for_tries(ADDRESS, publisher.tries["crq.a!"] + 3)
+    sending = asyncio.create_task(sender.send(ROUTE, b"m", deadline()))
+    await publisher.wait_for_tries(ROUTE, publisher.tries["crq.a!"] + 3)
     publisher.reachable.add("crq.a!")
     assert await sending is Outcome.CONFIRMED
     assert publisher.taken == [b"m"]
@@ -177,7 +178,7 @@ async def test_a_short_time_limit_alone_is_no_error(
     monkeypatch.setattr(_direct_sender, "_FIRST_PAUSE", 0.001)
     # Half of what the confirm leaves of it is for all tries.
     sender = DirectSender(cast(Publisher, publisher), operation_timeout=1.5)
-    assert await sender.send(ADDRESS, b"lost", deadline(1.5)) is Outcome.RETURNED
+    assert await sender.send(ROUTE, b"lost", deadline(1.5)) is Outcome.RETURNED
     assert publisher.tries["crq.a!"] > 2
 
 
@@ -187,10 +188,10 @@ async def test_who_finds_publishers_blocked_does_not_wait_behind_others(
     monkeypatch.setattr(_direct_sender, "_LONGEST_PAUSE", 60.0)
     monkeypatch.setattr(_direct_sender, "_FIRST_PAUSE", 60.0)
     publisher.reconnected_at = asyncio.get_running_loop().time() + 100
-    first = asyncio.create_task(sender.send(ADDRESS, b"first", deadline(200)))
-    await publisher.wait_for_tries(ADDRESS, 2)  # and now it sleeps for a minute
+    first = asyncio.create_task(sender.send(ROUTE, b"first", deadline(200)))
+    await publisher.wait_for_tries(ROUTE, 2)  # and now it sleeps for a minute
     publisher.is_blocked = True
-    assert await asyncio.wait_for(sender.send(ADDRESS, b"m", deadline()), 10) is Outcome.BLOCKED
+    assert await asyncio.wait_for(sender.send(ROUTE, b"m", deadline()), 10) is Outcome.BLOCKED
     first.cancel()
     await asyncio.wait([first])
 
@@ -198,11 +199,11 @@ async def test_who_finds_publishers_blocked_does_not_wait_behind_others(
 async def test_a_cancelled_send_lets_those_behind_it_go_on(
     sender: DirectSender, publisher: FakePublisher
 ) -> None:
-    first = asyncio.create_task(sender.send(ADDRESS, b"first", deadline()))
-    await publisher.wait_for_tries(ADDRESS, 2)
-    second = asyncio.create_task(sender.send(ADDRESS, b"second", deadline()))
-    third = asyncio.create_task(sender.send(ADDRESS, b"third", deadline()))
-    await publisher.wait_for_tries(ADDRESS, 4)
+    first = asyncio.create_task(sender.send(ROUTE, b"first", deadline()))
+    await publisher.wait_for_tries(ROUTE, 2)
+    second = asyncio.create_task(sender.send(ROUTE, b"second", deadline()))
+    third = asyncio.create_task(sender.send(ROUTE, b"third", deadline()))
+    await publisher.wait_for_tries(ROUTE, 4)
     first.cancel()
     second.cancel()
     await asyncio.wait([first, second])
@@ -216,10 +217,10 @@ async def test_who_waits_behind_others_does_so_until_his_own_deadline(
     sender: DirectSender, publisher: FakePublisher
 ) -> None:
     publisher.reconnected_at = asyncio.get_running_loop().time()
-    first = asyncio.create_task(sender.send(ADDRESS, b"first", deadline()))
-    await publisher.wait_for_tries(ADDRESS, 2)
+    first = asyncio.create_task(sender.send(ROUTE, b"first", deadline()))
+    await publisher.wait_for_tries(ROUTE, 2)
     with pytest.raises(BrokerUnavailable):
-        await sender.send(ADDRESS, b"second", deadline(0.01))
+        await sender.send(ROUTE, b"second", deadline(0.01))
     assert not first.done()
     publisher.reachable.add("crq.a!")
     assert await first is Outcome.CONFIRMED
@@ -230,10 +231,10 @@ async def test_who_is_cancelled_on_his_turn_lets_the_next_one_have_it(
     sender: DirectSender, publisher: FakePublisher
 ) -> None:
     publisher.reconnected_at = asyncio.get_running_loop().time()
-    sending = [asyncio.create_task(sender.send(ADDRESS, b"0", deadline()))]
-    await publisher.wait_for_tries(ADDRESS, 2)
-    sending += [asyncio.create_task(sender.send(ADDRESS, b"%d" % n, deadline())) for n in (1, 2)]
-    await publisher.wait_for_tries(ADDRESS, 6)
+    sending = [asyncio.create_task(sender.send(ROUTE, b"0", deadline()))]
+    await publisher.wait_for_tries(ROUTE, 2)
+    sending += [asyncio.create_task(sender.send(ROUTE, b"%d" % n, deadline())) for n in (1, 2)]
+    await publisher.wait_for_tries(ROUTE, 6)
     publisher.reachable.add("crq.a!")
     await sending[0]
     sending[1].cancel()  # woken, and not yet running

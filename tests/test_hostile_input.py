@@ -29,6 +29,7 @@ from pamqp.heartbeat import Heartbeat
 
 from channels_rabbitmq import _probe, _supervisor
 from channels_rabbitmq._amqp import amqp_channels
+from channels_rabbitmq._amqp.amqp_channels import Route
 from channels_rabbitmq._codec import MessageCodec
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
@@ -268,14 +269,14 @@ async def test_any_frames_in_any_order_leave_nobody_waiting(
     peer = Peer()
     got: list[bytes] = []
     ended: list[Exception] = []
-    consumer = peer.consumer(lambda body, tag: got.append(body), ended.append)
+    consumer = peer.consumer(lambda body, tag, consumer: got.append(body), ended.append)
     topology = peer.topology()
     publisher = peer.publisher(ended.append)
     waiting: list[asyncio.Future[Any]] = [
         consumer.consume("q", 10),
         topology.call(commands.Queue.Bind(queue="q", exchange="e")),
         publisher.publish(
-            b"x", exchange="e", routing_key="k", mandatory=True, deadline=soon()
+            b"x", Route("e", "k", mandatory=True), soon()
         ),
     ]  # fmt: skip
     data = b"".join(frames)
@@ -298,7 +299,7 @@ async def test_a_body_larger_than_any_broker_lets_through_is_not_waited_for() ->
     """Else whoever sends it could fill all memory, one frame after the other."""
     peer = Peer()
     got: list[bytes] = []
-    peer.consumer(lambda body, tag: got.append(body), lambda exc: None)
+    peer.consumer(lambda body, tag, consumer: got.append(body), lambda exc: None)
     deliver = commands.Basic.Deliver("channels", 1, False, "e", "key")
     peer.feed(deliver, ContentHeader(body_size=amqp_channels.LARGEST_BODY + 1), channel=1)
     assert peer.protocol.ended.done() or peer.transport.is_closing()

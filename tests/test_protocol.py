@@ -39,7 +39,7 @@ from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
 from channels_rabbitmq._amqp import protocol as protocol_module
-from channels_rabbitmq._amqp.amqp_channels import CallChannel, Outcome
+from channels_rabbitmq._amqp.amqp_channels import CallChannel, ConsumerChannel, Outcome, Route
 from channels_rabbitmq._amqp.protocol import ProtocolError
 
 OPEN_OK = commands.Connection.OpenOk()
@@ -231,7 +231,7 @@ class Talk:
         self.got: list[tuple[bytes, int]] = []
         self.ended: list[Exception] = []
         self.consumer = self.peer.consumer(
-            lambda body, tag: self.got.append((body, tag)), self.ended.append
+            lambda body, tag, consumer: self.got.append((body, tag)), self.ended.append
         )
         self.topology = self.peer.topology()
         self.publisher = self.peer.publisher(self.ended.append)
@@ -239,9 +239,7 @@ class Talk:
             self.topology.call(commands.Queue.Bind(queue="q", exchange="e")) for _ in range(2)
         ]
         self.told = [
-            self.publisher.publish(
-                b"body", exchange="e", routing_key="key", mandatory=True, deadline=soon()
-            )
+            self.publisher.publish(b"body", Route("e", "key", mandatory=True), soon())
             for _ in range(3)
         ]
         self.peer.taken()
@@ -329,7 +327,7 @@ async def test_large_body_in_many_frames_and_reads() -> None:
 async def test_frame_of_frame_max_is_taken(frame_max: int) -> None:
     got: list[bytes] = []
     peer = Peer(frame_max=frame_max)
-    peer.consumer(lambda body, tag: got.append(body))
+    peer.consumer(lambda body, tag, consumer: got.append(body))
     body = b"x" * (frame_max - 8)
     peer.feed(*delivery(1, body), channel=1)
     assert got == [body]
@@ -485,7 +483,7 @@ async def test_random_damage_to_the_handshake_never_goes_unhandled(
 
 
 async def test_bug_of_ours_ends_the_connection_and_is_told() -> None:
-    def buggy(body: bytes, tag: int) -> None:
+    def buggy(body: bytes, tag: int, consumer: ConsumerChannel) -> None:
         raise ZeroDivisionError("a bug")
 
     peer = Peer()

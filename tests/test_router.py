@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import gc
 import heapq
 import itertools
@@ -87,9 +86,11 @@ class Rig:
         self, channel: str | None = None, *, group: str | None = None, size: int = 10
     ) -> FakeEnvelope:
         envelope = FakeEnvelope(next(self.numbers), channel=channel, group=group, size=size)
-        acked = functools.partial(self.acked.append, envelope.number)
-        self.router.deliver(cast(Envelope, envelope), acked)
+        self.router.deliver(cast(Envelope, envelope), envelope.number, self)
         return envelope
+
+    def ack(self, delivery_tag: int) -> None:
+        self.acked.append(delivery_tag)
 
     def fill(self, channel: str, count: int) -> None:
         for _ in range(count):
@@ -638,13 +639,18 @@ async def test_stuck_channel_stops_counting(rig: Rig) -> None:
     rig.check_books()
 
 
-async def test_what_a_stalled_channel_holds_keeps_no_ack(rig: Rig) -> None:
-    """An ack belongs to a connection, which may be gone long before the message."""
-    ack = functools.partial(rig.acked.append, 0)
-    forgotten = weakref.ref(ack)
+class Consumer:
+    def __init__(self, acked: list[int]) -> None:
+        self.ack = acked.append
+
+
+async def test_what_a_stalled_channel_holds_keeps_no_consumer(rig: Rig) -> None:
+    """That belongs to a connection, which may be gone long before the message."""
+    consumer = Consumer(rig.acked)
+    forgotten = weakref.ref(consumer)
     await start_receive(rig, "eager")
-    rig.router.deliver(cast(Envelope, FakeEnvelope(0, channel="stuck")), ack)
-    del ack
+    rig.router.deliver(cast(Envelope, FakeEnvelope(0, channel="stuck")), 0, consumer)
+    del consumer
     rig.fill("stuck", 4)
     rig.wait_and_tick(1.1)
     assert rig.acked == [0, 1, 2, 3, 4]

@@ -23,6 +23,7 @@ from pamqp import commands
 from channels_rabbitmq import _supervisor
 from channels_rabbitmq._amqp import connection as connection_module
 from channels_rabbitmq._amqp import protocol as protocol_module
+from channels_rabbitmq._amqp.amqp_channels import ConsumerChannel
 from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._settings import Settings
 from channels_rabbitmq._supervisor import State, Supervisor, back_off, describe
@@ -441,7 +442,7 @@ async def test_connection_lost_during_set_up_says_why() -> None:
 async def test_bug_during_set_up_says_more_than_that_the_connection_closed(
     logged: pytest.LogCaptureFixture,
 ) -> None:
-    def buggy(body: bytes, tag: int) -> None:
+    def buggy(body: bytes, tag: int, consumer: ConsumerChannel) -> None:
         raise ZeroDivisionError("a bug")
 
     async def consume(connection: Connection) -> None:
@@ -492,7 +493,7 @@ async def test_error_in_the_role_is_survived_and_logged(
 async def test_bug_that_ends_the_connection_is_logged_with_its_traceback(
     logged: pytest.LogCaptureFixture,
 ) -> None:
-    def buggy(body: bytes, tag: int) -> None:
+    def buggy(body: bytes, tag: int, consumer: ConsumerChannel) -> None:
         raise ZeroDivisionError("a bug")
 
     async def consume(connection: Connection) -> None:

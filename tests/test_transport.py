@@ -169,11 +169,11 @@ async def test_it_is_full_until_a_turns_writes_have_gone_out(
     transport: CoalescingTransport,
 ) -> None:
     transport.write(b"x" * (HIGH_WATER - 1))
-    assert not transport.is_full
+    assert not transport.is_full()
     transport.write(b"x")
-    assert transport.is_full
+    assert transport.is_full()
     assert await transport.wait_writable(1, soon())
-    assert not transport.is_full
+    assert not transport.is_full()
 
 
 async def test_it_is_full_while_asyncios_buffer_is(transport: CoalescingTransport) -> None:

@@ -13,7 +13,7 @@ import contextvars
 import enum
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import carehare
 import pamqp.base
@@ -150,9 +150,10 @@ class TopologyChannel(CallChannel):
 class ConsumerChannel(CallChannel):
     """Declares a queue and consumes from it; acks are written together, once a turn of the loop.
 
-    ``on_delivery(body, delivery_tag)`` is called for each message; ``on_end(exc)`` at most once,
-    when the broker cancels the consumer (ChannelClosed: the queue was deleted, or its node is gone)
-    or closes the AMQP channel (ChannelClosedByServer); not when the connection ends.
+    ``on_delivery(body, delivery_tag, consumer)`` is called for each message, with this object to
+    ack it by; ``on_end(exc)`` at most once, when the broker cancels the consumer (ChannelClosed:
+    the queue was deleted, or its node is gone) or closes the AMQP channel (ChannelClosedByServer);
+    not when the connection ends.
     """
 
     def __init__(
@@ -160,7 +161,7 @@ class ConsumerChannel(CallChannel):
         protocol: Protocol,
         amqp_channel_id: int,
         *,
-        on_delivery: Callable[[bytes, int], None],
+        on_delivery: Callable[[bytes, int, ConsumerChannel], None],
         on_end: Callable[[Exception], None],
     ) -> None:
         super().__init__(protocol, amqp_channel_id)
@@ -176,11 +177,13 @@ class ConsumerChannel(CallChannel):
     def consume(self, queue: str, prefetch_count: int) -> asyncio.Future[None]:
         """Start deliveries, at most ``prefetch_count`` of them unacked."""
         self.call(pamqp.commands.Basic.Qos(prefetch_count=prefetch_count))
-        return self.call(pamqp.commands.Basic.Consume(queue=queue, consumer_tag="channels"))
+        return self.call(
+            pamqp.commands.Basic.Consume(queue=queue, consumer_tag=frames.CONSUMER_TAG)
+        )
 
     def mute(self) -> None:
         """Hand out nothing more, and ack nothing: the connection is given up."""
-        self._on_delivery = lambda body, tag: None
+        self._on_delivery = lambda body, tag, consumer: None
         self._ended = True
 
     def ack(self, delivery_tag: int) -> None:
@@ -200,17 +203,14 @@ class ConsumerChannel(CallChannel):
         if frame_type == frames.METHOD:
             if self._tag is not None:
                 raise pamqp.exceptions.AMQPUnexpectedFrame("A method instead of a message's body")
+            # Almost always whole deliveries are there. Frame by frame they cost twice as much.
+            at = self._accept_deliveries(data, start - 7)
+            if at:
+                return at
             if frames.read_index(data, start, end) != frames.DELIVER:
                 return super().accept_bytes(frame_type, data, start, end)
-            tag = frames.read_delivery_tag(data, start, end)
-            body = frames.find_body(data, end + 1, self._amqp_channel_id, self._max_payload)
-            if body is None:
-                self._tag = tag
-                return end + 1
-            # Almost always. One by one, the other two frames cost as much again.
-            self._acks.expect(tag)
-            self._on_delivery(data[body[0] : body[1]], tag)
-            return body[1] + 1
+            self._tag = frames.read_delivery_tag(data, start, end)
+            return end + 1
         if self._tag is None or frame_type != _content_due(self._missing):
             raise pamqp.exceptions.AMQPUnexpectedFrame("A header or body out of place")
         if self._missing is None:
@@ -226,13 +226,25 @@ class ConsumerChannel(CallChannel):
             raise pamqp.exceptions.AMQPUnexpectedFrame("A body longer than its header said")
         return end + 1
 
+    def _accept_deliveries(self, data: bytes, at: int) -> int:
+        """Handle all deliveries that are whole; return where they end, 0 if there is none."""
+        end = 0
+        while True:
+            found = frames.find_delivery(data, at, self._amqp_channel_id, self._max_payload)
+            if found is None:
+                return end
+            tag, body_start, body_end = found
+            self._acks.expect(tag)
+            self._on_delivery(data[body_start:body_end], tag, self)
+            at = end = body_end + 1
+
     def _finish_delivery(self) -> None:
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         tag, self._tag, self._missing = self._tag, None, None
         self._body.clear()
         assert tag is not None
         self._acks.expect(tag)
-        self._on_delivery(body, tag)
+        self._on_delivery(body, tag, self)
 
     def accept_frame(self, frame: Any) -> None:
         if isinstance(frame, pamqp.commands.Basic.Cancel):
@@ -264,6 +276,19 @@ class Outcome(enum.Enum):
     BLOCKED = "not written: the broker blocks publishers"
 
 
+# For the path of each message: up to Python 3.11 a look at an enumeration is slow.
+CONFIRMED = Outcome.CONFIRMED
+
+
+class Route(NamedTuple):
+    """Where a message is published to."""
+
+    exchange: str
+    routing_key: str
+    # Whether the broker returns it if no queue is bound to that key
+    mandatory: bool
+
+
 class PublisherChannel(CallChannel):
     """Publishes with confirms, to any exchange, in order.
 
@@ -286,13 +311,13 @@ class PublisherChannel(CallChannel):
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self._max_payload = frames.max_payload(protocol.frame_max)
-        # The frames of Basic.Publish, by exchange, routing key and whether it is mandatory
-        self._methods: dict[tuple[str, str, bool], bytes] = {}
+        self._methods: dict[Route, bytes] = {}  # the frames of Basic.Publish
         self._sequence_number = 0
         # By sequence number, in order: who waits, and until when (loop time).
         self._unconfirmed: dict[int, tuple[asyncio.Future[Outcome], float]] = {}
         self._returned: set[int] = set()  # those of them that the broker returned
         self._timer: asyncio.TimerHandle | None = None
+        self._watched_until = float("inf")  # when it goes off
         self._is_returning = False  # a Basic.Return's header or body is due
         self._missing: int | None = None  # bytes of that body; None: the header is due
         self._ended = False
@@ -303,10 +328,13 @@ class PublisherChannel(CallChannel):
         """Whether nothing can be published any more."""
         return self._ended or not self._protocol.can_write
 
-    @property
-    def is_full(self) -> bool:
-        """Whether so much waits to be written that ``publish`` should wait: ``wait_writable``."""
-        return self._protocol.transport.is_full
+    def takes_now(self) -> bool:
+        """Whether ``publish`` may be called: it hasn't ended, and not too much waits to be written.
+
+        (For the latter there is ``wait_writable``.)
+        """
+        protocol = self._protocol
+        return not self._ended and protocol.can_write and not protocol.transport.is_full()
 
     async def wait_writable(self, size: int, deadline: float) -> bool:
         """Wait until there is room for a body of ``size`` bytes, or the connection has ended.
@@ -320,41 +348,36 @@ class PublisherChannel(CallChannel):
         """How many messages wait for their confirm."""
         return len(self._unconfirmed)
 
-    def publish(
-        self, body: bytes, *, exchange: str, routing_key: str, mandatory: bool, deadline: float
-    ) -> asyncio.Future[Outcome]:
+    def publish(self, body: bytes, route: Route, deadline: float) -> asyncio.Future[Outcome]:
         """Write a message. ``deadline`` (loop time): when an unanswered one counts as UNKNOWN."""
         future: asyncio.Future[Outcome] = self._loop.create_future()
         if self._ended:
             future.set_result(Outcome.UNKNOWN)
             return future
-        method = self._methods.get((exchange, routing_key, mandatory))
+        method = self._methods.get(route)
         if method is None:
-            method = self._encode_method(exchange, routing_key, mandatory)
+            method = self._encode_method(route)
         sequence_number = self._sequence_number + 1
-        self._write(
-            frames.encode_publish(
-                self._amqp_channel_id,
-                method,
-                body,
-                sequence_number=sequence_number if mandatory else None,
-                max_payload=self._max_payload,
-            )
-        )
+        for piece in frames.encode_publish(
+            self._amqp_channel_id,
+            method,
+            body,
+            sequence_number if route.mandatory else None,
+            self._max_payload,
+        ):
+            self._write(piece)
         # Only now: what could not be encoded is no message, and the broker doesn't count it.
         self._sequence_number = sequence_number
         self._unconfirmed[sequence_number] = (future, deadline)
-        if self._timer is None or deadline < self._timer.when():
+        if deadline < self._watched_until:
             self._watch(deadline)
         return future
 
-    def _encode_method(self, exchange: str, routing_key: str, mandatory: bool) -> bytes:
+    def _encode_method(self, route: Route) -> bytes:
         if len(self._methods) >= _MOST_METHODS:
             self._methods.clear()
-        method = frames.encode_publish_method(
-            self._amqp_channel_id, exchange, routing_key, mandatory
-        )
-        self._methods[exchange, routing_key, mandatory] = method
+        method = frames.encode_publish_method(self._amqp_channel_id, *route)
+        self._methods[route] = method
         return method
 
     def _watch(self, deadline: float) -> None:
@@ -362,9 +385,11 @@ class PublisherChannel(CallChannel):
             self._timer.cancel()
         # In a context of its own: the caller's would live as long as there is traffic.
         self._timer = self._loop.call_at(deadline, self._expire, context=contextvars.Context())
+        self._watched_until = deadline
 
     def _expire(self) -> None:
         self._timer = None
+        self._watched_until = float("inf")
         # All are looked at: a call that waited for the connection has less time left than those
         # before it. That is about once in operation_timeout, since confirms leave the timer alone.
         now = self._loop.time()
@@ -427,7 +452,9 @@ class PublisherChannel(CallChannel):
         if self._returned and sequence_number in self._returned:
             self._returned.remove(sequence_number)
             outcome = Outcome.RETURNED
-        resolve(message[0], outcome)
+        future = message[0]
+        if not future.done():
+            future.set_result(outcome)
 
     def _end(self, culprit_exc: Exception, others_exc: Exception) -> None:
         self._ended = True

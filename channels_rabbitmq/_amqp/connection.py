@@ -183,7 +183,10 @@ class Connection(carehare.Connection):
         return self._protocol.ended
 
     def open_consumer(
-        self, *, on_delivery: Callable[[bytes, int], None], on_end: Callable[[Exception], None]
+        self,
+        *,
+        on_delivery: Callable[[bytes, int, ConsumerChannel], None],
+        on_end: Callable[[Exception], None],
     ) -> ConsumerChannel:
         """Return a new AMQP channel that declares and consumes."""
         protocol = self._protocol

@@ -9,8 +9,8 @@ pamqp needs about 12 µs for a delivery, ``struct`` less than one. So what comes
 ``decode`` asks pamqp.
 
 What is read here is checked against the end of its payload: the bytes behind that belong to the
-next frame. (Only ``find_body`` looks at the frames behind, and checks all that ``Protocol`` would:
-types, AMQP channel, sizes, ends.)
+next frame. (Only ``find_delivery`` looks at the frames behind, and checks all that ``Protocol``
+would: types, AMQP channel, sizes, ends.)
 
 pamqp isn't given any table, nor the properties of a message: over a table that ends amid an array,
 and over flags that announce more flags, it loops for ever (over the former it takes all memory).
@@ -20,6 +20,7 @@ What a broker sends of these is of no use here.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import carehare
@@ -31,6 +32,10 @@ METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 FRAME_END = 0xCE
 # What a frame takes beyond its payload: 7 bytes before, 1 after.
 OVERHEAD = 8
+# Bytes: to copy a body that isn't larger costs less than to write it in pieces.
+_SMALL_BODY = 1024
+# That of all the layer's consumers: each has an AMQP channel of its own.
+CONSUMER_TAG = "channels"
 
 START = 10 << 16 | 10
 PUBLISH = 60 << 16 | 40
@@ -49,6 +54,12 @@ _content_header = struct.Struct(">HHQH")
 # A header frame up to its properties; and from a header's end up to the body
 _header_frame = struct.Struct(">BHIHHQH")
 _end_and_frame_head = struct.Struct(">BBHI")
+# A header frame with a correlation-id, a short string, up to that string's text
+_numbered_header_frame = struct.Struct(">BHIHHQHB")
+# The frame of a Basic.Deliver up to its delivery tag: head, index, consumer tag, delivery tag
+_deliver_frame = struct.Struct(f">BHII{1 + len(CONSUMER_TAG)}sQ")
+_LEAST_DELIVER = _deliver_frame.size - 7  # bytes of its payload
+_short_consumer_tag = bytes([len(CONSUMER_TAG)]) + CONSUMER_TAG.encode()
 # The flag of the property correlation-id (the sixth of basic's, counted from bit 15).
 _HAS_CORRELATION_ID = 1 << 10
 # Those that come before it: content-type, content-encoding, headers, delivery-mode, priority; and
@@ -111,31 +122,43 @@ def read_body_size(data: bytes, start: int, end: int) -> int:
     return size
 
 
-def find_body(
+def find_delivery(
     data: bytes, at: int, amqp_channel_id: int, max_payload: int
-) -> tuple[int, int] | None:
-    """Return start and end of a body whose header's frame begins at ``at``.
+) -> tuple[int, int, int] | None:
+    """Return delivery tag, start and end of the body of a whole delivery that begins at ``at``.
 
-    None unless header and body are one whole frame each, here, in order and as agreed: then they
-    are to be read one by one.
+    None unless that is the frame of a Basic.Deliver for our consumer tag, and header and body are
+    one whole frame each, here, in order and as agreed: then all are to be read one by one.
     """
-    if at + _header_frame.size > len(data):
+    if at + _deliver_frame.size > len(data):
+        return None
+    frame_type, number, size, index, consumer_tag, tag = _deliver_frame.unpack_from(data, at)
+    at += OVERHEAD + size  # of the header's frame
+    if (
+        index != DELIVER
+        or frame_type != METHOD
+        or number != amqp_channel_id
+        or consumer_tag != _short_consumer_tag
+        or not _LEAST_DELIVER <= size <= max_payload
+        or at + _header_frame.size > len(data)
+        or data[at - 1] != FRAME_END
+    ):
         return None
     frame_type, number, header_size, _, _, size, flags = _header_frame.unpack_from(data, at)
-    start = at + OVERHEAD + header_size + 7
-    end = start + size
+    body_start = at + OVERHEAD + header_size + 7
+    body_end = body_start + size
     if (
         frame_type != HEADER
         or number != amqp_channel_id
         or flags & 1
         or not _content_header.size <= header_size <= max_payload
         or not 0 < size <= max_payload
-        or end >= len(data)
-        or data[end] != FRAME_END
-        or _end_and_frame_head.unpack_from(data, start - 8) != (FRAME_END, BODY, number, size)
+        or body_end >= len(data)
+        or data[body_end] != FRAME_END
+        or _end_and_frame_head.unpack_from(data, body_start - 8) != (FRAME_END, BODY, number, size)
     ):
         return None
-    return start, end
+    return tag, body_start, body_end
 
 
 def read_correlation_id(data: bytes, start: int, end: int) -> int | None:
@@ -195,11 +218,10 @@ def encode_publish(
     amqp_channel_id: int,
     method: bytes,
     body: bytes,
-    *,
     sequence_number: int | None,
     max_payload: int,
-) -> bytes:
-    """Return all frames of one published message.
+) -> Sequence[bytes]:
+    """Return all frames of one published message: a few pieces, to be written one after the other.
 
     ``method`` is from ``encode_publish_method``. With a ``sequence_number`` the message carries
     that as its correlation-id, by which a Basic.Return is told.
@@ -207,22 +229,27 @@ def encode_publish(
     AMQP 0-9-1, section 4.2.3; an empty body has no frame at all).
     """
     size = len(body)
-    header_size = _content_header.size
     if sequence_number is None:
-        flags, properties = 0, b""
+        number = b""
+        header_size = _content_header.size
+        header = _header_frame.pack(HEADER, amqp_channel_id, header_size, 60, 0, size, 0)
     else:
-        properties = b"%c%d" % (len(str(sequence_number)), sequence_number)
-        header_size += len(properties)
-        flags = _HAS_CORRELATION_ID
-    header = _header_frame.pack(HEADER, amqp_channel_id, header_size, 60, 0, size, flags)
+        number = b"%d" % sequence_number
+        length = len(number)
+        header_size = _content_header.size + 1 + length
+        header = _numbered_header_frame.pack(
+            HEADER, amqp_channel_id, header_size, 60, 0, size, _HAS_CORRELATION_ID, length
+        )
     if 0 < size <= max_payload:
         body_head = _end_and_frame_head.pack(FRAME_END, BODY, amqp_channel_id, size)
-        return b"".join((method, header, properties, body_head, body, b"\xce"))
-    parts = [method, header, properties, b"\xce"]
+        if size <= _SMALL_BODY:
+            return (b"".join((method, header, number, body_head, body, b"\xce")),)
+        return b"".join((method, header, number, body_head)), body, b"\xce"
+    pieces = [method, header, number, b"\xce"]
     for offset in range(0, size, max_payload):
         piece = body[offset : offset + max_payload]
-        parts += (_frame_head.pack(BODY, amqp_channel_id, len(piece)), piece, b"\xce")
-    return b"".join(parts)
+        pieces += (_frame_head.pack(BODY, amqp_channel_id, len(piece)), piece, b"\xce")
+    return pieces
 
 
 def encode(frame: Any, amqp_channel_id: int) -> bytes:

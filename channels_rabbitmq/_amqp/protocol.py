@@ -102,7 +102,7 @@ class Protocol(carehare._protocol.Protocol):
         # time that a delivery takes: carehare's Channel is a typing.Protocol.)
         self._bytes_channels: dict[int, BytesChannel] = {}
         self._greeted = False  # RabbitMQ has sent something
-        self._is_lost = False  # connection_lost() was called
+        self.can_write = True  # Nobody has said goodbye yet.
         self._is_ending = False  # one side said goodbye, or broke the rules: nothing is read now
         self._abort_timer: asyncio.TimerHandle | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -137,24 +137,37 @@ class Protocol(carehare._protocol.Protocol):
             self._heartbeat.received()
         if self._is_ending:
             return
-        if self._rest:
-            self._rest += data
-            if len(self._rest) < self._wanted:
-                return
-            data = bytes(self._rest)
-            self._rest.clear()
         try:
-            offset = self._accept_frames(data)
+            offset = self._accept_rest(data) if self._rest else 0
+            if offset < len(data):
+                offset = self._accept_frames(data, offset)
         except Exception as err:
             self._crash(err)
         else:
             if offset < len(data):
                 self._rest += data[offset:]
 
-    def _accept_frames(self, data: bytes) -> int:
+    def _accept_rest(self, data: bytes) -> int:
+        """Handle the frame that ``data`` goes on with; return where the next one begins.
+
+        Nothing else is copied: of a large body almost every read ends amid a frame.
+        """
+        offset = 0
+        while self._rest and not self._is_ending:
+            missing = self._wanted - len(self._rest)
+            self._rest += data[offset : offset + missing]
+            offset += missing
+            if offset > len(data):
+                return len(data)
+            # Its head, which tells its size, or all of it
+            whole = bytes(self._rest)
+            self._rest.clear()
+            self._rest += whole[self._accept_frames(whole, 0) :]
+        return offset
+
+    def _accept_frames(self, data: bytes, offset: int) -> int:
         """Handle all whole frames; return where the first that isn't whole begins."""
         end = len(data)
-        offset = 0
         self._wanted = frames.OVERHEAD
         while offset + frames.OVERHEAD <= end and not self._is_ending:
             frame_type, amqp_channel_id, size = frames.read_frame_head(data, offset)
@@ -227,6 +240,7 @@ class Protocol(carehare._protocol.Protocol):
     def _end(self) -> None:
         """Close the socket once what was written has gone out, or soon anyway."""
         self._is_ending = True
+        self.can_write = False
         self._transport.close()
         if self._abort_timer is None:
             self._abort_timer = asyncio.get_running_loop().call_later(
@@ -301,9 +315,10 @@ class Protocol(carehare._protocol.Protocol):
 
     def send_close_if_allowed(self, reply_code: int = 0, reply_text: str = "") -> None:
         """As carehare's; says goodbye also after somebody cancelled ``closed``."""
-        if self._closing or self._is_ending or self._is_lost:
+        if not self.can_write:
             return
         self._closing = True
+        self.can_write = False
         self.write(
             frames.encode(
                 pamqp.commands.Connection.Close(
@@ -328,7 +343,7 @@ class Protocol(carehare._protocol.Protocol):
         self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._is_lost = True
+        self.can_write = False
         self._transport.resume()
         if self._heartbeat is not None:
             self._heartbeat.cancel()
@@ -377,14 +392,10 @@ class Protocol(carehare._protocol.Protocol):
     def abort(self) -> None:
         """Close the socket at once, without a word to the broker."""
         self._closing = True
+        self.can_write = False
         self._transport.abort()
 
     # AMQP channels
-
-    @property
-    def can_write(self) -> bool:
-        """Whether nobody has said goodbye yet."""
-        return not (self._is_lost or self._is_ending or self._closing)
 
     def _refuse_if_ended(self) -> None:
         if not self.can_write:

@@ -47,7 +47,7 @@ class CoalescingTransport:
 
         For what is collected until then: a callback of its own would take the loop another turn.
         ``make`` must not raise; it isn't called after :meth:`abort`, and what it returns isn't
-        counted by :attr:`is_full`.
+        counted by :meth:`is_full`.
         """
         if not self._chunks and not self._last:
             self._loop.call_soon(self._flush)
@@ -62,7 +62,6 @@ class CoalescingTransport:
             self._transport.write(data)
         self._let_write()
 
-    @property
     def is_full(self) -> bool:
         """Whether senders should wait: too much waits to be written, or others wait already."""
         return self._is_paused or self._size >= HIGH_WATER or bool(self._waiting or self._promised)
