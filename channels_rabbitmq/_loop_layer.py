@@ -31,6 +31,7 @@ from ._amqp.amqp_channels import CONFIRMED, ConsumerChannel, Outcome, Route
 from ._amqp.connection import Connection
 from ._bindings import Bindings
 from ._codec import MalformedBody, MessageCodec
+from ._declarations import direct_routing_key
 from ._direct_sender import DirectSender
 from ._hooks import Hook, HookFunctions
 from ._mailbox import Loan
@@ -41,7 +42,7 @@ from ._reporter import Reporter
 from ._router import TICK_INTERVAL, Router
 from ._settings import Settings
 from ._statistics import Counters, DroppedStatistics, GroupStatistics, LoopLayerStatistics
-from ._subscriber import Subscriber, direct_routing_key
+from ._subscriber import Subscriber
 from ._supervisor import Supervisor
 from .exceptions import BrokerUnavailable
 

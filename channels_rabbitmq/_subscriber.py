@@ -1,30 +1,9 @@
 """``Subscriber``: this event loop's queue, its bindings, and the deliveries from it.
 
-Each connection has a queue and a private exchange of its own. An exclusive queue stays locked until
-the broker has noticed that its connection is dead (almost three heartbeats after a half-open one),
-so the next connection doesn't ask for it; a declare during its deletion can even end in ``541
-INTERNAL_ERROR``, which closes the connection. ::
-
-    groups exchange --- "<id>!" ---> private exchange <id>.<n> (fanout) ---> queue <id> or <id>.<n>
-                    --- group  ------------------------------------------->
-
-Messages for channels come through the private exchange. Were the queue bound for them directly,
-the dead queue of a former connection would go on taking them until it is full, and then its
-``reject-publish`` would have messages nacked which the new queue took. Unbinding it needs the
-locked queue; unbinding the former exchange doesn't. So: declare, unbind the former exchange, bind,
-consume, all in one pipeline; the channels of this id are reachable again within 0.1 s. The former
-exchange goes by itself, with its queue. (Deleting it while the broker does just that, after a clean
-disconnect, made RabbitMQ nack some messages and log crashes: measured on 3.10 and 4.0.)
-
-Groups are bound to the queue itself, afterwards. The broker is still deleting the former queue's
-bindings then, and new ones starve that work (measured with 5,000 groups, on a machine on which the
-broker makes 2,500 bindings a second: 6 s instead of 3 s, and confirms held up for 4.6 s). So the
-groups wait for half as long as binding them takes, except those which somebody waits for. But not
-after a connection that fell silent, if the very next attempt succeeds: the broker hasn't noticed
-yet and deletes nothing, so the sooner all are bound, the better: in each of eight pairs of runs
-(5,000 and 20,000 groups, heartbeats of 4 and 10 s, on 3.10 and 4.0) 0.4 to 2.7 s sooner. What is
-still being bound when the broker does begin to delete the former ones takes 20 to 70 s with 20,000
-groups, waited or not: a broker too slow to bind all within a heartbeat and a half.
+Each connection has a queue and exchanges of its own: ``_declarations`` says which, and why. All
+are declared in one pipeline, the former connection's ways cut, and the new queue consumed; then the
+channels of this id are reachable, and messages to them come. The groups are bound right afterwards,
+those first which somebody waits for.
 """
 
 from __future__ import annotations
@@ -32,16 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import carehare
-import pamqp.commands
 
 from ._amqp.amqp_channels import ConsumerChannel, TopologyChannel
 from ._amqp.connection import Connection
 from ._bindings import Bindings, Command
+from ._declarations import Declarations
 from ._settings import Settings
 from ._supervisor import State, Supervisor, describe
 from ._waiting import Waiters
@@ -49,24 +28,10 @@ from .exceptions import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
 
-# After a reconnect, how long groups wait before they are bound: seconds for each group that was
-# bound, as long as no number of bindings was made at once that shows how fast the broker is.
-REBIND_DELAY_PER_GROUP = 0.0001
-# The same in parts of what binding takes; and the most in all, in seconds.
-_REBIND_SHARE = 0.5
-LONGEST_REBIND_DELAY = 2.0
-# Bindings made at once that are enough to tell.
-_ENOUGH_TO_MEASURE = 200
+# More connections are hardly made in the time of a lease.
+_MOST_LEASES = 20
 
 _NOT_FOUND = 404  # AMQP 0-9-1, section 1.2
-
-
-def direct_routing_key(id_: str) -> str:
-    """Return the key, in the groups exchange, of messages for the channels of a ``LoopLayer``.
-
-    No group has it: a group's name can't hold "!".
-    """
-    return f"{id_}!"
 
 
 class Subscriber:
@@ -105,83 +70,43 @@ class Subscriber:
         self._loop = asyncio.get_running_loop()
         self.supervisor = Supervisor(self, settings, connection_name=connection_name)
         self.queue = ""  # the present connection's, while there is one
-        self._number = 0  # of the connection: each has a queue and an exchange of its own
-        self._former_exchanges: list[str] = []  # that may exist still
-        self._connection: Connection | None = None  # the present one, or the last
+        self._declarations: Declarations | None = None  # of the present connection, or the last
+        self._number = 0  # of the connection
+        self._former: list[Declarations] = []  # whose exchanges may exist still
+        # Whose lease may not be over yet, the present one included
+        self._leases: deque[Declarations] = deque(maxlen=_MOST_LEASES)
         self._consumer: ConsumerChannel | None = None
         self._topology: TopologyChannel | None = None
-        # Whether groups nobody waits for are held back until the timer below goes off.
-        self._is_holding_back = False
-        self._timer: asyncio.TimerHandle | None = None  # for holding back, or the next linger
-        self._bound_before = 0  # groups bound on the former connection
-        self._unnoticed = 0  # the same if that fell silent, and the broker hasn't noticed yet
-        self._rebind_delay = REBIND_DELAY_PER_GROUP
-        # Since when the broker has had enough commands at once, and how many it has answered since.
-        self._is_measuring = False
-        self._measured_from = 0.0
-        self._answered = 0
+        self._timer: asyncio.TimerHandle | None = None  # for the next linger
         self._waiters: dict[str, Waiters] = {}  # by group: who waits for its bind
         self._refusals: dict[str, str] = {}  # by group: why its bind was refused
 
     # Role
 
     async def set_up(self, connection: Connection) -> None:
-        self._connection = connection
         self._number += 1
-        exchange = f"{self._id}.{self._number}"
-        queue = self._id if self._number == 1 else exchange
-        groups_exchange = self._settings.groups_exchange
+        declarations = Declarations(self._id, self._number, self._settings)
         consumer = connection.open_consumer(on_delivery=self._on_delivery, on_end=self._accept_end)
-        commands = pamqp.commands
-        calls = [
-            commands.Exchange.Declare(exchange=groups_exchange, exchange_type="direct"),
-            commands.Queue.Declare(queue=queue, exclusive=True, arguments=self._queue_arguments()),
-            commands.Exchange.Declare(exchange=exchange, exchange_type="fanout", auto_delete=True),
-            commands.Queue.Bind(queue=queue, exchange=exchange),
-            *(
-                commands.Exchange.Unbind(
-                    destination=former,
-                    source=groups_exchange,
-                    routing_key=direct_routing_key(self._id),
-                )
-                for former in self._former_exchanges  # no error if one is gone
-            ),
-            commands.Exchange.Bind(
-                destination=exchange,
-                source=groups_exchange,
-                routing_key=direct_routing_key(self._id),
-            ),
-        ]
         # The first is the one that was in use; of attempts that failed the latest are enough.
         self._consumer = consumer
-        self._former_exchanges.append(exchange)
-        del self._former_exchanges[1:-5]
-        answers = [consumer.call(call) for call in calls]
-        answers.append(consumer.consume(queue, self._settings.local_capacity))
+        former = self._former[:1] + self._former[1:][-5:]
+        self._declarations = declarations
+        self._former = [*former, declarations]
+        self._leases.append(declarations)
+        answers = [consumer.call(method) for method in declarations.methods()]
+        answers += [consumer.call(each.unbind_channels()) for each in former]
+        answers.append(consumer.call(declarations.bind_channels()))
+        answers.append(consumer.consume(declarations.queue, self._settings.local_capacity))
+        answers.append(consumer.hold(declarations.lease_queue))
         # The first that failed is the one the broker refused.
         for answer in answers:
             await answer
-        self._former_exchanges = [exchange]
+        self._former = [declarations]
         self._topology = connection.open_topology()
-        self.queue = queue
-
-    def _queue_arguments(self) -> dict[str, Any]:
-        # No others: newer brokers refuse some, and with Khepri binding arguments break routing.
-        arguments: dict[str, Any] = {"x-queue-type": "classic"}
-        if self._settings.remote_capacity is not None:
-            arguments["x-max-length"] = self._settings.remote_capacity
-            arguments["x-overflow"] = "reject-publish"
-        if self._settings.expiry is not None:
-            arguments["x-message-ttl"] = round(self._settings.expiry * 1000)
-        return arguments
+        self.queue = declarations.queue
 
     def ready(self) -> None:
         self._was_ready = True
-        delay = min(self._bound_before * self._rebind_delay, LONGEST_REBIND_DELAY)
-        self._bound_before = self._unnoticed = 0
-        self._is_holding_back = delay > 0
-        if self._is_holding_back:
-            self._timer = self._loop.call_later(delay, self._stop_holding_back)
         self._pump()
         self._tell_reconnected()
 
@@ -191,21 +116,17 @@ class Subscriber:
             self._loss = reason
             self._on_disconnect(reason)
         if self._consumer is not None:
+            if self.supervisor.state is State.CLOSED:
+                for declarations in self._leases:  # No error if one is over.
+                    self._consumer.tell(declarations.end_lease())
             # It may go on for a second; what came then would count on the next connection.
             self._consumer.mute()
             self._consumer = None
             self._on_lost()
         if self._topology is None:
-            # An attempt has failed: the broker itself was away, and notices when it is back.
-            self._bound_before = max(self._bound_before, self._unnoticed)
             return
         self._topology = None
-        self._is_measuring = False
         self.queue = ""
-        if self._has_fallen_silent():
-            self._unnoticed = self._bindings.bound
-        else:
-            self._bound_before = max(self._bound_before, self._bindings.bound)
         self._bindings.connection_lost()
         self._refusals.clear()
 
@@ -219,14 +140,6 @@ class Subscriber:
         ):
             reason, self._loss = self._loss, None
             self._on_reconnect(reason)
-
-    def _has_fallen_silent(self) -> bool:
-        ended = self._connection.ended if self._connection is not None else None
-        return (
-            ended is not None
-            and ended.done()
-            and isinstance(ended.result(), carehare.ConnectionClosedByHeartbeatMonitor)
-        )
 
     def _accept_end(self, exc: Exception) -> None:
         self.supervisor.give_up_connection(str(exc))
@@ -283,20 +196,12 @@ class Subscriber:
         """Write the binds and unbinds that are due."""
         if self._topology is None or self.supervisor.connection is None:
             return
-        for command in self._bindings.take(only_hurried=self._is_holding_back):
-            method = pamqp.commands.Queue.Bind if command.bind else pamqp.commands.Queue.Unbind
-            answer = self._topology.call(
-                method(
-                    queue=self.queue,
-                    exchange=self._settings.groups_exchange,
-                    routing_key=command.group,
-                )
-            )
+        declarations = self._declarations
+        assert declarations is not None, "it is connected"
+        for command in self._bindings.take():
+            make = declarations.bind_group if command.bind else declarations.unbind_group
+            answer = self._topology.call(make(command.group))
             answer.add_done_callback(partial(self._accept_answer, command))
-        if not self._is_measuring and self._bindings.outstanding >= _ENOUGH_TO_MEASURE:
-            self._is_measuring = True
-            self._measured_from = self._loop.time()
-            self._answered = 0
         deadline = self._bindings.next_deadline()
         if self._timer is None and deadline is not None:
             # In a context of its own: the caller's would live as long as groups come and go.
@@ -309,11 +214,6 @@ class Subscriber:
         if exc is not None and not isinstance(exc, carehare.ChannelClosedByServer):
             return  # The connection is gone.
         self._bindings.settle(command, exc is None)
-        self._answered += 1
-        if self._is_measuring and self._answered == _ENOUGH_TO_MEASURE:
-            self._is_measuring = False
-            per_group = (self._loop.time() - self._measured_from) / self._answered
-            self._rebind_delay = per_group * _REBIND_SHARE
         if exc is not None:
             self._accept_refusal(command, exc)
         waiters = self._waiters.get(command.group)
@@ -337,10 +237,6 @@ class Subscriber:
     def _accept_timer(self) -> None:
         self._timer = None
         self._pump()
-
-    def _stop_holding_back(self) -> None:
-        self._is_holding_back = False
-        self._accept_timer()
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

@@ -49,6 +49,8 @@ _PEACE = (2.0, 8.0)
 _RECOVERY_TIMEOUT = 60.0
 _START_TIMEOUT = 30.0
 _END_TIMEOUT = 60.0
+# Seconds for the broker to delete what the last lost connections had bound: a lease is 20.
+_LEASE_TIMEOUT = 40.0
 _SAMPLE_INTERVAL = 5.0
 _SHOWN_PROBLEMS = 20
 
@@ -168,14 +170,23 @@ class Soak:
                     + ("hangs" if status is None else f"ended with exit status {status}")
                     + f":\n{participant.log_tail()}"
                 )
-        for kind, rows in (
-            ("queue", await asyncio.to_thread(self._broker.list_queues, "name")),
-            ("connection", await asyncio.to_thread(self._broker.list_connections, "name")),
-            ("exchange", await asyncio.to_thread(self._broker.list_exchanges, "name")),
-        ):
-            for row in rows:
-                if kind != "exchange" or row["name"].startswith("crq."):
-                    self._problems.append(f"left on the broker: {kind} {row['name']}")
+        # What was bound by the last lost connections goes a moment later.
+        deadline = time.monotonic() + _LEASE_TIMEOUT
+        while (left := await self._left_on_the_broker()) and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(1)
+        self._problems += [f"left on the broker: {what}" for what in left]
+
+    async def _left_on_the_broker(self) -> list[str]:
+        return [
+            f"{kind} {row['name']}"
+            for kind, list_all in (
+                ("queue", self._broker.list_queues),
+                ("connection", self._broker.list_connections),
+                ("exchange", self._broker.list_exchanges),
+            )
+            for row in await asyncio.to_thread(list_all, "name")
+            if kind != "exchange" or row["name"].startswith("crq.")
+        ]
 
     # Observers
 

@@ -20,7 +20,7 @@ class Clock:
 
 
 def make(
-    *, linger: float = 2.0, max_lingering: int = 1000, window: int = 250
+    *, linger: float = 2.0, max_lingering: int = 1000, window: int = 50
 ) -> tuple[Bindings, Clock]:
     clock = Clock()
     bindings = Bindings(clock=clock, linger=linger, max_lingering=max_lingering, window=window)
@@ -219,17 +219,6 @@ def test_binds_go_before_unbinds_and_hurried_ones_first() -> None:
     assert bindings.take() == [bind("d"), bind("c"), bind("a"), bind("b"), unbind("old")]
 
 
-def test_only_hurried() -> None:
-    bindings, _ = make(max_lingering=0)
-    make_bound(bindings, "old")
-    bindings.release("old")
-    bindings.want("a")
-    bindings.want("b")
-    bindings.hurry("b")
-    assert bindings.take(only_hurried=True) == [bind("b")]
-    assert bindings.take() == [bind("a"), unbind("old")]
-
-
 def test_hurrying_what_is_bound_or_unwanted_changes_nothing() -> None:
     bindings, _ = make()
     make_bound(bindings, "g")
@@ -335,7 +324,7 @@ def test_lost_connection_makes_what_is_wanted_due_again() -> None:
     bindings.release("lingering")
     bindings.want("binding")
     bindings.hurry("binding")
-    assert bindings.take(only_hurried=True) == [bind("binding")]
+    assert bindings.take() == [bind("binding"), unbind("unbind due")]
     bindings.want("due")
     bindings.connection_lost()
     assert not bindings.is_bound("bound")
@@ -396,19 +385,19 @@ def test_hurry_outlives_the_connection() -> None:
     bindings.hurry("g")
     bindings.take()
     bindings.connection_lost()
-    assert bindings.take(only_hurried=True) == [bind("g")]
+    assert bindings.take() == [bind("g"), bind("a")]
 
 
 def test_hurry_ends_with_the_answer() -> None:
     bindings, _ = make()
+    bindings.want("new")
     for group in ("bound", "refused"):
         bindings.want(group)
         bindings.hurry(group)
     for command in bindings.take():
-        bindings.settle(command, command.group == "bound")
+        bindings.settle(command, command.group != "refused")
     bindings.connection_lost()
-    assert bindings.take(only_hurried=True) == []
-    assert len(bindings.take()) == 2
+    assert bindings.take() == [bind("new"), bind("bound"), bind("refused")]
 
 
 def test_hurried_binds_are_due_again_in_the_order_of_joining() -> None:
@@ -502,14 +491,13 @@ class BindingsMachine(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.clock.now += seconds
 
-    @rule(only_hurried=st.booleans())
-    def take(self, only_hurried: bool) -> None:
-        commands = self.bindings.take(only_hurried=only_hurried)
+    @rule()
+    def take(self) -> None:
+        commands = self.bindings.take()
         ranks = [
             0 if command.group in self.hurried else 1 if command.bind else 2 for command in commands
         ]
         assert ranks == sorted(ranks)
-        assert not only_hurried or set(ranks) <= {0}
         for command in commands:
             assert command.bind is (command.group in self.wanted), "nothing needless is written"
             assert command.group not in self.refused
@@ -556,7 +544,7 @@ class BindingsMachine(RuleBasedStateMachine):
         for _ in range(20):
             while self.written:
                 self.answer(ok=True)
-            self.take(only_hurried=False)
+            self.take()
             if not self.written:
                 break
         assert not self.written, "it comes to rest"

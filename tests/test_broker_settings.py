@@ -114,7 +114,7 @@ async def test_a_body_over_the_brokers_limit_costs_one_reconnect(
 async def test_a_virtual_host_where_queues_are_quorum_queues_by_default(
     open_layer: OpenLayer, own_broker: PrivateBroker
 ) -> None:
-    """Those can't be exclusive, and the layer's must be."""
+    """Those can't be exclusive, and the layer's own must be."""
     ctl = own_broker.ctl
     await asyncio.to_thread(ctl, "add_vhost", "--default-queue-type", "quorum", _VHOST)
     await asyncio.to_thread(ctl, "set_permissions", "-p", _VHOST, "guest", ".*", ".*", ".*")
@@ -123,6 +123,10 @@ async def test_a_virtual_host_where_queues_are_quorum_queues_by_default(
     await layer.group_add("g", channel)
     await layer.group_send("g", MESSAGE)
     assert await receive(layer, channel) == MESSAGE
-    (queue,) = await asyncio.to_thread(own_broker.list_queues, "type", "exclusive", vhost=_VHOST)
-    assert "classic" in queue["type"]
-    assert queue["exclusive"]
+    rows = await asyncio.to_thread(
+        own_broker.list_queues, "name", "type", "exclusive", vhost=_VHOST
+    )
+    queues = {row["name"].endswith(".lease"): row for row in rows}
+    assert len(rows) == len(queues) == 2
+    assert all("classic" in row["type"] for row in rows)
+    assert queues[False]["exclusive"]

@@ -267,7 +267,7 @@ class TestWhen:
                 await release.wait()
             return frame
 
-        proxy.rule(TO_BROKER, commands.Queue.Bind, hold_the_last)
+        proxy.rule(TO_BROKER, commands.Exchange.Bind, hold_the_last)
         with log_lines() as lines:
             proxy.cut(name="subscriber")
             await lines.next("INFO subscriber: connected")
@@ -285,9 +285,14 @@ class TestWhen:
         layer = await open_layer(host=proxy.url, **calls.hooks())
         channel = await layer.new_channel()
         await layer.group_add("g", channel)
-        release = proxy.hold(TO_BROKER, commands.Queue.Bind)
-        # The queue's own bind, with its private exchange, must pass.
-        proxy.rule(TO_BROKER, commands.Queue.Bind, lambda f: f, times=1)
+        release = asyncio.Event()
+
+        async def hold_the_group(frame: Frame) -> Frame:
+            if frame.decode().routing_key == "g":
+                await release.wait()
+            return frame
+
+        proxy.rule(TO_BROKER, commands.Exchange.Bind, hold_the_group)
         proxy.cut(name="subscriber")
         assert (await calls.next())[0] == "on_disconnect"
         await until(lambda: layer.statistics()[0].subscriber.state == "connected")
@@ -300,19 +305,17 @@ class TestWhen:
     async def test_a_group_that_is_refused_is_not_waited_for(
         self, open_layer: OpenLayer, proxy: AmqpProxy, calls: Calls
     ) -> None:
-        other = await open_layer()
-        await other.connect()
         layer = await open_layer(host=proxy.url, **calls.hooks())
         channel = await layer.new_channel()
         await asyncio.gather(*(layer.group_add(f"g{n}", channel) for n in range(5)))
 
-        def bind_anothers_queue(frame: Frame) -> Any:
+        def bind_to_the_default_exchange(frame: Frame) -> Any:
             bind = frame.decode()
             if bind.routing_key == "g3":
-                bind.queue = id_of(other)  # 405 RESOURCE_LOCKED
+                bind.destination = ""  # 403 ACCESS_REFUSED
             return bind
 
-        proxy.rule(TO_BROKER, commands.Queue.Bind, bind_anothers_queue)
+        proxy.rule(TO_BROKER, commands.Exchange.Bind, bind_to_the_default_exchange)
         with log_lines() as lines:
             proxy.cut(name="subscriber")
             await lines.next("ERROR subscriber: RabbitMQ refused to bind the group 'g3'")
@@ -327,7 +330,7 @@ class TestWhen:
         await layer.group_add("g", channel)
         rule = proxy.rule(
             TO_BROKER,
-            commands.Queue.Bind,
+            commands.Exchange.Bind,
             lambda frame: None if frame.decode().routing_key == "g" else frame,
         )
         await lose(proxy, 3)

@@ -49,7 +49,7 @@ WITH_VERSION_4: Permissions = (
 GROUP = "g"
 MESSAGE = {"type": "m"}
 PASSWORD = "s3cret"
-# A queue has no number on the first connection, and its private exchange has.
+# The queue has no number on the first connection; all else that is declared for it has.
 UNNUMBERED = r"^(groups|crq\.[a-z2-7]{16})$"
 NOT_GROUPS = r"^crq\..*$"
 ONLY_GROUPS = r"^groups$"
@@ -291,7 +291,8 @@ class TestMissing:
         layer = await open_one()
         channel = await layer.new_channel()
         line = await lines.next("WARNING")
-        assert re.search(r"403 ACCESS_REFUSED - .*access to exchange 'crq\.[a-z2-7]{16}\.1'", line)
+        words = r"403 ACCESS_REFUSED - .*access to queue 'crq\.[a-z2-7]{16}\.1\.lease'"
+        assert re.search(words, line)
         with pytest.raises(BrokerUnavailable, match="403 ACCESS_REFUSED"):
             await layer.group_add(GROUP, channel)
 
@@ -403,7 +404,7 @@ class TestRefusedConnections:
 
 
 class TestLimits:
-    """A process needs two connections with three AMQP channels, and one queue."""
+    """A process needs two connections with three AMQP channels, and two queues."""
 
     async def test_connections(self, open_one: OpenLayer, user: User, lines: LogLines) -> None:
         user.allow(EVERYTHING)
@@ -429,6 +430,10 @@ class TestLimits:
 
     async def test_queues(self, open_one: OpenLayer, user: User, lines: LogLines) -> None:
         user.allow(EVERYTHING)
-        user.broker.ctl("set_vhost_limits", "-p", user.vhost, '{"max-queues": 0}')
-        words = f"406 PRECONDITION_FAILED - .*queue limit in vhost '{user.vhost}' .0. is reached"
+        user.broker.ctl("set_vhost_limits", "-p", user.vhost, '{"max-queues": 1}')
+        words = f"406 PRECONDITION_FAILED - .*queue limit in vhost '{user.vhost}' .1. is reached"
         await must_be_refused(await open_one(), lines, "subscriber", words)
+        exchanges = user.broker.list_exchanges("name", vhost=user.vhost)
+        assert not [row for row in exchanges if row["name"].startswith("crq.")]
+        user.broker.ctl("set_vhost_limits", "-p", user.vhost, '{"max-queues": 2}')
+        await must_work(await open_one())

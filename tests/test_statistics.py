@@ -635,7 +635,7 @@ class TestGroups:
         layer._loop_layer()._bindings._linger = 0.5
         one, two = await layer.new_channel(), await layer.new_channel()
         await layer.group_add("a", one)
-        release = proxy.hold(TO_BROKER, commands.Queue.Bind, times=1)
+        release = proxy.hold(TO_BROKER, commands.Exchange.Bind, times=1)
         adding = asyncio.create_task(layer.group_add("b", one))
         await until(lambda: of(layer).groups.wanted == 2)
         assert of(layer).groups == GroupStatistics(wanted=2, bound=1, lingering=0)
@@ -649,7 +649,7 @@ class TestGroups:
         await layer.group_discard("b", two)
         assert of(layer).groups == GroupStatistics(wanted=0, bound=2, lingering=2)
         await until(lambda: of(layer).groups == NO_GROUPS)
-        await proxy.seen(TO_BROKER, commands.Queue.Unbind, 2)
+        await proxy.seen(TO_BROKER, commands.Exchange.Unbind, 2)
 
     async def test_without_a_connection_nothing_is_bound(
         self, open_layer: OpenLayer, proxy: AmqpProxy

@@ -46,15 +46,21 @@ def lines() -> Iterator[LogLines]:
         assert not [line for line in rest if line.startswith("ERROR") or "Traceback" in line]
 
 
-def bound_groups(broker: PrivateBroker, exchange: str, queue: str) -> set[str]:
-    """What the broker says."""
+async def bound_groups(
+    broker: PrivateBroker, exchange: str, layer: RabbitmqChannelLayer
+) -> set[str]:
+    """What the broker says of the layer's present connection."""
+    loop_layer: Any = layer._loop_layer()
+    declarations = loop_layer._subscriber._declarations
+    own = declarations.own_groups_exchange
+    rows = await asyncio.to_thread(broker.list_bindings)
+    # The way from there to the queue.
+    ways = {row["destination_name"] for row in rows if row["source_name"] == own}
+    assert ways == {declarations.queue, declarations.lease_queue}
     return {
         row["routing_key"]
-        for row in broker.list_bindings()
-        # (From the second connection on, the private exchange has the queue's name.)
-        if row["source_name"] == exchange
-        and row["destination_kind"] == "queue"
-        and row["destination_name"] == queue
+        for row in rows
+        if row["source_name"] == exchange and row["destination_name"] == own
     }
 
 
@@ -243,8 +249,7 @@ async def test_cancelled_calls_harm_no_other_and_leave_nothing(
     assert asyncio.all_tasks() == tasks_before
     del storm
     assert pending_futures() <= futures_before
-    queue = receiver._loop_layer()._subscriber.queue
-    assert await asyncio.to_thread(bound_groups, own_broker, groups_exchange, queue) == set()
+    assert await bound_groups(own_broker, groups_exchange, receiver) == set()
     # Nobody's connection was the price.
     assert connections == [
         layer._loop_layer()._publisher.supervisor.connection for layer in (sender, receiver)
@@ -353,8 +358,7 @@ async def test_joins_and_leaves_end_as_the_last_call_said(
         await asyncio.sleep(0.05)
     bindings = layer._loop_layer()._bindings
     assert {group for group in storm.groups if bindings.is_bound(group)} == wanted
-    queue = layer._loop_layer()._subscriber.queue
-    assert await asyncio.to_thread(bound_groups, own_broker, groups_exchange, queue) == wanted
+    assert await bound_groups(own_broker, groups_exchange, layer) == wanted
 
     async def hear(channel: str) -> list[str]:
         heard = []

@@ -181,6 +181,18 @@ class ConsumerChannel(CallChannel):
             pamqp.commands.Basic.Consume(queue=queue, consumer_tag=frames.CONSUMER_TAG)
         )
 
+    def hold(self, queue: str) -> asyncio.Future[None]:
+        """Consume a queue that nothing is ever routed to, so that it doesn't expire.
+
+        Nothing may be called after this: RabbitMQ answers a consume when it likes, not in order.
+        """
+        return self.call(pamqp.commands.Basic.Consume(queue=queue, no_ack=True))
+
+    def tell(self, method: pamqp.base.Frame) -> None:
+        """Write a method that has no answer, if anything can be written."""
+        if not self._ended and self._protocol.can_write:
+            self._write(frames.encode(method, self._amqp_channel_id))
+
     def mute(self) -> None:
         """Hand out nothing more, and ack nothing: the connection is given up."""
         self._on_delivery = lambda body, tag, consumer: None

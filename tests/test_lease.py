@@ -1,0 +1,130 @@
+"""The groups' bindings outlive the queue of a lost connection, for a while, and then they go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from amqp_proxy import AmqpProxy
+from log_lines import log_lines
+
+from channels_rabbitmq import _declarations
+from channels_rabbitmq.core import RabbitmqChannelLayer
+from private_broker import PrivateBroker
+
+OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
+
+MESSAGE = {"type": "test.message"}
+
+
+async def queues(broker: PrivateBroker) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in await asyncio.to_thread(broker.list_queues)}
+
+
+async def exchanges(broker: PrivateBroker) -> set[str]:
+    rows = await asyncio.to_thread(broker.list_exchanges, "name")
+    return {row["name"] for row in rows if row["name"].startswith("crq.")}
+
+
+async def group_bindings(broker: PrivateBroker) -> list[str]:
+    """To which exchange or queue the group "g" is bound."""
+    rows = await asyncio.to_thread(broker.list_bindings, "destination_name", "routing_key")
+    return sorted(row["destination_name"] for row in rows if row["routing_key"] == "g")
+
+
+async def until_expired(broker: PrivateBroker, lease: str) -> None:
+    while lease in await queues(broker):  # noqa: ASYNC110 - nobody tells when a queue expires
+        await asyncio.sleep(0.1)
+
+
+@pytest.fixture
+async def proxy(private_broker: PrivateBroker) -> Any:
+    async with AmqpProxy(private_broker.url) as proxy:
+        yield proxy
+
+
+@pytest.mark.slow
+async def test_groups_of_a_lost_connection_stay_bound_until_the_lease_is_over(
+    open_layer: OpenLayer,
+    private_broker: PrivateBroker,
+    proxy: AmqpProxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # So long that the lists below are read meanwhile.
+    monkeypatch.setattr(_declarations, "LEASE", 5.0)
+    layer = await open_layer(host=proxy.url)
+    channel = await layer.new_channel()
+    await layer.group_add("g", channel)
+    id_ = channel.partition("!")[0]
+    with log_lines() as lines:
+        proxy.cut(name="subscriber")
+        await lines.next("INFO subscriber: connected")
+    await layer.group_add("g", channel)
+    # The queue itself has gone at once.
+    assert set(await queues(private_broker)) == {f"{id_}.1.lease", f"{id_}.2", f"{id_}.2.lease"}
+    assert await group_bindings(private_broker) == [f"{id_}.1.groups", f"{id_}.2.groups"]
+    await layer.group_send("g", MESSAGE)
+    await layer.send(channel, MESSAGE)
+    assert [await layer.receive(channel) for _ in range(2)] == [MESSAGE] * 2
+    await until_expired(private_broker, f"{id_}.1.lease")
+    assert await group_bindings(private_broker) == [f"{id_}.2.groups"]
+    assert await exchanges(private_broker) == {f"{id_}.2{end}" for end in ("", ".groups", ".lease")}
+    await layer.group_send("g", MESSAGE)
+    assert await layer.receive(channel) == MESSAGE
+    # What has a consumer doesn't expire, and nothing was ever routed to it.
+    lease = (await queues(private_broker))[f"{id_}.2.lease"]
+    assert (lease["consumers"], lease["messages"]) == (1, 0)
+
+
+@pytest.mark.slow
+async def test_nothing_stays_of_a_process_that_was_killed(
+    open_layer: OpenLayer,
+    private_broker: PrivateBroker,
+    proxy: AmqpProxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_declarations, "LEASE", 1.0)
+    layer = await open_layer(host=proxy.url)
+    channel = await layer.new_channel()
+    await layer.group_add("g", channel)
+    proxy.refuse()
+    proxy.cut(name="subscriber")
+    await until_expired(private_broker, f"{channel.partition('!')[0]}.1.lease")
+    assert await queues(private_broker) == {}
+    assert await exchanges(private_broker) == set()
+    assert await group_bindings(private_broker) == []
+
+
+async def test_closing_leaves_nothing_of_former_connections_either(
+    open_layer: OpenLayer, private_broker: PrivateBroker, proxy: AmqpProxy
+) -> None:
+    layer = await open_layer(host=proxy.url)
+    channel = await layer.new_channel()
+    for _ in range(3):
+        await layer.group_add("g", channel)
+        with log_lines() as lines:
+            proxy.cut(name="subscriber")
+            await lines.next("INFO subscriber: connected")
+    assert len(await queues(private_broker)) == 5
+    await layer.close()
+    assert await queues(private_broker) == {}
+    assert await exchanges(private_broker) == set()
+
+
+async def test_a_lease_deleted_by_hand_is_made_again(
+    open_layer: OpenLayer, private_broker: PrivateBroker
+) -> None:
+    layer = await open_layer(host=private_broker.url)
+    channel = await layer.new_channel()
+    await layer.group_add("g", channel)
+    id_ = channel.partition("!")[0]
+    with log_lines() as lines:
+        await asyncio.to_thread(private_broker.ctl, "delete_queue", f"{id_}.1.lease")
+        await lines.next("WARNING subscriber: lost .* RabbitMQ cancelled the consumer")
+        await lines.next("INFO subscriber: connected")
+    await layer.group_add("g", channel)
+    await layer.group_send("g", MESSAGE)
+    assert await layer.receive(channel) == MESSAGE
+    assert f"{id_}.2.lease" in await queues(private_broker)
