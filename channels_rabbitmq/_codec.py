@@ -223,9 +223,9 @@ def _pack(content: dict[str, Any], message: dict[str, Any]) -> bytes:
 
 
 def _is_flat(message: dict[str, Any]) -> bool:
-    """Whether a message that msgpack took holds no container, and only what is allowed.
+    """Whether a message that msgpack took holds nothing but keys and values of the exact types.
 
-    Most messages are so: half of what the whole look takes.
+    No containers, no subclasses: most messages are so, and the whole look takes twice the time.
     """
     for key, value in message.items():
         value_type = type(value)

@@ -102,9 +102,11 @@ class DirectSender:
             outcome = await self._publisher.publish(body, route, deadline)
             if self._unreachable:
                 self._note_outcome(route, outcome)
-            if outcome is CONFIRMED:
-                return outcome
-            if outcome is not Outcome.RETURNED or self._is_unreachable(route):
+            if (
+                outcome is CONFIRMED  # Almost always: so the rest isn't looked at.
+                or outcome is not Outcome.RETURNED
+                or self._is_unreachable(route)
+            ):
                 return outcome
         lane = self._lanes.get(route)
         if lane is None:

@@ -316,6 +316,8 @@ class LoopLayer:
         self._router.give_back(loan)
 
     def _require_own(self, channel: str) -> None:
+        if channel == self._prefix:  # The probe's.
+            raise ValueError(f"The channel {channel} wasn't made by new_channel()")
         if not channel.startswith(self._prefix):
             raise ValueError(
                 f"The channel {channel} belongs to another process or event loop: only the one "

@@ -24,8 +24,8 @@ PATIENCE = 1.0
 MAX_PATIENCE = 30.0
 
 
-class Consumer(Protocol):
-    """Whose delivery it is, of one connection."""
+class Acker(Protocol):
+    """By whom a delivery is acked: it belongs to one connection."""
 
     def ack(self, delivery_tag: int) -> None:
         """Tell the broker that it may forget a delivery."""
@@ -34,16 +34,16 @@ class Consumer(Protocol):
 class Delivery:
     """One delivery of the broker, shared by the mailboxes that hold it."""
 
-    __slots__ = ("arrived", "consumer", "counting", "envelope", "number", "tag", "uncounted")
+    __slots__ = ("acker", "arrived", "counting", "envelope", "number", "tag", "uncounted")
 
     def __init__(
-        self, envelope: Envelope, tag: int, consumer: Consumer, arrived: float, number: int
+        self, envelope: Envelope, tag: int, acker: Acker, arrived: float, number: int
     ) -> None:
         self.envelope = envelope
         # By which the broker is told that we are done
         self.tag = tag
         # None once it is told, or when the connection is lost
-        self.consumer: Consumer | None = consumer
+        self.acker: Acker | None = acker
         # By the router's clock, in seconds
         self.arrived = arrived
         # Deliveries are numbered in the order of their arrival.
@@ -100,7 +100,7 @@ class Mailbox:
         self.uncounted = 0
         # Whether what arrives doesn't count either; ends with the next receive()
         self.stalled = False
-        # When a reader was last here; in the beginning, when the mailbox was made
+        # When a reader was last here and found something; or else when the mailbox was made
         self.active_at = now
         # Seconds without a reader after which it may be found stalled
         self.patience = PATIENCE

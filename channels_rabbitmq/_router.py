@@ -1,6 +1,6 @@
 """Bring deliveries to the channels of this event loop, and say when the broker may forget them.
 
-Rules without I/O: clock and consumer are passed in, and nothing here awaits but
+Rules without I/O: clock and acks are passed in, and nothing here awaits but
 ``wait()``, at one place. (The channel layer's own ``receive()`` awaits by itself and takes the same
 steps, ``line_up``, ``collect`` and ``give_up``: that saves it a coroutine. Between the end of its
 ``await`` and ``collect`` there must be no other.)
@@ -55,7 +55,7 @@ from typing import TYPE_CHECKING, Any
 
 from channels.exceptions import StopConsumer
 
-from ._mailbox import PATIENCE, Consumer, Delivery, Loan, Mailbox
+from ._mailbox import PATIENCE, Acker, Delivery, Loan, Mailbox
 
 if TYPE_CHECKING:
     from ._codec import Envelope
@@ -134,10 +134,10 @@ class Router:
 
     # From the broker
 
-    def deliver(self, envelope: Envelope, tag: int, consumer: Consumer) -> None:
+    def deliver(self, envelope: Envelope, tag: int, acker: Acker) -> None:
         """Put a delivery into the mailbox of its channel, or of each member of its group.
 
-        To be called for each delivery, in the broker's order. ``consumer.ack(tag)`` is called once,
+        To be called for each delivery, in the broker's order. ``acker.ack(tag)`` is called once,
         perhaps before this returns (nobody wants it), or never if the connection is lost or the
         router closed before. The caller makes sure that a direct message is for a channel of this
         event loop. Afterwards :meth:`next_tick_at` may have changed from None to a moment.
@@ -146,7 +146,7 @@ class Router:
             return
         self._deliveries += 1
         now = self._clock()
-        delivery = Delivery(envelope, tag, consumer, now, self._deliveries)
+        delivery = Delivery(envelope, tag, acker, now, self._deliveries)
         if not self._holding:
             self._next_tick_at = now + TICK_INTERVAL
         if envelope.group is not None:
@@ -176,8 +176,8 @@ class Router:
         if delivery.counting:
             self._in_use += 1
         else:  # It has no member, or stalled ones only.
-            delivery.consumer = None
-            consumer.ack(tag)
+            delivery.acker = None
+            acker.ack(tag)
 
     def connection_lost(self) -> None:
         """Forget the acks of what is held; the messages stay, and stop counting.
@@ -188,11 +188,11 @@ class Router:
         held = list(self._holding)
         for mailbox in held:
             for delivery in mailbox.messages or ():
-                delivery.consumer = None
+                delivery.acker = None
         for mailbox in held:
             self._stop_counting(mailbox)
         for loan in self._loans:
-            loan.delivery.consumer = None
+            loan.delivery.acker = None
             self._stop_counting_loan(loan)
         assert self._in_use == 0
         for mailbox in held:
@@ -209,7 +209,7 @@ class Router:
         if mailbox is None:
             return None
         messages = mailbox.messages
-        if messages is None and not mailbox.stalled:
+        if messages is None:
             return None  # What comes will find a reader who waits, or be younger than he.
         now = self._clock()
         if mailbox.stalled:
@@ -665,9 +665,9 @@ class Router:
         delivery.counting -= 1
         if not delivery.counting:
             self._in_use -= 1
-            if delivery.consumer is not None:
-                delivery.consumer.ack(delivery.tag)
-                delivery.consumer = None
+            if delivery.acker is not None:
+                delivery.acker.ack(delivery.tag)
+                delivery.acker = None
 
     def _stop_counting(self, mailbox: Mailbox) -> None:
         for delivery in islice(mailbox.messages or (), mailbox.uncounted, None):

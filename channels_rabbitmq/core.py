@@ -161,8 +161,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
 
     async def _receive_from_owner(self, channel: str) -> dict[str, Any]:
         require_channel_name(channel)
-        if "!" not in channel:
-            _refuse_normal(channel)
+        _require_specific(channel)
         try:
             owner = self._loop_layers.owner(channel)
         except BrokerUnavailable:
@@ -193,8 +192,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         """
         require_group_name(group)
         require_channel_name(channel)
-        if "!" not in channel:
-            _refuse_normal(channel)
+        _require_specific(channel)
         await self._loop_layer_of(channel).group_add(group, channel)
 
     async def group_discard(self, group: str, channel: str) -> None:
@@ -205,8 +203,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         """
         require_group_name(group)
         require_channel_name(channel)
-        if "!" not in channel:
-            _refuse_normal(channel)
+        _require_specific(channel)
         loop_layer = self._loop_layer_of(channel)
         if isinstance(loop_layer, LoopLayer):
             loop_layer.group_discard(group, channel)
@@ -291,6 +288,11 @@ def _capacity_of(layer: weakref.ref[RabbitmqChannelLayer], channel: str) -> int:
         return 0  # Without the layer nobody receives any more, and all is about to end.
     capacity: int = found.get_capacity(channel)  # type: ignore[no-untyped-call]  # as above
     return capacity
+
+
+def _require_specific(channel: str) -> None:
+    if "!" not in channel:
+        _refuse_normal(channel)
 
 
 def _refuse_normal(channel: str) -> NoReturn:

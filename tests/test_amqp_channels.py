@@ -291,8 +291,8 @@ async def read_deliveries(pieces: Iterable[bytes], **limits: int) -> tuple[Any, 
 
 async def test_damaged_deliveries_read_at_once_are_what_they_are_byte_by_byte() -> None:
     """A whole delivery is read in one go, which must find every fault that the other way finds."""
-    stream = marshal(*delivery(1, b"one"), *delivery(2, b""), channel=1)
-    stream += marshal(*delivery(3, b"three"), channel=1)
+    stream = marshal(*delivery(1, b"one"), *delivery(2, b"two"), channel=1)
+    stream += marshal(*delivery(3, b""), *delivery(4, b"four"), channel=1)
     assert await read_deliveries([stream]) == await read_deliveries([stream[:30], stream[30:]])
     for place in range(len(stream)):
         for change in (0x01, 0x02, 0x40, 0x80, 0xFF):
@@ -315,6 +315,17 @@ async def test_damaged_deliveries_read_at_once_are_what_they_are_byte_by_byte() 
 )
 async def test_what_was_not_agreed_is_found_at_once_too(rest: bytes) -> None:
     stream = marshal(delivery(1, b"")[0], rest, channel=1)
+    at_once = await read_deliveries([stream], frame_max=4096)
+    assert at_once == await read_deliveries((bytes([byte]) for byte in stream), frame_max=4096)
+    assert not at_once[0]
+
+
+@pytest.mark.parametrize("size", [20, 5000], ids=["too small for its tag", "larger than agreed"])
+async def test_a_deliver_of_a_wrong_size_is_found_at_once_too(size: int) -> None:
+    method = marshal(delivery(1, b"")[0], channel=1)[7:-1]
+    payload = method[:size].ljust(size, b"\0")
+    head = b"\1\0\1" + size.to_bytes(4, "big")
+    stream = head + payload + b"\xce" + marshal(*content(b"body"), channel=1)
     at_once = await read_deliveries([stream], frame_max=4096)
     assert at_once == await read_deliveries((bytes([byte]) for byte in stream), frame_max=4096)
     assert not at_once[0]
@@ -580,6 +591,15 @@ async def test_deadlines_go_on_after_all_was_confirmed() -> None:
     bench.feed(commands.Basic.Ack(1))
     (second,) = bench.publish(1, deadline=loop.time() + 0.01)
     assert await second is UNKNOWN
+
+
+async def test_deadlines_go_on_after_one_had_passed() -> None:
+    bench = Publications()
+    loop = asyncio.get_running_loop()
+    (first,) = bench.publish(1, deadline=loop.time() + 0.001)
+    assert await first is UNKNOWN
+    (second,) = bench.publish(1, deadline=loop.time() + 0.01)
+    assert await asyncio.wait_for(second, 10) is UNKNOWN
 
 
 async def test_cancelled_publication_harms_no_other() -> None:

@@ -394,6 +394,13 @@ class TestChannels:
             with pytest.raises(ValueError, match="belongs to another process"):
                 await call
 
+    async def test_the_channel_of_the_probe_is_for_nobody_else(self, open_layer: OpenLayer) -> None:
+        layer = await open_layer()
+        probes = f"{layer._loop_layer().id}!"
+        for call in (layer.receive(probes), layer.group_add("g", probes)):
+            with pytest.raises(ValueError, match="wasn't made by new_channel"):
+                await call
+
     async def test_normal_channels_are_refused_with_the_alternative(
         self, open_layer: OpenLayer
     ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -12,6 +12,7 @@ from channels_rabbitmq import _direct_sender
 from channels_rabbitmq._amqp.amqp_channels import Outcome, Route
 from channels_rabbitmq._direct_sender import DirectSender
 from channels_rabbitmq._publisher import Publisher
+from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 
 ROUTE = Route("groups", "crq.a!", mandatory=True)
@@ -30,7 +31,6 @@ class FakePublisher:
         self.tried = asyncio.Event()
 
     async def publish(self, body: bytes, route: Route, deadline: float) -> Outcome:
-        assert route.mandatory
         routing_key = route.routing_key
         await asyncio.sleep(0)  # as long as a confirm takes: others run
         self.tries[routing_key] += 1
@@ -58,6 +58,14 @@ def sender(publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch) -> DirectS
     monkeypatch.setattr(_direct_sender, "_FIRST_PAUSE", 0.001)
     monkeypatch.setattr(_direct_sender, "_LONGEST_PAUSE", 0.001)
     return DirectSender(cast(Publisher, publisher), operation_timeout=10.0)
+
+
+async def test_each_process_has_a_route_and_messages_by_it_are_mandatory() -> None:
+    loop_layer: Any = RabbitmqChannelLayer()._loop_layer()
+    name = "crq.aaaaaaaaaaaaaaaa!x.y"
+    assert loop_layer._route(name) == ("groups", "crq.aaaaaaaaaaaaaaaa!", True)
+    # Of channels_rabbitmq 4.x, whose queues are on the default exchange:
+    assert loop_layer._route("channels_ABCDEFGHIJKL!x") == ("", "channels_ABCDEFGHIJKL", True)
 
 
 def deadline(seconds: float = 30.0) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any, cast
 
 import pytest
@@ -30,7 +31,8 @@ class Bench:
         self.supervisor = FakeSupervisor()
         self.sent: asyncio.Queue[None] = asyncio.Queue()
         self.answer: Outcome | Exception = Outcome.CONFIRMED
-        self.arrives = False
+        self.arrives = False  # with its confirm
+        self.arrives_later = False
         self.full = False
         self.delivered = 0
         self.probe = Probe(
@@ -45,8 +47,13 @@ class Bench:
         if isinstance(self.answer, Exception):
             raise self.answer
         if self.arrives:
-            self.delivered += 1
+            self._deliver()
+        if self.arrives_later:
+            asyncio.get_running_loop().call_later(_probe.ANSWER_TIMEOUT / 2, self._deliver)
         return self.answer
+
+    def _deliver(self) -> None:
+        self.delivered += 1
 
     async def probes(self, count: int) -> None:
         for _ in range(count):
@@ -105,3 +112,32 @@ async def test_no_probe_while_local_capacity_is_in_use_or_nothing_is_connected(
     bench.supervisor.connection = None
     await asyncio.sleep(0.03)  # the same
     assert bench.sent.empty()
+
+
+async def test_a_probe_that_arrives_after_its_confirm_is_fine(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_probe, "ANSWER_TIMEOUT", 1.0)  # more than a busy machine is late
+    bench.arrives_later = True
+    await bench.probes(2)
+    assert bench.supervisor.given_up.empty()
+
+
+async def test_no_probe_while_something_arrives(bench: Bench) -> None:
+    bench.arrives = True
+    await bench.probes(1)
+    # From now on something new is there whenever it looks.
+    bench.probe._delivered = itertools.count().__next__
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(bench.probes(1), 0.1)  # ten intervals
+
+
+async def test_a_connection_that_took_the_place_of_a_deaf_one_is_kept(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_probe, "ANSWER_TIMEOUT", 0.2)
+    await bench.probes(1)
+    bench.supervisor.connection = object()
+    bench.arrives = True  # by the new one, from the next probe on
+    await bench.probes(2)
+    assert bench.supervisor.given_up.empty()

@@ -639,18 +639,18 @@ async def test_stuck_channel_stops_counting(rig: Rig) -> None:
     rig.check_books()
 
 
-class Consumer:
+class Acker:
     def __init__(self, acked: list[int]) -> None:
         self.ack = acked.append
 
 
-async def test_what_a_stalled_channel_holds_keeps_no_consumer(rig: Rig) -> None:
+async def test_what_a_stalled_channel_holds_keeps_no_acker(rig: Rig) -> None:
     """That belongs to a connection, which may be gone long before the message."""
-    consumer = Consumer(rig.acked)
-    forgotten = weakref.ref(consumer)
+    acker = Acker(rig.acked)
+    forgotten = weakref.ref(acker)
     await start_receive(rig, "eager")
-    rig.router.deliver(cast(Envelope, FakeEnvelope(0, channel="stuck")), 0, consumer)
-    del consumer
+    rig.router.deliver(cast(Envelope, FakeEnvelope(0, channel="stuck")), 0, acker)
+    del acker
     rig.fill("stuck", 4)
     rig.wait_and_tick(1.1)
     assert rig.acked == [0, 1, 2, 3, 4]

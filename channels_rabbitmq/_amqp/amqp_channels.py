@@ -341,7 +341,7 @@ class PublisherChannel(CallChannel):
         return self._ended or not self._protocol.can_write
 
     def takes_now(self) -> bool:
-        """Whether ``publish`` may be called: it hasn't ended, and not too much waits to be written.
+        """Whether ``publish`` would write now, and not too much waits to be written already.
 
         (For the latter there is ``wait_writable``.)
         """
@@ -476,6 +476,7 @@ class PublisherChannel(CallChannel):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._watched_until = float("inf")
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
         for sequence_number, (future, _) in unconfirmed.items():
             is_returned = sequence_number in self._returned

@@ -3,7 +3,7 @@
 carehare answers for the life cycle of its RPCs, exchanges and consumers; here is what it lacks or
 gets wrong:
 
-* bytes: cut into frames by one offset (a consumer reads a delivery's three at once), and given
+* bytes: cut into frames by one offset (a consumer reads whole deliveries at once), and given
   undecoded to the layer's own AMQP channels; damaged ones end the connection with AMQP's error code
   instead of leaving it deaf;
 * handshake: heartbeat and limits are negotiated, the connection has a name, the broker may tell
