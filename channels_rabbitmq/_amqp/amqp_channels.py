@@ -184,6 +184,8 @@ class ConsumerChannel(CallChannel):
     def hold(self, queue: str) -> asyncio.Future[None]:
         """Consume a queue that nothing is ever routed to, so that it doesn't expire.
 
+        Whoever deletes it all the same (a cluster's node that ends, if it is there) ends nothing
+        else.
         Nothing may be called after this: RabbitMQ answers a consume when it likes, not in order.
         """
         return self.call(pamqp.commands.Basic.Consume(queue=queue, no_ack=True))
@@ -260,9 +262,10 @@ class ConsumerChannel(CallChannel):
 
     def accept_frame(self, frame: Any) -> None:
         if isinstance(frame, pamqp.commands.Basic.Cancel):
-            self._report_end(
-                carehare.ChannelClosed("RabbitMQ cancelled the consumer: its queue is gone")
-            )
+            if frame.consumer_tag == frames.CONSUMER_TAG:  # and not that of hold()
+                self._report_end(
+                    carehare.ChannelClosed("RabbitMQ cancelled the consumer: its queue is gone")
+                )
         else:
             super().accept_frame(frame)
 
