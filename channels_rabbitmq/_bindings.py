@@ -18,7 +18,8 @@ outside a group moves like this::
 - *Linger*: a group stays bound for a moment after its last member has left, because the next
   one is often there at once (a page is reloaded) and a bind costs the broker 0.4 ms of CPU.
   ``want()`` costs nothing as long as the unbind is not written.
-- Binds go before unbinds (somebody waits for a bind), and hurried binds before all others.
+- Binds go before unbinds (somebody waits for a bind), and hurried binds before all others. But no
+  number of binds keeps unbinds waiting: each kind has its own limit of what is outstanding.
 - A refused bind is not tried again by itself: the reason (permissions, a missing exchange) rarely
   goes away, and the broker closes the AMQP channel for each refusal.
 - A refused unbind counts as done: trying again can only be refused again, and what still
@@ -48,10 +49,11 @@ class Bindings:
 
     ``clock`` returns seconds; ``linger`` is how many of them a group stays bound without members;
     beyond ``max_lingering`` such groups, the one that has lingered longest is unbound at once;
-    ``window`` is the most commands outstanding at a time: enough to keep the broker at work (it
-    makes 2,500 to 6,000 bindings a second), and not so many that those it has yet to make hold up
-    the end of a connection which it closes. (With 250, five times the messages to its channels were
-    lost then as with 50.)
+    ``window`` is the most binds outstanding at a time, and the most unbinds: enough to keep the
+    broker at work (it makes 2,500 to 6,000 bindings a second), and not so many that those it has
+    yet to make hold up the end of a connection which it closes. (With 250, five times the messages
+    to its channels were lost then as with 50.) Unbinds have a window of their own because joins
+    without end would keep them waiting without end.
     """
 
     def __init__(
@@ -75,8 +77,9 @@ class Bindings:
         self._bound: set[str] = set()
         # Wanted since before the connection was lost, and not bound, nor refused, since
         self._missing: set[str] = set()
-        # Written and not answered
+        # Written and not answered, and how many of them are binds
         self._outstanding: dict[str, Command] = {}
+        self._binding = 0
 
         # A wanted group that is neither bound nor outstanding is in one of the first two, unless
         # its bind was refused; a bound group that nobody wants is in one of the last two.
@@ -139,11 +142,10 @@ class Bindings:
         :meth:`next_deadline`.
         """
         self._end_lingers()
-        room = self._window - len(self._outstanding)
-        commands: list[Command] = []
-        self._take_from(self._hurried_binds, True, room, commands)
-        self._take_from(self._binds, True, room, commands)
-        self._take_from(self._unbinds, False, room, commands)
+        unbinding = len(self._outstanding) - self._binding
+        commands = self._take_from(self._hurried_binds, True, self._window - self._binding)
+        commands += self._take_from(self._binds, True, self._window - self._binding)
+        commands += self._take_from(self._unbinds, False, self._window - unbinding)
         return commands
 
     def settle(self, command: Command, ok: bool) -> None:
@@ -155,6 +157,7 @@ class Bindings:
         if self._outstanding.get(group) is not command:
             return
         del self._outstanding[group]
+        self._binding -= command.bind
         wanted = group in self._wanted
         if not command.bind:
             if wanted:
@@ -173,6 +176,7 @@ class Bindings:
         """Start anew: nothing is bound or outstanding; what is wanted is due again."""
         self._bound.clear()
         self._outstanding.clear()
+        self._binding = 0
         self._lingering.clear()
         self._unbinds.clear()
         self._hurried_binds.clear()
@@ -238,12 +242,13 @@ class Bindings:
             group, _ = self._lingering.popitem(last=False)
             self._unbinds[group] = None
 
-    def _take_from(
-        self, due: OrderedDict[str, None], bind: bool, room: int, commands: list[Command]
-    ) -> None:
+    def _take_from(self, due: OrderedDict[str, None], bind: bool, room: int) -> list[Command]:
+        commands: list[Command] = []
         while due and len(commands) < room:
             group, _ = due.popitem(last=False)
             self._bound.discard(group)  # An unbind that is written counts as done.
             command = Command(group, bind)
             self._outstanding[group] = command
+            self._binding += bind
             commands.append(command)
+        return commands

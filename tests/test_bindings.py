@@ -102,6 +102,25 @@ def test_no_more_than_the_window_is_outstanding() -> None:
     assert bindings.take() == [bind("c")]
 
 
+def test_joins_without_end_do_not_keep_unbinds_waiting() -> None:
+    """Else the groups that everybody has left would stay bound for as long as others are joined."""
+    bindings, _ = make(window=2, max_lingering=0)
+    make_bound(bindings, "x", "y", "z")
+    for group in "abc":
+        bindings.want(group)
+    for group in "xyz":
+        bindings.release(group)
+    first = bindings.take()
+    assert first == [bind("a"), bind("b"), unbind("x"), unbind("y")]
+    assert bindings.take() == []
+    bindings.settle(first[2], True)
+    assert bindings.take() == [unbind("z")]
+    bindings.settle(first[0], True)
+    assert bindings.take() == [bind("c")]
+    bindings.connection_lost()
+    assert bindings.take() == [bind("a"), bind("b")]
+
+
 # Linger and unbinding
 
 
@@ -565,7 +584,8 @@ class BindingsMachine(RuleBasedStateMachine):
 
     @invariant()
     def bounds_are_kept(self) -> None:
-        assert len(self.written) <= self.WINDOW
+        for bind in (True, False):
+            assert sum(command.bind is bind for command in self.written) <= self.WINDOW
         groups = [command.group for command in self.written]
         assert len(groups) == len(set(groups)), "one command for a group at a time"
         assert self.bindings.lingering <= self.MAX_LINGERING
