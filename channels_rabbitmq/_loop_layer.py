@@ -31,7 +31,7 @@ from ._amqp.amqp_channels import CONFIRMED, ConsumerChannel, Outcome, Route
 from ._amqp.connection import Connection
 from ._bindings import Bindings
 from ._codec import MalformedBody, MessageCodec
-from ._declarations import direct_routing_key
+from ._declarations import direct_routing_key, groups_probe_key
 from ._direct_sender import DirectSender
 from ._hooks import Hook, HookFunctions
 from ._mailbox import Loan
@@ -372,9 +372,14 @@ class LoopLayer:
                 self._reporter.report_level("back-pressure", channel, messages)
 
     async def _send_probe(self) -> Outcome:
-        return await self._publisher.publish(
+        outcome = await self._publisher.publish(
             self._probe_body, self._own_exchange_route(self.id), self._deadline()
         )
+        if outcome is not CONFIRMED:
+            return outcome
+        # The other way to our queue, that of the groups
+        route = Route(self._settings.groups_exchange, groups_probe_key(self.id), mandatory=True)
+        return await self._publisher.publish(self._probe_body, route, self._deadline())
 
     def _accept_no_exchange(self) -> None:
         self._subscriber.supervisor.give_up_connection("the groups exchange was deleted")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 
@@ -27,9 +26,6 @@ from ._waiting import Waiters
 from .exceptions import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
-
-# More connections are hardly made in the time of a lease.
-_MOST_LEASES = 20
 
 _NOT_FOUND = 404  # AMQP 0-9-1, section 1.2
 
@@ -73,8 +69,8 @@ class Subscriber:
         self._declarations: Declarations | None = None  # of the present connection, or the last
         self._number = 0  # of the connection
         self._former: list[Declarations] = []  # whose exchanges may exist still
-        # Whose lease may not be over yet, the present one included
-        self._leases: deque[Declarations] = deque(maxlen=_MOST_LEASES)
+        # Whose lease may not be over yet: the present one, the last before it, and attempts since
+        self._leases: list[Declarations] = []
         self._consumer: ConsumerChannel | None = None
         self._topology: TopologyChannel | None = None
         self._timer: asyncio.TimerHandle | None = None  # for the next linger
@@ -94,13 +90,24 @@ class Subscriber:
         self._former = [*former, declarations]
         self._leases.append(declarations)
         answers = [consumer.call(method) for method in declarations.methods()]
-        answers += [consumer.call(each.unbind_channels()) for each in former]
+        answers += [consumer.call(method) for each in former for method in each.cut()]
         answers.append(consumer.call(declarations.bind_channels()))
         answers.append(consumer.consume(declarations.queue, self._settings.local_capacity))
         answers.append(consumer.hold(declarations.lease_queue))
         # The first that failed is the one the broker refused.
-        for answer in answers:
-            await answer
+        try:
+            for answer in answers:
+                await answer
+        except carehare.ChannelClosedByServer:
+            undoing = connection.open_topology()
+            await asyncio.wait([undoing.call(method) for method in declarations.undo()])
+            raise
+        # Two are enough: whoever comes and goes again and again shall not pile them up.
+        kept = [*former[:1], declarations]
+        for each in self._leases:
+            if each not in kept:
+                consumer.tell(each.end_lease())
+        self._leases = kept
         self._former = [declarations]
         self._topology = connection.open_topology()
         self.queue = declarations.queue

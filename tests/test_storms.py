@@ -15,6 +15,7 @@ from log_lines import LogLines, log_lines
 from own_broker import broker_commands
 from remains import pending_futures, remains, until_nothing_remains
 
+from channels_rabbitmq._declarations import groups_probe_key
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from private_broker import PrivateBroker
@@ -56,12 +57,12 @@ async def bound_groups(
     rows = await asyncio.to_thread(broker.list_bindings)
     # The way from there to the queue.
     ways = {row["destination_name"] for row in rows if row["source_name"] == own}
-    assert ways == {declarations.queue, declarations.lease_queue}
+    assert ways == {declarations.direct_exchange, declarations.lease_queue}
     return {
         row["routing_key"]
         for row in rows
         if row["source_name"] == exchange and row["destination_name"] == own
-    }
+    } - {groups_probe_key(loop_layer.id)}
 
 
 # Cancellation

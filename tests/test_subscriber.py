@@ -111,15 +111,14 @@ async def test_the_queue_and_the_private_exchange(
         binds = [
             at
             for at, method in enumerate(told.methods)
-            if isinstance(method, commands.Exchange.Bind) and method.source == groups_exchange
+            if isinstance(method, commands.Exchange.Bind) and method.destination == f"{id_}.2"
         ]
-        assert unbound_at < binds[0]
-        (unbind,) = told.of(commands.Exchange.Unbind)
-        assert (unbind.source, unbind.destination, unbind.routing_key) == (
-            groups_exchange,
-            f"{id_}.1",
-            f"{id_}!",
-        )
+        # But for its own groups' exchange, through which only a probe could come yet.
+        assert told.methods[binds[0]].source == f"{id_}.2.groups"
+        assert binds[0] < unbound_at < binds[1]
+        ways = [(each.source, each.routing_key) for each in told.of(commands.Exchange.Unbind)]
+        assert ways == [(groups_exchange, f"{id_}!"), (f"{id_}.1.groups", "")]
+        assert {each.destination for each in told.of(commands.Exchange.Unbind)} == {f"{id_}.1"}
 
 
 async def test_no_limits_are_no_arguments(open_layer: OpenLayer, broker: Broker) -> None:

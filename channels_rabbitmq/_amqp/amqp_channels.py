@@ -187,8 +187,9 @@ class ConsumerChannel(CallChannel):
         Whoever deletes it all the same (a cluster's node that ends, if it is there) ends nothing
         else.
         Nothing may be called after this: RabbitMQ answers a consume when it likes, not in order.
+        What somebody puts into it by hand is a delivery like others.
         """
-        return self.call(pamqp.commands.Basic.Consume(queue=queue, no_ack=True))
+        return self.call(pamqp.commands.Basic.Consume(queue=queue))
 
     def tell(self, method: pamqp.base.Frame) -> None:
         """Write a method that has no answer, if anything can be written."""
