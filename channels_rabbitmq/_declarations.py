@@ -40,6 +40,7 @@ its time, nothing is lost but what it is for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pamqp.base
@@ -132,37 +133,28 @@ class Declarations:
 
     def bind_channels(self) -> pamqp.base.Frame:
         """From now on messages for the channels of this id come."""
-        return pamqp.commands.Exchange.Bind(
-            destination=self.direct_exchange,
-            source=self._settings.groups_exchange,
-            routing_key=self._direct_key,
-        )
+        return self._way(pamqp.commands.Exchange.Bind, self.direct_exchange, self._direct_key)
 
     def cut(self) -> list[pamqp.base.Frame]:
         """Nothing comes to its queue any more; by another connection, no error if it is gone."""
         unbind = pamqp.commands.Exchange.Unbind
         return [
-            unbind(
-                destination=self.direct_exchange,
-                source=self._settings.groups_exchange,
-                routing_key=self._direct_key,
-            ),
+            self._way(unbind, self.direct_exchange, self._direct_key),
             unbind(destination=self.direct_exchange, source=self.own_groups_exchange),
         ]
 
     def bind_group(self, group: str) -> pamqp.base.Frame:
-        return pamqp.commands.Exchange.Bind(
-            destination=self.own_groups_exchange,
-            source=self._settings.groups_exchange,
-            routing_key=group,
-        )
+        return self._way(pamqp.commands.Exchange.Bind, self.own_groups_exchange, group)
 
     def unbind_group(self, group: str) -> pamqp.base.Frame:
-        return pamqp.commands.Exchange.Unbind(
-            destination=self.own_groups_exchange,
-            source=self._settings.groups_exchange,
-            routing_key=group,
-        )
+        return self._way(pamqp.commands.Exchange.Unbind, self.own_groups_exchange, group)
+
+    def _way(
+        self, method: Callable[..., pamqp.base.Frame], destination: str, key: str
+    ) -> pamqp.base.Frame:
+        """Bind or unbind one of our exchanges, to or from everybody's."""
+        source = self._settings.groups_exchange
+        return method(destination=destination, source=source, routing_key=key)
 
     def end_lease(self) -> pamqp.base.Frame:
         """Leave nothing behind; for an orderly end, by any connection. Not answered."""

@@ -69,8 +69,8 @@ class Subscriber:
         self._declarations: Declarations | None = None  # of the present connection, or the last
         self._number = 0  # of the connection
         self._former: list[Declarations] = []  # whose exchanges may exist still
-        # Whose lease may not be over yet: the present one, the last before it, and attempts since
-        self._leases: list[Declarations] = []
+        # The one in use before all of those, if any: its lease may not be over yet.
+        self._before: list[Declarations] = []
         self._consumer: ConsumerChannel | None = None
         self._topology: TopologyChannel | None = None
         self._timer: asyncio.TimerHandle | None = None  # for the next linger
@@ -88,7 +88,6 @@ class Subscriber:
         former = self._former[:1] + self._former[1:][-5:]
         self._declarations = declarations
         self._former = [*former, declarations]
-        self._leases.append(declarations)
         answers = [consumer.call(method) for method in declarations.methods()]
         answers += [consumer.call(method) for each in former for method in each.cut()]
         answers.append(consumer.call(declarations.bind_channels()))
@@ -103,12 +102,9 @@ class Subscriber:
             await asyncio.wait([undoing.call(method) for method in declarations.undo()])
             raise
         # Two are enough: whoever comes and goes again and again shall not pile them up.
-        kept = [*former[:1], declarations]
-        for each in self._leases:
-            if each not in kept:
-                consumer.tell(each.end_lease())
-        self._leases = kept
-        self._former = [declarations]
+        for each in (*self._before, *former[1:]):
+            consumer.tell(each.end_lease())
+        self._before, self._former = former[:1], [declarations]
         self._topology = connection.open_topology()
         self.queue = declarations.queue
 
@@ -124,7 +120,7 @@ class Subscriber:
             self._on_disconnect(reason)
         if self._consumer is not None:
             if self.supervisor.state is State.CLOSED:
-                for declarations in self._leases:  # No error if one is over.
+                for declarations in (*self._before, *self._former):  # No error if one is over.
                     self._consumer.tell(declarations.end_lease())
             # It may go on for a second; what came then would count on the next connection.
             self._consumer.mute()

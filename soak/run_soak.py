@@ -172,8 +172,10 @@ class Soak:
                 )
         # What was bound by the last lost connections goes a moment later.
         deadline = time.monotonic() + _LEASE_TIMEOUT
-        while (left := await self._left_on_the_broker()) and time.monotonic() < deadline:  # noqa: ASYNC110
+        left = await self._left_on_the_broker()
+        while left and time.monotonic() < deadline:
             await asyncio.sleep(1)
+            left = await self._left_on_the_broker()
         self._problems += [f"left on the broker: {what}" for what in left]
 
     async def _left_on_the_broker(self) -> list[str]:

@@ -40,6 +40,12 @@ async def until_expired(broker: PrivateBroker, lease: str) -> None:
         await asyncio.sleep(0.1)
 
 
+async def reconnect(proxy: AmqpProxy) -> None:
+    with log_lines() as lines:
+        proxy.cut(name="subscriber")
+        await lines.next("INFO subscriber: connected")
+
+
 @pytest.fixture
 async def proxy(private_broker: PrivateBroker) -> Any:
     async with AmqpProxy(private_broker.url) as proxy:
@@ -59,9 +65,7 @@ async def test_groups_of_a_lost_connection_stay_bound_until_the_lease_is_over(
     channel = await layer.new_channel()
     await layer.group_add("g", channel)
     id_ = channel.partition("!")[0]
-    with log_lines() as lines:
-        proxy.cut(name="subscriber")
-        await lines.next("INFO subscriber: connected")
+    await reconnect(proxy)
     await layer.group_add("g", channel)
     # The queue itself has gone at once.
     assert set(await queues(private_broker)) == {f"{id_}.1.lease", f"{id_}.2", f"{id_}.2.lease"}
@@ -105,9 +109,7 @@ async def test_closing_leaves_nothing_of_former_connections_either(
     channel = await layer.new_channel()
     for _ in range(3):
         await layer.group_add("g", channel)
-        with log_lines() as lines:
-            proxy.cut(name="subscriber")
-            await lines.next("INFO subscriber: connected")
+        await reconnect(proxy)
     assert len(await queues(private_broker)) >= 3
     await layer.close()
     assert await queues(private_broker) == {}
@@ -154,14 +156,13 @@ async def test_who_reconnects_again_and_again_has_two_leases_at_most(
     channel = await layer.new_channel()
     for _ in range(4):
         await layer.group_add("g", channel)
-        with log_lines() as lines:
-            proxy.cut(name="subscriber")
-            await lines.next("INFO subscriber: connected")
+        await reconnect(proxy)
     await layer.group_add("g", channel)
     id_ = channel.partition("!")[0]
     own = f"{id_}.5.groups"
     # The rest is deleted in a moment: the broker was told without being asked for an answer.
-    while await group_bindings(private_broker) != [f"{id_}.4.groups", own]:  # noqa: ASYNC110
+    two = [f"{id_}.4.groups", own]
+    while await group_bindings(private_broker) != two:  # noqa: ASYNC110 - the broker tells nobody
         await asyncio.sleep(0.05)
     await layer.group_send("g", MESSAGE)
     assert await layer.receive(channel) == MESSAGE
