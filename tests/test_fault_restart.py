@@ -37,6 +37,8 @@ _ARRIVED = Length(full=0.99, brief=0.95)
 _CLOSINGS = Length(full=20, brief=5)
 
 _RATE = 200  # messages a second
+# Seconds in which a queue ends before its client is told; milliseconds on a quiet machine.
+_ENDING = 1.0
 # Seconds before and after the fault that count as around it.
 _AROUND = Length(full=10.0, brief=1.5)
 
@@ -113,6 +115,19 @@ class Stage:
         unknown = self.sender._loop_layer().counters.unknown
         assert len(books.lost(since, until)) - unknown <= 0.01 * len(books.normal(since, until))
 
+    def must_have_lost_only_around(self, losses: list[tuple[float, float]]) -> None:
+        """``losses``: when the receiver's connection was noticed to be lost, and was there again.
+
+        RabbitMQ ends a queue before it tells the client, and confirms what is sent to it meanwhile.
+        """
+        lost = self.traffic.books.lost()
+        figures.info("%.1f messages lost for each connection lost", len(lost) / len(losses))
+        assert [
+            sent
+            for sent in lost
+            if not any(gone - _ENDING < sent.begun_at < back for gone, back in losses)
+        ] == []
+
     def must_be_in_order(self) -> None:
         assert self.traffic.books.twice() == []
         assert self.traffic.books.out_of_order == []
@@ -166,17 +181,21 @@ async def test_a_broker_application_stopped_and_started(stage: Stage) -> None:
 
 async def test_all_connections_closed_by_force_many_times_in_a_row(stage: Stage) -> None:
     broken_at = time.monotonic()
+    losses = []
     with log_lines() as lines:
         for _ in range(_CLOSINGS.count):
             await asyncio.to_thread(stage.broker.close_all_connections, "for a test")
             assert "320 CONNECTION_FORCED" in await lines.next("WARNING subscriber: lost")
+            lost_at = time.monotonic()
             await lines.next("INFO subscriber: connected")
+            losses.append((lost_at, time.monotonic()))
             # In a row: as soon as messages pass again, not when everything is as before.
             await stage.traffic.flows()
     closed_at = time.monotonic()
     await stage.must_recover(f"{_CLOSINGS.count} times closed", closed_at)
     # Not the time around it, in which nothing is lost: each closing must be good enough by itself.
     stage.must_have_arrived(broken_at, closed_at)
+    stage.must_have_lost_only_around(losses)
 
 
 async def test_only_the_connection_of_the_receiver_closed(stage: Stage) -> None:
@@ -192,9 +211,12 @@ async def test_only_the_connection_of_the_receiver_closed(stage: Stage) -> None:
             stage.broker.ctl, "close_connection", row.split("\t")[0], "for a test"
         )
         await lines.next("WARNING subscriber: lost")
+        lost_at = time.monotonic()
         await lines.next("INFO subscriber: connected")
-        await stage.must_recover("only the receiver's closed", time.monotonic())
+        connected_at = time.monotonic()
+        await stage.must_recover("only the receiver's closed", connected_at)
         stage.must_have_arrived(broken_at - _AROUND.value, time.monotonic())
+        stage.must_have_lost_only_around([(lost_at, connected_at)])
         # The sender's stood all the time: nobody was refused.
         assert stage.traffic.books.normal() == stage.traffic.books.sent
         assert not [line for line in lines.rest() if "publisher: lost" in line]
