@@ -81,6 +81,7 @@ class Mailbox:
 
     __slots__ = (
         "active_at",
+        "backlog",
         "channel",
         "messages",
         "more_waiters",
@@ -96,6 +97,9 @@ class Mailbox:
         # Oldest first; None if there is none. One alone is in a tuple (unless there were more, or
         # it was given back), at a tenth of a deque's time and space.
         self.messages: tuple[Delivery] | deque[Delivery] | None = None
+        # The messages again while nothing is special about them: several came, all count, the
+        # channel isn't stalled. None otherwise, and perhaps then until the next one comes.
+        self.backlog: deque[Delivery] | None = None
         # How many of the messages, the oldest, don't count against local_capacity
         self.uncounted = 0
         # Whether what arrives doesn't count either; ends with the next receive()
@@ -123,7 +127,7 @@ class Mailbox:
             return messages[0]
         delivery = messages.popleft()
         if not messages:
-            self.messages = None
+            self.messages = self.backlog = None
         return delivery
 
     @property

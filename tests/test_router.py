@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from channels_rabbitmq import _router
-from channels_rabbitmq._codec import Envelope
+from channels_rabbitmq._codec import Envelope, MessageCodec
 from channels_rabbitmq._mailbox import Loan, Mailbox
 from channels_rabbitmq._members import Members
 from channels_rabbitmq._router import TICK_INTERVAL, Router
@@ -36,6 +36,7 @@ class FakeEnvelope:
         self.channel = channel
         self.group = group
         self.size = size
+        self.flat: dict[str, Any] | None = None  # so that message() is asked for each copy
         # How often a copy was made
         self.copies = 0
 
@@ -143,6 +144,10 @@ class Rig:
         for box in mailboxes.values():
             numbers = [delivery.number for delivery in box.messages or ()]
             assert numbers == sorted(numbers)
+            if box.backlog is not None:
+                assert box.backlog is box.messages
+                assert not box.stalled
+                assert not box.uncounted
         listed = {box for _, _, box in router._uncounted_by_age}
         assert {box for box in mailboxes.values() if box.uncounted} <= listed
         assert router.stalled_channels == sum(box.stalled for box in mailboxes.values())
@@ -262,6 +267,25 @@ def test_each_receiver_has_its_copy_made_when_it_receives(rig: Rig) -> None:
     assert envelope.copies == 1
     rig.take("b")
     assert envelope.copies == 2
+
+
+@pytest.mark.parametrize("data", [b"flat", [1]])
+def test_each_member_gets_its_own_copies_of_a_burst(rig: Rig, data: object) -> None:
+    codec = MessageCodec(max_message_size=1000)
+    messages = [{"type": "test.message", "n": n, "data": data} for n in range(3)]
+    rig.join("g", "a", "b")
+    for n, message in enumerate(messages):
+        rig.router.deliver(codec.decode(codec.encode_for_group("g", message)), n, rig)
+    copies = [[rig.router.receive_nowait(channel) for _ in messages] for channel in "ab"]
+    assert copies == [messages, messages]
+    for one in copies[0]:
+        assert one is not None
+        one["n"] = "changed"
+        if isinstance(one["data"], list):
+            one["data"].append("changed")
+    assert copies[1] == messages
+    assert rig.acked == [0, 1, 2]
+    rig.check_nothing_left()
 
 
 def test_nothing_is_kept_of_a_message_handed_out(rig: Rig) -> None:
