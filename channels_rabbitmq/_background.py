@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 _EXIT_TIMEOUT = 3.0
 # How many ids of loops that have ended are remembered, for the sake of the error's text.
 _REMEMBERED_IDS = 1000
+# Whether get_running_loop() is slow; of these versions' loops we know _thread_id, too.
+_TELL_BY_THREAD = sys.version_info < (3, 12)
 
 
 _Serving = dict[asyncio.AbstractEventLoop, LoopLayer | SyncForwarder]
@@ -67,6 +69,10 @@ class LoopLayers:
         self._capacity_of = capacity_of
         # Who serves each event loop. Those of loops that have ended go when a new one comes.
         self.serving: _Serving = {}
+        # The newest LoopLayer of them, if its loop is to be told by its thread: up to Python 3.11
+        # get_running_loop() asks the system for the process's id, a fifth of what it takes to
+        # receive a message that waits. (Any: what asyncio's loops have isn't declared.)
+        self.latest: Any = None
         self.former: _Serving = {}  # in the child of a fork: its parent's, for ever
         self._by_id: dict[str, LoopLayer] = {}
         self._ended_ids: dict[str, bool] = {}  # True: by close()
@@ -100,7 +106,9 @@ class LoopLayers:
             elif self.process.is_background(loop):
                 return self._for_sync_code.get()
             else:
-                self.serving[loop] = self.make()
+                self.serving[loop] = loop_layer = self.make()
+                if _TELL_BY_THREAD and isinstance(loop, asyncio.BaseEventLoop):
+                    self.latest = loop_layer
             return self.serving[loop]
 
     def make(self) -> LoopLayer:
@@ -115,6 +123,8 @@ class LoopLayers:
     def _forget_ended(self) -> None:
         for loop in [loop for loop in self.serving if loop.is_closed()]:
             del self.serving[loop]
+        if self.latest is not None and self.latest.loop.is_closed():
+            self.latest = None
         for id_, loop_layer in list(self._by_id.items()):
             if loop_layer.loop.is_closed() or loop_layer.has_ended:
                 del self._by_id[id_]
@@ -300,6 +310,7 @@ class Process:
         for loop_layers in self._all:
             # Also for a loop that its parent had made and that the child runs.
             loop_layers.former, loop_layers.serving = loop_layers.serving, {}
+            loop_layers.latest = None
 
     def end(self) -> None:
         """Close everything, in ``_EXIT_TIMEOUT`` or not at all: see "Exit"."""

@@ -7,6 +7,7 @@ import weakref
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Generator
 from functools import partial
+from threading import get_ident
 from typing import Any, NoReturn
 
 import carehare
@@ -113,7 +114,12 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         require_channel_name(channel)
         if "!" not in channel:
             _refuse_normal(channel)
-        loop_layer = self._loop_layers.serving.get(get_running_loop()) or self._loop_layer()
+        loop_layer: LoopLayer | SyncForwarder
+        latest = self._loop_layers.latest
+        if latest is not None and latest.loop._thread_id == get_ident():
+            loop_layer = latest
+        else:
+            loop_layer = self._loop_layers.serving.get(get_running_loop()) or self._loop_layer()
         await loop_layer.send(channel, message)
 
     async def receive(self, channel: str) -> dict[str, Any]:
@@ -130,7 +136,12 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         """
         # The path of each message: what _loop_layer() and Router.wait() do, without the calls. (A
         # coroutine more is a tenth of what it takes to wake a member of a group.)
-        loop_layer = self._loop_layers.serving.get(get_running_loop()) or self._loop_layer()
+        loop_layer: LoopLayer | SyncForwarder
+        latest = self._loop_layers.latest
+        if latest is not None and latest.loop._thread_id == get_ident():
+            loop_layer = latest
+        else:
+            loop_layer = self._loop_layers.serving.get(get_running_loop()) or self._loop_layer()
         message: dict[str, Any] | None
         try:
             message = loop_layer.receive_nowait(channel)

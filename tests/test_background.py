@@ -93,6 +93,52 @@ class TestWhoServes:
         loop.close()
 
 
+class TestLoopsAndThreads:
+    """An event loop isn't its thread."""
+
+    async def test_loops_that_take_turns_in_a_thread(self, layer: RabbitmqChannelLayer) -> None:
+        def use() -> None:
+            loops = [asyncio.new_event_loop() for _ in range(2)]
+            channels = [loop.run_until_complete(layer.new_channel()) for loop in loops]
+            assert id_of(channels[0]) != id_of(channels[1])
+            for _ in range(2):
+                for loop, channel in zip(loops, channels, strict=True):
+                    assert id_of(loop.run_until_complete(layer.new_channel())) == id_of(channel)
+                    loop.run_until_complete(layer.send(channel, MESSAGE))
+                    assert loop.run_until_complete(receive(layer, channel)) == MESSAGE
+            for loop in loops:
+                loop.run_until_complete(layer.close())
+                loop.close()
+
+        await asyncio.to_thread(use)
+
+    async def test_a_loop_that_another_thread_goes_on_with(
+        self, layer: RabbitmqChannelLayer
+    ) -> None:
+        first = asyncio.new_event_loop()
+
+        async def use(channel: str) -> None:
+            assert id_of(await layer.new_channel()) != id_of(channel)
+            assert await receive(layer, channel) == MESSAGE
+            await layer.send(channel, MESSAGE)
+            assert await receive(layer, channel) == MESSAGE
+
+        def use_in_one_thread() -> None:
+            channel = first.run_until_complete(layer.new_channel())
+            first.run_until_complete(layer.send(channel, MESSAGE))
+            other = threading.Thread(target=first.run_forever)
+            other.start()
+            try:
+                asyncio.run(use(channel))
+            finally:
+                first.call_soon_threadsafe(first.stop)
+                other.join()
+                first.run_until_complete(layer.close())
+                first.close()
+
+        await asyncio.to_thread(use_in_one_thread)
+
+
 class TestSyncCode:
     async def test_shares_one_loop_layer(self, layer: RabbitmqChannelLayer) -> None:
         together = threading.Barrier(10)
