@@ -467,6 +467,22 @@ async def test_confirms_in_any_order() -> None:
         await bench.peer.lost()
 
 
+async def test_only_a_message_that_is_alone_has_a_write_of_its_own() -> None:
+    bench = Publications()
+    transport = bench.peer.transport
+    writes = transport.writes
+    bench.publish(1)
+    assert transport.writes == writes + 1
+    bench.publish(2)  # while it is under way
+    assert transport.writes == writes + 1
+    assert [frame.name for _, frame in bench.peer.taken()].count("Basic.Publish") == 3
+    assert transport.writes == writes + 2
+    bench.feed(commands.Basic.Ack(3, multiple=True))
+    bench.channel.publish(bytes(10_000), Route("e", "key", mandatory=True), soon())
+    assert transport.writes == writes + 3
+    await bench.peer.lost()
+
+
 async def test_multiple_means_all_up_to_it_that_are_outstanding() -> None:
     bench = Publications()
     futures = bench.publish(7)

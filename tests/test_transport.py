@@ -69,6 +69,23 @@ async def test_each_turn_has_its_write(
     assert below.done == [b"a", b"bc"]
 
 
+async def test_what_is_written_now_waits_for_nothing(
+    transport: CoalescingTransport, below: FakeTransport
+) -> None:
+    transport.write_now(b"a")
+    assert below.done == [b"a"]
+    transport.write(b"b")
+    transport.write_now(b"c")  # behind what waits
+    assert below.done == [b"a"]
+    await turn()
+    assert below.done == [b"a", b"bc"]
+    transport.write_now(b"d")
+    assert below.done == [b"a", b"bc", b"d"]
+    below.close()
+    transport.write_now(b"e")
+    assert below.done == [b"a", b"bc", b"d", "close"]
+
+
 async def test_what_is_written_last_is_made_then(
     transport: CoalescingTransport, below: FakeTransport
 ) -> None:

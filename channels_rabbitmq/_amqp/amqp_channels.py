@@ -325,6 +325,7 @@ class PublisherChannel(CallChannel):
     ) -> None:
         super().__init__(protocol, amqp_channel_id)
         self._on_end = on_end
+        self._write_now = protocol.transport.write_now
         self._loop = asyncio.get_running_loop()
         self._max_payload = frames.max_payload(protocol.frame_max)
         self._methods: dict[Route, bytes] = {}  # the frames of Basic.Publish
@@ -374,14 +375,20 @@ class PublisherChannel(CallChannel):
         if method is None:
             method = self._encode_method(route)
         sequence_number = self._sequence_number + 1
-        for piece in frames.encode_publish(
+        pieces = frames.encode_publish(
             self._amqp_channel_id,
             method,
             body,
             sequence_number if route.mandatory else None,
             self._max_payload,
-        ):
-            self._write(piece)
+        )
+        if self._unconfirmed:
+            for piece in pieces:
+                self._write(piece)
+        else:
+            # As Nagle's algorithm has it: no other message is under way that it could share a write
+            # with. So it's gone before this turn's acks are written on the consumer's connection.
+            self._write_now(b"".join(pieces))
         # Only now: what could not be encoded is no message, and the broker doesn't count it.
         self._sequence_number = sequence_number
         self._unconfirmed[sequence_number] = (future, deadline)

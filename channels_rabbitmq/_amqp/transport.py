@@ -16,7 +16,8 @@ class CoalescingTransport:
     """An asyncio transport for carehare's classes, which write frame by frame.
 
     One ``send()`` system call for each frame costs the client and the broker about twice the CPU
-    of one for each turn of the loop; waiting for the end of the turn costs no measurable latency.
+    of one for each turn of the loop. But whoever knows that nothing else is to come takes
+    ``write_now``: waiting for the end of the turn costs a tenth of a round trip.
 
     ``write`` and ``write_last`` take everything: replies and acks must not be held up. Who can wait
     asks ``is_full`` before, and waits by ``wait_writable``: else a peer that doesn't read would
@@ -41,6 +42,13 @@ class CoalescingTransport:
             self._loop.call_soon(self._flush)
         self._chunks.append(data)
         self._size += len(data)
+
+    def write_now(self, data: bytes) -> None:
+        """Write without waiting for the end of the turn, if nothing waits for it."""
+        if self._chunks or self._last:
+            self.write(data)
+        elif not self._transport.is_closing():
+            self._transport.write(data)
 
     def write_last(self, make: Callable[[], bytes]) -> None:
         """Write what ``make()`` returns when all else of this turn is written.
