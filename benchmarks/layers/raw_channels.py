@@ -3,7 +3,8 @@
 Messages are msgpack with their recipient; a process has one queue for any number of channels; a
 ``receive()`` waits for its own channel's, and each member of a group gets a copy. It has no checks,
 no limits but the queue's, no expiry, no reconnect, no other thread's calls, no encryption; and it
-acks what nobody has received yet.
+acks what nobody has received yet. As this project's layer it publishes on a connection of its own,
+since a broker that is low on memory reads nothing from those that publish, no acks either.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ class _Box:
 
 
 class ChannelsLayer:
-    def __init__(self, raw_layer: RawLayer) -> None:
+    def __init__(self, receiver: RawLayer, publisher: RawLayer) -> None:
         import msgpack
 
-        self._raw = raw_layer
+        self._receiver = receiver
+        self._publisher = publisher
         self._pack = msgpack.packb
         self._unpack = msgpack.unpackb
         self._loop = asyncio.get_running_loop()
@@ -54,18 +56,19 @@ class ChannelsLayer:
         self._members: dict[str, dict[str, _Box]] = {}  # by group and channel
 
     def close(self) -> None:
-        self._raw.connection.close()
+        self._receiver.connection.close()
+        self._publisher.connection.close()
 
     async def new_channel(self) -> str:
         if not self._queue:
-            self._queue = await self._raw.consume(self._accept)
+            self._queue = await self._receiver.consume(self._accept)
         channel = f"{self._queue}!{len(self._boxes)}"
         self._boxes[channel] = _Box()
         return channel
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
         queue = channel.partition("!")[0]
-        await self._raw.publish(queue, self._pack({**message, _CHANNEL: channel}))
+        await self._publisher.publish(queue, self._pack({**message, _CHANNEL: channel}))
 
     async def receive(self, channel: str) -> dict[str, Any]:
         box = self._boxes[channel]
@@ -78,14 +81,14 @@ class ChannelsLayer:
         members = self._members.setdefault(group, {})
         members[channel] = self._boxes[channel]
         if len(members) == 1:
-            await self._raw.group_add(group, self._queue)
+            await self._receiver.group_add(group, self._queue)
 
     async def group_discard(self, group: str, channel: str) -> None:
         """The binding stays."""
         del self._members[group][channel]
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
-        await self._raw.group_publish(group, self._pack({**message, _GROUP: group}))
+        await self._publisher.group_publish(group, self._pack({**message, _GROUP: group}))
 
     def _accept(self, body: bytes) -> None:
         message = self._unpack(body)
@@ -98,7 +101,8 @@ class ChannelsLayer:
 
 
 async def make_layer(url: str, capacity: int) -> ChannelsLayer:
-    return ChannelsLayer(await raw.make_layer(url, capacity))
+    receiver = await raw.make_layer(url, capacity)
+    return ChannelsLayer(receiver, await raw.make_layer(url, capacity))
 
 
 async def close_layer(layer: ChannelsLayer) -> None:
