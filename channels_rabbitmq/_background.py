@@ -8,7 +8,8 @@ loop*, one daemon thread for the process, where each layer has one ``LoopLayer``
 **Fork.** A child inherits memory, but not the threads that worked on it, and it shares sockets,
 epoll and self-pipes with its parent: closing an inherited transport takes the parent's socket out
 of the common epoll and leaves the parent deaf. So all state is in one object, ``process``. A child
-gets a new one; the old one is never used again, nor freed, which would close things.
+gets a new one; the old one is never used again, nor freed, which would close things. (Not foreseen
+is a fork that Python isn't told of, in a coroutine.)
 
 **Exit.** Connections want a farewell. But at ``atexit`` no thread can be started, and no executor
 works. What runs still runs, so the loops of other threads are told to close; those that have
@@ -51,7 +52,7 @@ logger = logging.getLogger(__name__)
 _EXIT_TIMEOUT = 3.0
 # How many ids of loops that have ended are remembered, for the sake of the error's text.
 _REMEMBERED_IDS = 1000
-# Whether get_running_loop() is slow; of these versions' loops we know _thread_id, too.
+# Whether get_running_loop() is slow. That these versions' loops have a _thread_id won't change.
 _TELL_BY_THREAD = sys.version_info < (3, 12)
 
 
@@ -69,10 +70,10 @@ class LoopLayers:
         self._capacity_of = capacity_of
         # Who serves each event loop. Those of loops that have ended go when a new one comes.
         self.serving: _Serving = {}
-        # The newest LoopLayer of them, if its loop is to be told by its thread: up to Python 3.11
-        # get_running_loop() asks the system for the process's id, a fifth of what it takes to
-        # receive a message that waits. (Any: what asyncio's loops have isn't declared.)
-        self.latest: Any = None
+        # For receive(): the newest LoopLayer whose loop is told by the thread in which it runs.
+        # Up to Python 3.11 get_running_loop() asks the system for the process's id, a fifth of what
+        # it takes to receive a message that waits. (Any: asyncio doesn't declare _thread_id.)
+        self.told_by_thread: Any = None
         self.former: _Serving = {}  # in the child of a fork: its parent's, for ever
         self._by_id: dict[str, LoopLayer] = {}
         self._ended_ids: dict[str, bool] = {}  # True: by close()
@@ -108,7 +109,7 @@ class LoopLayers:
             else:
                 self.serving[loop] = loop_layer = self.make()
                 if _TELL_BY_THREAD and isinstance(loop, asyncio.BaseEventLoop):
-                    self.latest = loop_layer
+                    self.told_by_thread = loop_layer
             return self.serving[loop]
 
     def make(self) -> LoopLayer:
@@ -123,8 +124,8 @@ class LoopLayers:
     def _forget_ended(self) -> None:
         for loop in [loop for loop in self.serving if loop.is_closed()]:
             del self.serving[loop]
-        if self.latest is not None and self.latest.loop.is_closed():
-            self.latest = None
+        if self.told_by_thread is not None and self.told_by_thread.loop.is_closed():
+            self.told_by_thread = None
         for id_, loop_layer in list(self._by_id.items()):
             if loop_layer.loop.is_closed() or loop_layer.has_ended:
                 del self._by_id[id_]
@@ -310,7 +311,7 @@ class Process:
         for loop_layers in self._all:
             # Also for a loop that its parent had made and that the child runs.
             loop_layers.former, loop_layers.serving = loop_layers.serving, {}
-            loop_layers.latest = None
+            loop_layers.told_by_thread = None
 
     def end(self) -> None:
         """Close everything, in ``_EXIT_TIMEOUT`` or not at all: see "Exit"."""

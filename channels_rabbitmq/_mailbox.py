@@ -98,7 +98,7 @@ class Mailbox:
         # it was given back), at a tenth of a deque's time and space.
         self.messages: tuple[Delivery] | deque[Delivery] | None = None
         # The messages again while nothing is special about them: several came, all count, the
-        # channel isn't stalled. None otherwise, and perhaps then until the next one comes.
+        # channel isn't stalled. When that is so again, it is set by the next one that comes.
         self.backlog: deque[Delivery] | None = None
         # How many of the messages, the oldest, don't count against local_capacity
         self.uncounted = 0

@@ -648,7 +648,6 @@ class Router:
 
     def _stall(self, mailbox: Mailbox) -> None:
         mailbox.stalled = True
-        mailbox.backlog = None
         self._stalled_channels += 1
         self._stop_counting(mailbox)
         self._drop_overflow(mailbox)

@@ -114,12 +114,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         require_channel_name(channel)
         if "!" not in channel:
             _refuse_normal(channel)
-        loop_layer: LoopLayer | SyncForwarder
-        latest = self._loop_layers.latest
-        if latest is not None and latest.loop._thread_id == get_ident():
-            loop_layer = latest
-        else:
-            loop_layer = self._loop_layers.serving.get(get_running_loop()) or self._loop_layer()
+        loop_layer = self._loop_layers.serving.get(get_running_loop()) or self._loop_layer()
         await loop_layer.send(channel, message)
 
     async def receive(self, channel: str) -> dict[str, Any]:
@@ -137,9 +132,9 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         # The path of each message: what _loop_layer() and Router.wait() do, without the calls. (A
         # coroutine more is a tenth of what it takes to wake a member of a group.)
         loop_layer: LoopLayer | SyncForwarder
-        latest = self._loop_layers.latest
-        if latest is not None and latest.loop._thread_id == get_ident():
-            loop_layer = latest
+        told_by_thread = self._loop_layers.told_by_thread
+        if told_by_thread is not None and told_by_thread.loop._thread_id == get_ident():
+            loop_layer = told_by_thread
         else:
             loop_layer = self._loop_layers.serving.get(get_running_loop()) or self._loop_layer()
         message: dict[str, Any] | None

@@ -467,19 +467,45 @@ async def test_confirms_in_any_order() -> None:
         await bench.peer.lost()
 
 
-async def test_only_a_message_that_is_alone_has_a_write_of_its_own() -> None:
+async def test_messages_that_go_together_are_written_together() -> None:
     bench = Publications()
     transport = bench.peer.transport
-    writes = transport.writes
-    bench.publish(1)
-    assert transport.writes == writes + 1
-    bench.publish(2)  # while it is under way
-    assert transport.writes == writes + 1
-    assert [frame.name for _, frame in bench.peer.taken()].count("Basic.Publish") == 3
-    assert transport.writes == writes + 2
-    bench.feed(commands.Basic.Ack(3, multiple=True))
-    bench.channel.publish(bytes(10_000), Route("e", "key", mandatory=True), soon())
-    assert transport.writes == writes + 3
+
+    def writes_of_a_turn(count: int) -> int:
+        before = transport.writes
+        bench.publish(count)
+        names = [frame.name for _, frame in bench.peer.taken()]
+        assert names.count("Basic.Publish") == count
+        bench.feed(commands.Basic.Ack(1000, multiple=True))
+        return transport.writes - before
+
+    assert writes_of_a_turn(3) == 2  # The first one went at once.
+    assert [writes_of_a_turn(3) for _ in range(3)] == [1, 1, 1]
+    assert [writes_of_a_turn(1) for _ in range(3)] == [1, 1, 1]
+    await bench.peer.lost()
+
+
+@pytest.mark.parametrize("size", [1, 10_000])
+async def test_message_that_is_alone_is_written_at_once(size: int) -> None:
+    bench = Publications()
+    transport = bench.peer.transport
+    route = Route("e", "key", mandatory=True)
+
+    def writes_at_once() -> int:
+        before = transport.writes
+        bench.channel.publish(bytes(size), route, soon())
+        return transport.writes - before
+
+    for number in range(1, 4):
+        assert writes_at_once() == 1
+        bench.feed(commands.Basic.Ack(number))
+    assert writes_at_once() == 1
+    assert writes_at_once() == 0  # while the other is under way
+    bench.feed(commands.Basic.Ack(5, multiple=True))
+    assert writes_at_once() == 0  # The last one had company.
+    bench.feed(commands.Basic.Ack(6))
+    bench.peer.taken()
+    assert writes_at_once() == 1
     await bench.peer.lost()
 
 

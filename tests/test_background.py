@@ -341,6 +341,16 @@ class TestForgetting:
         assert [one for one in alive[:-4] if one is not None] == []
         assert len(layer._loop_layers.serving) <= 3
 
+    async def test_the_last_loop_when_another_one_comes(self, layer: RabbitmqChannelLayer) -> None:
+        async def use() -> weakref.ref[Any]:
+            await layer.new_channel()
+            return weakref.ref(layer._loop_layer())
+
+        ended = await asyncio.to_thread(lambda: asyncio.run(use()))
+        await in_sync_code(layer.new_channel)
+        gc.collect()
+        assert ended() is None
+
     async def test_ids_are_not_remembered_for_ever(
         self, layer: RabbitmqChannelLayer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -506,6 +516,31 @@ asyncio.run(main())
 """
         expected = "before\nsync code\nanother loop\n"
         assert_output(run_python(code, broker.url), expected)
+
+    def test_in_a_coroutine_when_messages_wait(self, broker: Broker) -> None:
+        code = """
+async def main():
+    channel = await layer.new_channel()
+    for n in range(2):
+        await layer.send(channel, {"type": str(n)})
+    while layer.statistics()[0].waiting < 2:
+        await asyncio.sleep(0.001)
+    child = os.fork()
+    if not child:
+        try:
+            asyncio.run(layer.receive(channel))
+        except ValueError as err:
+            assert "another process" in str(err)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    for _ in range(2):
+        print((await layer.receive(channel))["type"])
+
+asyncio.run(main())
+"""
+        assert_output(run_python(code, broker.url), "0\n1\n")
 
     def test_locks_that_are_held(self, broker: Broker) -> None:
         code = """

@@ -269,6 +269,23 @@ def test_each_receiver_has_its_copy_made_when_it_receives(rig: Rig) -> None:
     assert envelope.copies == 2
 
 
+async def test_what_is_set_aside_for_several_is_not_given_to_others(rig: Rig) -> None:
+    tasks = [await start_receive(rig, "a") for _ in range(2)]
+    rig.fill("a", 2)
+    assert rig.router.receive_nowait("a") is None
+    assert [await task for task in tasks] == [1, 2]
+    rig.check_nothing_left()
+
+
+async def test_each_group_message_of_a_turn_wakes_a_receiver(rig: Rig) -> None:
+    rig.join("g", "a")
+    tasks = [await start_receive(rig, "a") for _ in range(3)]
+    for _ in range(3):
+        rig.deliver(group="g")
+    assert [await task for task in tasks] == [1, 2, 3]
+    rig.check_nothing_left()
+
+
 @pytest.mark.parametrize("data", [b"flat", [1]])
 def test_each_member_gets_its_own_copies_of_a_burst(rig: Rig, data: object) -> None:
     codec = MessageCodec(max_message_size=1000)

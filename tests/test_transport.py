@@ -72,18 +72,18 @@ async def test_each_turn_has_its_write(
 async def test_what_is_written_now_waits_for_nothing(
     transport: CoalescingTransport, below: FakeTransport
 ) -> None:
-    transport.write_now(b"a")
+    transport.write_now((b"a",))
     assert below.done == [b"a"]
     transport.write(b"b")
-    transport.write_now(b"c")  # behind what waits
+    transport.write_now((b"c", b"d"))  # behind what waits
     assert below.done == [b"a"]
     await turn()
-    assert below.done == [b"a", b"bc"]
-    transport.write_now(b"d")
-    assert below.done == [b"a", b"bc", b"d"]
+    assert below.done == [b"a", b"bcd"]
+    transport.write_now((b"e", b"f"))
+    assert below.done == [b"a", b"bcd", b"ef"]
     below.close()
-    transport.write_now(b"e")
-    assert below.done == [b"a", b"bc", b"d", "close"]
+    transport.write_now((b"g",))
+    assert below.done == [b"a", b"bcd", b"ef", "close"]
 
 
 async def test_what_is_written_last_is_made_then(

@@ -333,6 +333,8 @@ class PublisherChannel(CallChannel):
         # By sequence number, in order: who waits, and until when (loop time).
         self._unconfirmed: dict[int, tuple[asyncio.Future[Outcome], float]] = {}
         self._returned: set[int] = set()  # those of them that the broker returned
+        # Whether nothing was published while the last message that was the only one was under way
+        self._was_alone = True
         self._timer: asyncio.TimerHandle | None = None
         self._watched_until = float("inf")  # when it goes off
         self._is_returning = False  # a Basic.Return's header or body is due
@@ -382,13 +384,15 @@ class PublisherChannel(CallChannel):
             sequence_number if route.mandatory else None,
             self._max_payload,
         )
-        if self._unconfirmed:
+        is_first = not self._unconfirmed
+        if is_first and self._was_alone:
+            # Probably this one has no company either with which it could share a write (nearly
+            # Nagle's algorithm). It is gone before the acks of this turn, on the other connection.
+            self._write_now(pieces)
+        else:
+            self._was_alone = is_first
             for piece in pieces:
                 self._write(piece)
-        else:
-            # As Nagle's algorithm has it: no other message is under way that it could share a write
-            # with. So it's gone before this turn's acks are written on the consumer's connection.
-            self._write_now(b"".join(pieces))
         # Only now: what could not be encoded is no message, and the broker doesn't count it.
         self._sequence_number = sequence_number
         self._unconfirmed[sequence_number] = (future, deadline)

@@ -1,9 +1,9 @@
-"""All writes of one turn of the event loop in one, and not more than the peer takes."""
+"""The writes of one turn of the event loop in one, and not more than the peer takes."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .futures import resolve
 
@@ -16,8 +16,8 @@ class CoalescingTransport:
     """An asyncio transport for carehare's classes, which write frame by frame.
 
     One ``send()`` system call for each frame costs the client and the broker about twice the CPU
-    of one for each turn of the loop. But whoever knows that nothing else is to come takes
-    ``write_now``: waiting for the end of the turn costs a tenth of a round trip.
+    of one for each turn of the loop. But waiting for the end of the turn costs a tenth of a round
+    trip: ``write_now`` is for what is probably alone.
 
     ``write`` and ``write_last`` take everything: replies and acks must not be held up. Who can wait
     asks ``is_full`` before, and waits by ``wait_writable``: else a peer that doesn't read would
@@ -43,12 +43,13 @@ class CoalescingTransport:
         self._chunks.append(data)
         self._size += len(data)
 
-    def write_now(self, data: bytes) -> None:
-        """Write without waiting for the end of the turn, if nothing waits for it."""
+    def write_now(self, pieces: Sequence[bytes]) -> None:
+        """Write without waiting for the end of the turn, unless something waits for it already."""
         if self._chunks or self._last:
-            self.write(data)
+            for piece in pieces:
+                self.write(piece)
         elif not self._transport.is_closing():
-            self._transport.write(data)
+            self._transport.write(b"".join(pieces))
 
     def write_last(self, make: Callable[[], bytes]) -> None:
         """Write what ``make()`` returns when all else of this turn is written.
