@@ -333,7 +333,7 @@ class PublisherChannel(CallChannel):
         # By sequence number, in order: who waits, and until when (loop time).
         self._unconfirmed: dict[int, tuple[asyncio.Future[Outcome], float]] = {}
         self._returned: set[int] = set()  # those of them that the broker returned
-        # Whether nothing was published while the last message that was the only one was under way
+        # Whether the last message that began alone stayed alone until its answer came
         self._was_alone = True
         self._timer: asyncio.TimerHandle | None = None
         self._watched_until = float("inf")  # when it goes off
