@@ -352,6 +352,19 @@ async def hear(page: ClientConnection, is_it: Callable[[dict[str, Any]], bool]) 
             return message
 
 
+async def hear_that_all_are_within_reach(page: ClientConnection, people: int) -> None:
+    """The room is up, and shows as many people.
+
+    On a very busy machine a server process may have been silent for so long that its people counted
+    as gone; the room is up without them then.
+    """
+    shown, is_up = people, False
+    while not (is_up and shown == people):
+        message = json.loads(await page.recv())
+        shown = len(message["people"]) if "people" in message else shown
+        is_up = message["up"] if message["type"] == "room" else is_up
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_demo_serves_two_addresses_and_ends_without_a_trace(
@@ -426,7 +439,7 @@ async def test_chat_goes_on_after_a_restart_of_the_broker(private_broker: Privat
             await asyncio.to_thread(private_broker.start)
             for speaker, listener in ((ada, grace), (grace, ada)):
                 # Once the room is up for one, everybody in it can hear.
-                await hear(speaker, lambda message: message == {"type": "room", "up": True})
+                await hear_that_all_are_within_reach(speaker, 2)
                 await speaker.send(json.dumps({"type": "say", "id": "1", "text": "Still here?"}))
                 for page in (speaker, listener):
                     heard = await hear(page, lambda message: message["type"] == "message")

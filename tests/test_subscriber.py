@@ -44,6 +44,7 @@ async def connected(layer: RabbitmqChannelLayer) -> None:
 
 
 async def reconnect(layer: RabbitmqChannelLayer) -> None:
+    await connected(layer)  # Messages may come before that.
     with log_lines() as lines:
         layer._loop_layer()._subscriber.supervisor.give_up_connection("for a test")
         await lines.next("WARNING subscriber: lost .*: for a test")
