@@ -14,8 +14,8 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from conftest import Broker
 from processes import children, is_alive
 from servers import running_servers, two_ports
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from private_broker import PrivateBroker
 
@@ -336,33 +337,69 @@ def get(url: str) -> tuple[int, str]:
         return response.status, response.read().decode()
 
 
-async def enter_room(address: str, room: str, name: str) -> ClientConnection:
+class Page:
+    """What a person in the room sees now.
+
+    It listens all the time, as a browser does: what the server said some seconds ago, while a test
+    did something else, must not be taken for what it says now.
+    """
+
+    def __init__(self, websocket: ClientConnection) -> None:
+        self._websocket = websocket
+        self._is_open = True
+        self._news = asyncio.Condition()
+        self.room_is_up = False
+        self.people: list[str] = []
+        self.messages: list[str] = []  # also those that weren't delivered, with the reason
+
+    async def listen(self) -> None:
+        """Until the connection ends, whoever ends it."""
+        try:
+            with suppress(ConnectionClosed):
+                while True:
+                    self._note(json.loads(await self._websocket.recv()))
+                    async with self._news:
+                        self._news.notify_all()
+        finally:
+            self._is_open = False
+            async with self._news:
+                self._news.notify_all()
+
+    def _note(self, message: dict[str, Any]) -> None:
+        match message:
+            case {"type": "room", "up": bool(up)}:
+                self.room_is_up = up
+            case {"type": "people", "people": list(people)}:
+                self.people = [person["name"] for person in people]
+            case {"type": "message", "text": str(said)}:
+                self.messages.append(said)
+            case {"type": "not_delivered", "reason": str(reason)}:
+                self.messages.append(f"(not delivered: {reason})")
+
+    async def until(self, is_it: Callable[[Page], bool]) -> None:
+        async with self._news:
+            await self._news.wait_for(lambda: is_it(self) or not self._is_open)
+        assert is_it(self), "the connection ended"
+
+    async def say(self, text: str) -> None:
+        await self._websocket.send(json.dumps({"type": "say", "id": "1", "text": text}))
+
+
+@asynccontextmanager
+async def open_page(address: str, room: str, name: str) -> AsyncIterator[Page]:
     url = f"ws{address.removeprefix('http')}/ws/{room}/"
     # A NewType of str.
-    page = await connect(url, origin=address, proxy=None)  # type: ignore[arg-type]
-    await page.send(json.dumps({"type": "introduce", "name": name}))
-    return page
+    async with connect(url, origin=address, proxy=None) as websocket:  # type: ignore[arg-type]
+        await websocket.send(json.dumps({"type": "introduce", "name": name}))
+        page = Page(websocket)
+        listening = asyncio.create_task(page.listen())
+        yield page
+    await listening  # ends with the connection
 
 
-async def hear(page: ClientConnection, is_it: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """The next message of which this is true."""
-    while True:
-        message: dict[str, Any] = json.loads(await page.recv())
-        if is_it(message):
-            return message
-
-
-async def hear_that_all_are_within_reach(page: ClientConnection, people: int) -> None:
-    """The room is up, and shows as many people.
-
-    On a very busy machine a server process may have been silent for so long that its people counted
-    as gone; the room is up without them then.
-    """
-    shown, is_up = people, False
-    while not (is_up and shown == people):
-        message = json.loads(await page.recv())
-        shown = len(message["people"]) if "people" in message else shown
-        is_up = message["up"] if message["type"] == "room" else is_up
+def both_are_within_reach(page: Page) -> bool:
+    """On a very busy machine the room may be up without those who were silent for too long."""
+    return page.room_is_up and page.people == ["Ada", "Grace"]
 
 
 @pytest.mark.slow
@@ -380,11 +417,11 @@ async def test_demo_serves_two_addresses_and_ends_without_a_trace(
 
     room = secrets.token_hex(8)
     async with (
-        await enter_room(demo.addresses[0], room, "Ada") as one,
-        await enter_room(demo.addresses[1], room, "Grace") as other,
+        open_page(demo.addresses[0], room, "Ada") as ada,
+        open_page(demo.addresses[1], room, "Grace") as grace,
     ):
-        for page_socket in (one, other):
-            await hear(page_socket, lambda message: len(message.get("people", ())) == 2)
+        await ada.until(both_are_within_reach)
+        await grace.until(both_are_within_reach)
         # On a busy machine rabbitmqctl has been seen to list nothing at all, once.
         queues = queues_on(broker) or queues_on(broker)
         assert len(queues) >= 2 or broker.private is None
@@ -426,24 +463,24 @@ async def test_chat_goes_on_after_a_restart_of_the_broker(private_broker: Privat
     python, url = Path(sys.executable), private_broker.url
     with running_servers(python, url, two_ports()) as servers:
         async with (
-            await enter_room(servers[0].address, "lobby", "Ada") as ada,
-            await enter_room(servers[1].address, "lobby", "Grace") as grace,
+            open_page(servers[0].address, "lobby", "Ada") as ada,
+            open_page(servers[1].address, "lobby", "Grace") as grace,
         ):
             for page in (ada, grace):
-                await hear(page, lambda message: len(message.get("people", ())) == 2)
+                await page.until(both_are_within_reach)
 
             await asyncio.to_thread(private_broker.kill)
             for page in (ada, grace):
-                await hear(page, lambda message: message == {"type": "room", "up": False})
+                await page.until(lambda page: not page.room_is_up)
 
             await asyncio.to_thread(private_broker.start)
-            for speaker, listener in ((ada, grace), (grace, ada)):
+            for speaker in (ada, grace):
                 # Once the room is up for one, everybody in it can hear.
-                await hear_that_all_are_within_reach(speaker, 2)
-                await speaker.send(json.dumps({"type": "say", "id": "1", "text": "Still here?"}))
-                for page in (speaker, listener):
-                    heard = await hear(page, lambda message: message["type"] == "message")
-                    assert heard["text"] == "Still here?"
+                await speaker.until(both_are_within_reach)
+                await speaker.say("Still here?")
+                for page in (ada, grace):
+                    await page.until(lambda page: bool(page.messages))
+                    assert page.messages.pop() == "Still here?"
 
 
 # Who is in the room
