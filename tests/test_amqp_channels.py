@@ -352,6 +352,18 @@ async def test_acks_of_a_turn_are_written_together() -> None:
     assert await bench.acks() == [(4, True)]
 
 
+async def test_those_who_are_woken_by_deliveries_ack_in_their_own_turn() -> None:
+    bench = Deliveries()
+    loop = asyncio.get_running_loop()
+    bench.channel._on_delivery = lambda body, tag, consumer: loop.call_soon(consumer.ack, tag)
+    await asyncio.sleep(0)  # lets what opened it be written
+    writes = bench.peer.transport.writes
+    bench.peer.feed(*delivery(1, b"body"), *delivery(2, b"body"), channel=1)
+    await asyncio.sleep(0)
+    assert bench.peer.transport.writes == writes + 1
+    assert await bench.acks() == [(2, True)]
+
+
 async def test_nothing_is_acked_behind_the_brokers_farewell() -> None:
     """AMQP allows no frame after Connection.CloseOk, even for what came in the same read."""
     bench = Deliveries()

@@ -100,6 +100,21 @@ async def test_what_is_written_last_is_made_then(
     assert below.done == [b"a12", b"alone"]
 
 
+async def test_those_who_were_woken_write_in_their_own_turn(
+    transport: CoalescingTransport, below: FakeTransport
+) -> None:
+    loop = asyncio.get_running_loop()
+    loop.call_soon(transport.write, b"a")
+    loop.call_soon(transport.write_last, lambda: b"last")
+    transport.flush_soon()
+    transport.flush_soon()
+    await turn()
+    assert below.done == [b"alast"]
+    transport.flush_soon()
+    await turn()
+    assert below.done == [b"alast"]  # There was nothing.
+
+
 async def test_nothing_to_write_last_is_no_write(
     transport: CoalescingTransport, below: FakeTransport
 ) -> None:

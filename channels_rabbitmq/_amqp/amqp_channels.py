@@ -247,6 +247,8 @@ class ConsumerChannel(CallChannel):
         while True:
             found = frames.find_delivery(data, at, self._amqp_channel_id, self._max_payload)
             if found is None:
+                if end:
+                    self._protocol.transport.flush_soon()  # the acks of those who are woken now
                 return end
             tag, body_start, body_end = found
             self._acks.expect(tag)

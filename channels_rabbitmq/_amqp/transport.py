@@ -31,15 +31,25 @@ class CoalescingTransport:
         self._chunks: list[bytes] = []
         self._size = 0  # of all chunks
         self._last: list[Callable[[], bytes]] = []  # what comes behind them
+        self._is_flush_due = False
         self._is_paused = False  # asyncio's own buffer is above HIGH_WATER
         # Who waits for room, in order, and for how many bytes; and the bytes of those who were let
         # through and have yet to run.
         self._waiting: dict[asyncio.Future[bool], int] = {}
         self._promised = 0
 
-    def write(self, data: bytes) -> None:
-        if not self._chunks and not self._last:
+    def flush_soon(self) -> None:
+        """Write at the end of the loop's next turn what there will be by then.
+
+        For who wakes tasks that are going to write: called right after that, the flush comes behind
+        them in their own turn, and doesn't take the loop another one.
+        """
+        if not self._is_flush_due:
+            self._is_flush_due = True
             self._loop.call_soon(self._flush)
+
+    def write(self, data: bytes) -> None:
+        self.flush_soon()
         self._chunks.append(data)
         self._size += len(data)
 
@@ -58,11 +68,11 @@ class CoalescingTransport:
         ``make`` must not raise; it isn't called after :meth:`abort`, and what it returns isn't
         counted by :meth:`is_full`.
         """
-        if not self._chunks and not self._last:
-            self._loop.call_soon(self._flush)
+        self.flush_soon()
         self._last.append(make)
 
     def _flush(self) -> None:
+        self._is_flush_due = False
         chunks, self._chunks = self._chunks, []
         self._size = 0
         last, self._last = self._last, []
