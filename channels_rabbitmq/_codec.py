@@ -78,26 +78,35 @@ class Envelope:
         self.group = group
         self.channel = channel
         self.size = size
-        self._packed = packed
-        # None once it was handed out itself.
+        # None once it was handed out itself, and there may be more calls for it.
         self._message: dict[str, Any] | None = message
         # A group's message which holds nothing that can be changed: a shallow copy of it is all
         # that unpacking gives, at a tenth of the price.
         self.flat: dict[str, Any] | None = None
-        if group is not None and _FLAT_TYPES.issuperset(map(type, message.values())):
-            self.flat = message
+        # What other messages of a group are unpacked from again. For all else it would only double
+        # the memory that a message takes while it waits.
+        self._packed: bytes | None = None
+        if group is not None:
+            if _FLAT_TYPES.issuperset(map(type, message.values())):
+                self.flat = message
+            else:
+                self._packed = packed
 
     def message(self) -> dict[str, Any]:
-        """The message without its recipient; each call gives a copy of its own."""
+        """The message without its recipient.
+
+        A group's has many receivers: each call gives a copy of its own. A channel's has one, so it
+        is always the same: whoever calls again has not given the first one to anybody.
+        """
         if self.flat is not None:
             return self.flat.copy()
         message = self._message
         if message is None:
             again: dict[str, Any] = msgpack.unpackb(self._packed, strict_map_key=False)
-            again.pop(GROUP_KEY, None)
-            again.pop(CHANNEL_KEY, None)
+            again.pop(GROUP_KEY, None)  # An encrypted one never held it.
             return again
-        self._message = None
+        if self._packed is not None:
+            self._message = None
         return message
 
     def __repr__(self) -> str:

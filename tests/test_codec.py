@@ -11,6 +11,7 @@ import os
 import re
 import struct
 import sys
+import tracemalloc
 from collections import Counter, OrderedDict, namedtuple
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -427,6 +428,22 @@ def test_each_flat_message_is_a_copy_of_its_own(by: MessageCodec) -> None:
         assert message == original
         message["type"] = "z"
         del message["n"]
+
+
+@pytest.mark.parametrize("message", [{"type": "x"}, {"type": "x", "list": []}])
+@pytest.mark.parametrize("by", [codec, secret_codec], ids=["plain", "encrypted"])
+def test_a_channels_message_is_kept_once(by: MessageCodec, message: dict[str, Any]) -> None:
+    size = 1_000_000
+    body = by.encode_for_channel("a!b", {**message, "data": bytes(size)})
+    tracemalloc.start()
+    try:
+        # As it comes from the connection: nobody else has these bytes.
+        envelope = by.decode(bytes(bytearray(body)))
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert envelope.message() == {**message, "data": bytes(size)}
+    assert size <= kept < 1.1 * size
 
 
 def test_an_envelope_shows_no_content() -> None:
