@@ -35,9 +35,10 @@ class AckBatch:
     def take(self) -> list[tuple[int, bool]]:
         """Return (delivery tag, multiple) for each ack to write."""
         collected, self._collected = self._collected, []
-        oldest = next(iter(self._outstanding), None)
-        below = [tag for tag in collected if oldest is None or tag < oldest]
+        if not self._outstanding:
+            return [(max(collected), True)] if collected else []
+        oldest = next(iter(self._outstanding))
+        below = [tag for tag in collected if tag < oldest]
         acks = [(max(below), True)] if below else []
-        if oldest is not None:
-            acks += [(tag, False) for tag in collected if tag > oldest]
+        acks += [(tag, False) for tag in collected if tag > oldest]
         return acks

@@ -243,17 +243,18 @@ class ConsumerChannel(CallChannel):
 
     def _accept_deliveries(self, data: bytes, at: int) -> int:
         """Handle all deliveries that are whole; return where they end, 0 if there is none."""
-        end = 0
-        while True:
+        end, size = 0, len(data)
+        while at < size:
             found = frames.find_delivery(data, at, self._amqp_channel_id, self._max_payload)
             if found is None:
-                if end:
-                    self._protocol.transport.flush_soon()  # the acks of those who are woken now
-                return end
+                break
             tag, body_start, body_end = found
             self._acks.expect(tag)
             self._on_delivery(data[body_start:body_end], tag, self)
             at = end = body_end + 1
+        if end:
+            self._protocol.transport.flush_soon()  # the acks of those who are woken now
+        return end
 
     def _finish_delivery(self) -> None:
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
