@@ -352,13 +352,15 @@ async def test_acks_of_a_turn_are_written_together() -> None:
     assert await bench.acks() == [(4, True)]
 
 
-async def test_those_who_are_woken_by_deliveries_ack_in_their_own_turn() -> None:
+@pytest.mark.parametrize("pieces", [1, 2], ids=["whole", "of several frames"])
+async def test_those_who_are_woken_by_a_read_ack_in_their_own_turn(pieces: int) -> None:
     bench = Deliveries()
     loop = asyncio.get_running_loop()
     bench.channel._on_delivery = lambda body, tag, consumer: loop.call_soon(consumer.ack, tag)
     await asyncio.sleep(0)  # lets what opened it be written
     writes = bench.peer.transport.writes
-    bench.peer.feed(*delivery(1, b"body"), *delivery(2, b"body"), channel=1)
+    both = [*delivery(1, b"body", pieces=pieces), *delivery(2, b"body")]
+    bench.peer.feed(*both, channel=1)
     await asyncio.sleep(0)
     assert bench.peer.transport.writes == writes + 1
     assert await bench.acks() == [(2, True)]

@@ -115,6 +115,21 @@ async def test_those_who_were_woken_write_in_their_own_turn(
     assert below.done == [b"alast"]  # There was nothing.
 
 
+async def test_a_write_in_the_wrong_thread_keeps_nobody_else_from_writing(
+    transport: CoalescingTransport, below: FakeTransport
+) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_debug(True)  # else nobody notices
+    try:
+        with pytest.raises(RuntimeError):
+            await asyncio.to_thread(transport.write, b"wrong")
+        transport.write(b"right")
+        await turn()
+    finally:
+        loop.set_debug(False)
+    assert below.done == [b"right"]
+
+
 async def test_nothing_to_write_last_is_no_write(
     transport: CoalescingTransport, below: FakeTransport
 ) -> None:

@@ -253,7 +253,9 @@ class ConsumerChannel(CallChannel):
             self._on_delivery(data[body_start:body_end], tag, self)
             at = end = body_end + 1
         if end:
-            self._protocol.transport.flush_soon()  # the acks of those who are woken now
+            # The acks of those who are woken now. (Not after a delivery that came in pieces: others
+            # may follow in this read, and their acks would be late for it.)
+            self._protocol.transport.flush_soon()
         return end
 
     def _finish_delivery(self) -> None:

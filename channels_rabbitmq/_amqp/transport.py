@@ -39,14 +39,16 @@ class CoalescingTransport:
         self._promised = 0
 
     def flush_soon(self) -> None:
-        """Write at the end of the loop's next turn what there will be by then.
+        """Write in the loop's next turn what there will be by then.
 
         For who wakes tasks that are going to write: called right after that, the flush comes behind
-        them in their own turn, and doesn't take the loop another one.
+        them in their own turn, and doesn't take the loop another one. (Unless one is due already:
+        that comes at its place, and what they write in the turn after theirs.)
         """
         if not self._is_flush_due:
-            self._is_flush_due = True
             self._loop.call_soon(self._flush)
+            # Not before: asyncio's debug mode refuses a call from another thread.
+            self._is_flush_due = True
 
     def write(self, data: bytes) -> None:
         self.flush_soon()
