@@ -68,7 +68,10 @@ class Loan:
         self.counts = counts
 
     def message(self) -> dict[str, Any]:
-        """The receiver's own copy."""
+        """The message: the same at each call if it is a channel's.
+
+        So who gives the loan back must not have shown it to anybody.
+        """
         return self.delivery.envelope.message()
 
 

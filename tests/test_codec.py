@@ -84,9 +84,10 @@ def test_a_body_of_another_program() -> None:
     assert envelope.message() == {"type": "x", "when": 1.5}
 
 
-def test_other_keys_than_strings_are_accepted_from_others() -> None:
+@pytest.mark.parametrize("recipient", [{"__asgi_channel__": "a!b"}, {"__asgi_group__": "g"}])
+def test_other_keys_than_strings_are_accepted_from_others(recipient: dict[str, str]) -> None:
     message = {"type": "x", 5: 1, b"k": 2, "deep": {1: {None: 3}}}
-    envelope = codec.decode(msgpack.packb({**message, "__asgi_channel__": "a!b"}))
+    envelope = codec.decode(msgpack.packb({**message, **recipient}))
     assert envelope.message() == message
     assert envelope.message() == message
 

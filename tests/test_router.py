@@ -1196,13 +1196,23 @@ def test_a_loan_ends_once(rig: Rig) -> None:
     rig.check_nothing_left()
 
 
-def test_each_borrower_has_a_copy_of_its_own(rig: Rig) -> None:
-    envelope = rig.deliver("a")
-    loan = rig.lend("a")
-    loan.message()
-    rig.router.give_back(loan)
-    rig.take("a")
-    assert envelope.copies == 2
+@pytest.mark.parametrize("message", [{"type": "x"}, {"type": "x", "list": [1]}])
+def test_who_comes_after_a_borrower_has_the_whole_message(
+    rig: Rig, message: dict[str, Any]
+) -> None:
+    codec = MessageCodec(max_message_size=1000)
+    rig.join("group", "a", "b")
+    rig.router.deliver(codec.decode(codec.encode_for_group("group", message)), 1, rig)
+    rig.router.deliver(codec.decode(codec.encode_for_channel("a", message)), 2, rig)
+    for _ in range(2):
+        loan = rig.lend("a")
+        assert loan.message() == message
+        rig.router.give_back(loan)
+        received = rig.router.receive_nowait("a")
+        assert received == message
+        received.clear()
+    assert rig.router.receive_nowait("b") == message
+    rig.check_nothing_left()
 
 
 async def test_lend_waits_for_a_message(rig: Rig) -> None:
