@@ -312,6 +312,16 @@ class PrivateBroker:
         """The broker closes every client's connection, as an operator would do it."""
         self.ctl("close_all_connections", reason)
 
+    def raise_memory_alarm(self) -> None:
+        """Returns when every connection, of which there must be one, is held up if it publishes."""
+        self.ctl("set_vm_memory_high_watermark", "0.00000001")
+        states: set[str] = set()
+        while not states or "running" in states:
+            states = {row["state"] for row in self.list_connections("state")}
+
+    def end_memory_alarm(self) -> None:
+        self.ctl("set_vm_memory_high_watermark", "0.8")
+
     def list_connections(self, *columns: str) -> list[dict[str, Any]]:
         """``client_properties`` is a dict here; "timeout" is the heartbeat in seconds."""
         default = "name user vhost peer_port state channels timeout client_properties"

@@ -390,10 +390,10 @@ async def test_memory_alarm_is_told_to_whoever_publishes(private_broker: Private
     await connection.connect(soon())
     connection.on_blocked = told.put_nowait
     publisher = connection.open_publisher(on_end=lambda exc: None)
-    await asyncio.to_thread(private_broker.ctl, "set_vm_memory_high_watermark", "0.00001")
+    await asyncio.to_thread(private_broker.raise_memory_alarm)
     publisher.publish(b"", Route("", "none", mandatory=False), soon(30))
     assert await asyncio.wait_for(told.get(), 20)
-    await asyncio.to_thread(private_broker.ctl, "set_vm_memory_high_watermark", "0.8")
+    await asyncio.to_thread(private_broker.end_memory_alarm)
     assert await asyncio.wait_for(told.get(), 20) is None
     await connection.close()
 

@@ -442,7 +442,7 @@ async def test_publishers_blocked_by_an_alarm(
     await layer.group_add("g", channel)
     await layer.send(channel, {"before": True})
 
-    await asyncio.to_thread(private_broker.ctl, "set_vm_memory_high_watermark", "0.00000001")
+    await asyncio.to_thread(private_broker.raise_memory_alarm)
     # The broker tells only who publishes: these are written. One caller gives up (of 4.x, that was
     # the end), and the outcome of the other's is unknown.
     impatient = asyncio.create_task(layer.send(channel, {"impatient": True}))
@@ -464,7 +464,7 @@ async def test_publishers_blocked_by_an_alarm(
     with pytest.raises(layer.ChannelFull):
         await other.send(channel, {"refused": True})
 
-    await asyncio.to_thread(private_broker.ctl, "set_vm_memory_high_watermark", "0.8")
+    await asyncio.to_thread(private_broker.end_memory_alarm)
     await lines.next("INFO publisher: RabbitMQ takes messages again")
     await lines.next("INFO publisher: RabbitMQ takes messages again")
     await other.send(channel, {"after": True})
