@@ -43,7 +43,6 @@ FORKING_PYTHON = [*STRICT_PYTHON, "-W", "ignore:This process:DeprecationWarning"
 BACKGROUND_THREAD = "channels_rabbitmq"
 
 _NAME = re.compile(r"channels_rabbitmq (\w+) (\S+) \(.*, pid (\d+)\)")
-# asyncio's debug mode finds that a callback was slow: on a busy machine each may be.
 _SLOW = re.compile(r"Executing <.*> took \d+\.\d+ seconds\n")
 # What must nowhere be written when something ends, in whatever log it comes.
 NOISE = re.compile(
@@ -94,7 +93,7 @@ class Program:
 
     @property
     def stderr(self) -> str:
-        return _SLOW.sub("", self.output["stderr"])
+        return without_slowness(self.output["stderr"])
 
     async def _read(self, name: str, stream: asyncio.StreamReader) -> None:
         while piece := await stream.readline():
@@ -268,6 +267,14 @@ class Programs:
         for program in self._all:
             await program.kill()
             sys.stdout.write(f"{program!r}\n")
+
+
+def without_slowness(stderr: str) -> str:
+    """What a program wrote, but for slow callbacks.
+
+    asyncio's debug mode tells of them; on a busy machine each may be one.
+    """
+    return _SLOW.sub("", stderr)
 
 
 def environment(url: str, groups_exchange: str, **variables: str) -> dict[str, str]:
