@@ -378,6 +378,7 @@ class TestChannels:
         monkeypatch.setattr(_direct_sender, "RECONNECT_GRACE", 0.0)
         gone, sender = await open_layer(), await open_layer()
         channel = await gone.new_channel()
+        await gone.connect()  # else the first message, too, may find nobody
         await sender.send(channel, MESSAGE)
         await receive(gone, channel)
         await gone.close()

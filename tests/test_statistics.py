@@ -448,6 +448,7 @@ class TestSent:
         monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.1)
         gone, sender = await open_layer(), await open_layer()
         channel = await gone.new_channel()
+        await gone.connect()  # else the first message, too, may find nobody
         await sender.send(channel, MESSAGE)
         await receive(gone, channel)
         await gone.close()
