@@ -622,7 +622,7 @@ class TestNoBroker:
         self, open_layer: OpenLayer, broker: Broker
     ) -> None:
         host = re.sub(r"//.*@", "//guest:s3cret@", broker.url)
-        layer = await open_layer(host=host, operation_timeout=1)
+        layer = await open_layer(host=host, operation_timeout=3)
         with pytest.raises(BrokerUnavailable, match="ACCESS_REFUSED"):
             await layer.group_send("g", MESSAGE)
 

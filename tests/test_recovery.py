@@ -427,7 +427,7 @@ async def test_a_confirm_that_does_not_come_counts_as_unknown_in_time(
     open_layer: OpenLayer, broker: Any
 ) -> None:
     async with AmqpProxy(broker.url) as proxy:
-        layer = await open_layer(host=proxy.url, operation_timeout=0.5)
+        layer = await open_layer(host=proxy.url, operation_timeout=2)
         await layer.group_send("g", MESSAGE)
         proxy.drop(TO_CLIENT, pamqp.commands.Basic.Ack)
         await asyncio.wait_for(layer.group_send("g", MESSAGE), 10)
