@@ -243,11 +243,8 @@ class ConsumerChannel(CallChannel):
 
     def _accept_deliveries(self, data: bytes, at: int) -> int:
         """Handle all deliveries that are whole; return where they end, 0 if there is none."""
-        end, size = 0, len(data)
-        while at < size:
-            found = frames.find_delivery(data, at, self._amqp_channel_id, self._max_payload)
-            if found is None:
-                break
+        end = 0
+        while found := frames.find_delivery(data, at, self._amqp_channel_id, self._max_payload):
             tag, body_start, body_end = found
             self._acks.expect(tag)
             self._on_delivery(data[body_start:body_end], tag, self)

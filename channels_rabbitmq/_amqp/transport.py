@@ -77,13 +77,12 @@ class CoalescingTransport:
         self._is_flush_due = False
         chunks, self._chunks = self._chunks, []
         self._size = 0
-        if self._last:
-            last, self._last = self._last, []
-            chunks += [make() for make in last]
-        if chunks and (data := b"".join(chunks)) and not self._transport.is_closing():
+        last, self._last = self._last, []
+        chunks += [make() for make in last]
+        data = b"".join(chunks)
+        if data and not self._transport.is_closing():
             self._transport.write(data)
-        if self._waiting:
-            self._let_write()
+        self._let_write()
 
     def is_full(self) -> bool:
         """Whether senders should wait: too much waits to be written, or others wait already."""
