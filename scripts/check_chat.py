@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.typing import Origin
 
 MESSAGES = 100  # each way
 TIME_LIMIT = 60.0  # seconds for everything; it takes about one
@@ -98,8 +99,8 @@ async def check(addresses: list[str]) -> bool:
     urls = [f"ws{address.removeprefix('http')}/ws/{room}/" for address in addresses]
     # No proxy on the way to this machine; the Origin is what a browser would send.
     async with (
-        connect(urls[0], origin=addresses[0], proxy=None) as socket,  # type: ignore[arg-type]  # a NewType of str
-        connect(urls[1], origin=addresses[1], proxy=None) as other_socket,  # type: ignore[arg-type]  # as above
+        connect(urls[0], origin=Origin(addresses[0]), proxy=None) as socket,
+        connect(urls[1], origin=Origin(addresses[1]), proxy=None) as other_socket,
     ):
         one, other = Client("one", socket), Client("other", other_socket)
         try:

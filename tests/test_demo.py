@@ -23,16 +23,20 @@ import brokers
 import pytest
 import root_rights
 from brokers import DockerContainer, GivenBroker, NoBroker, PrivateNode
+from changes import Changes
 from conftest import Broker
 from processes import children, is_alive
 from servers import running_servers, two_ports
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
+from websockets.typing import Origin
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from private_broker import PrivateBroker
 
 ROOT = Path(__file__).parent.parent
+
+_PATIENCE = 120.0  # seconds for which a page waits: delays to reconnect, on a busy machine
 
 
 # How it gets a RabbitMQ
@@ -347,19 +351,19 @@ class Page:
 
     def __init__(self, websocket: ClientConnection) -> None:
         self._websocket = websocket
-        self._news = asyncio.Event()
+        self._changes = Changes()
         self.room_is_up = False
         self.people: list[str] = []
         self.messages: list[str] = []  # also those that weren't delivered, with the reason
         self.listening = asyncio.create_task(self._listen())
-        self.listening.add_done_callback(lambda task: self._news.set())
+        self.listening.add_done_callback(lambda task: self._changes.notify())
 
     async def _listen(self) -> None:
         """Until the connection ends, whoever ends it."""
         with suppress(ConnectionClosed):
             while True:
                 self._note(json.loads(await self._websocket.recv()))
-                self._news.set()
+                self._changes.notify()
 
     def _note(self, message: dict[str, Any]) -> None:
         match message:
@@ -373,13 +377,10 @@ class Page:
                 self.messages.append(f"(not delivered: {reason})")
 
     async def until(self, is_it: Callable[[Page], bool]) -> None:
-        """Wait for it; for one caller at a time."""
-        while not is_it(self):
-            if self.listening.done():
-                self.listening.result()
-                pytest.fail("The connection has ended")
-            self._news.clear()
-            await self._news.wait()
+        await self._changes.until(lambda: is_it(self) or self.listening.done(), timeout=_PATIENCE)
+        if self.listening.done():
+            self.listening.result()
+        assert is_it(self), "the connection has ended"
 
     async def say(self, text: str) -> None:
         await self._websocket.send(json.dumps({"type": "say", "id": "1", "text": text}))
@@ -388,8 +389,7 @@ class Page:
 @asynccontextmanager
 async def open_page(address: str, room: str, name: str) -> AsyncIterator[Page]:
     url = f"ws{address.removeprefix('http')}/ws/{room}/"
-    # A NewType of str.
-    async with connect(url, origin=address, proxy=None) as websocket:  # type: ignore[arg-type]
+    async with connect(url, origin=Origin(address), proxy=None) as websocket:
         await websocket.send(json.dumps({"type": "introduce", "name": name}))
         page = Page(websocket)
         yield page
