@@ -78,11 +78,11 @@ async def _freeze(stage: Stage) -> None:
 
 
 async def _alarm(stage: Stage) -> None:
-    await asyncio.to_thread(stage.broker.ctl, "set_vm_memory_high_watermark", "0.00000001")
+    await asyncio.to_thread(stage.broker.raise_memory_alarm)
     try:
         await stage.last(1.0, 5.0)
     finally:
-        await asyncio.to_thread(stage.broker.ctl, "set_vm_memory_high_watermark", "0.8")
+        await asyncio.to_thread(stage.broker.end_memory_alarm)
 
 
 FAULTS: dict[str, Fault] = {
