@@ -1,7 +1,9 @@
 """``CONFIG``, as a project writes it, made into one frozen and validated value.
 
 All mistakes that can be seen without a broker are told here, in words that
-name the option: at construction, instead of in a log line an hour later.
+name the option: at construction, instead of in a log line an hour later, and
+all in one error. An option is a line of ``OPTIONS``, a field of ``Settings``
+and a parameter of ``RabbitmqChannelLayer``.
 No error and no ``repr`` shows a password or a key. So errors quote only
 numbers and names of types, and what can only be a module's name; a value that
 is in the wrong place may be secret.
@@ -20,10 +22,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any, TypeVar
 
 from ._amqp.url import BrokerUrl
+from ._mistakes import Mistakes, collected, read_each
 
-DEFAULT_HOST = "amqp://guest:guest@127.0.0.1/asgi"
+# As a new RabbitMQ has it.
+DEFAULT_HOST = "amqp://guest:guest@127.0.0.1/"
 
 # The broker counts x-message-ttl in milliseconds, in 32 bits.
 _SHORTEST_EXPIRY = 0.001
@@ -41,24 +46,7 @@ _LONGEST_EXCHANGE_NAME = 127
 # Called with the id of a LoopLayer and a reason; what an async one returns is awaited.
 HookFunction = Callable[[str, str], object]
 
-_OPTIONS = (
-    "host",
-    "ssl_context",
-    "expiry",
-    "local_expiry",
-    "remote_capacity",
-    "local_capacity",
-    "capacity",
-    "channel_capacity",
-    "groups_exchange",
-    "connect_timeout",
-    "operation_timeout",
-    "max_message_size",
-    "symmetric_encryption_keys",
-    "on_disconnect",
-    "on_reconnect",
-    "group_expiry",
-)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -101,9 +89,22 @@ class Settings:
         it. Warns with ``DeprecationWarning`` of ``group_expiry``, at the
         caller's caller. Touches no network and no event loop.
         """
+        mistakes: list[str] = []
+        values: dict[str, Any] = {}
         for option in config:
-            if option not in _OPTIONS:
-                raise ValueError(_describe_unknown(option))
+            if option not in OPTIONS and option != "group_expiry":
+                mistakes.append(_describe_unknown(option))
+        for option, (default, read) in OPTIONS.items():
+            with collected(mistakes):
+                values[option] = read(option, config.get(option, default))
+        with collected(mistakes):
+            _check_together(values)
+        if mistakes:
+            raise Mistakes(mistakes)
+
+        if values["local_expiry"] is None:
+            expiry = values["expiry"]
+            values["local_expiry"] = min(expiry or _LONGEST_LOCAL_EXPIRY, _LONGEST_LOCAL_EXPIRY)
         if "group_expiry" in config:
             warnings.warn(
                 "channels_rabbitmq ignores the option group_expiry: a membership lasts until "
@@ -112,67 +113,39 @@ class Settings:
                 DeprecationWarning,
                 stacklevel=3,
             )
-
-        urls = _read_host(config.get("host", DEFAULT_HOST))
-        expiry = _read_optional_seconds(
-            "expiry", config.get("expiry", 60), _SHORTEST_EXPIRY, _LONGEST_EXPIRY
-        )
-        local_expiry = _read_optional_seconds(
-            "local_expiry", config.get("local_expiry"), 0, _LONGEST_LOCAL_EXPIRY
-        )
-        if local_expiry is None:
-            local_expiry = min(
-                _LONGEST_LOCAL_EXPIRY if expiry is None else expiry, _LONGEST_LOCAL_EXPIRY
-            )
-        remote_capacity = config.get("remote_capacity", 100)
-        return cls(
-            urls=urls,
-            ssl_context=_read_ssl_context(config.get("ssl_context"), urls),
-            expiry=expiry,
-            local_expiry=local_expiry,
-            remote_capacity=(
-                None
-                if remote_capacity is None
-                else _read_count("remote_capacity", remote_capacity, _LARGEST_REMOTE_CAPACITY)
-            ),
-            local_capacity=_read_count(
-                "local_capacity", config.get("local_capacity", 100), _LARGEST_LOCAL_CAPACITY
-            ),
-            capacity=_read_count("capacity", config.get("capacity", 100)),
-            channel_capacity=_read_channel_capacity(config.get("channel_capacity")),
-            groups_exchange=_read_exchange_name(config.get("groups_exchange", "groups")),
-            connect_timeout=_read_seconds(
-                "connect_timeout", config.get("connect_timeout", 10), 0, _LONGEST_TIMEOUT
-            ),
-            operation_timeout=_read_seconds(
-                "operation_timeout", config.get("operation_timeout", 10), 0, _LONGEST_TIMEOUT
-            ),
-            max_message_size=_read_count(
-                "max_message_size", config.get("max_message_size", 16 * 1024 * 1024)
-            ),
-            symmetric_encryption_keys=_read_keys(config.get("symmetric_encryption_keys")),
-            on_disconnect=_read_hook("on_disconnect", config.get("on_disconnect")),
-            on_reconnect=_read_hook("on_reconnect", config.get("on_reconnect")),
-        )
+        return cls(urls=values.pop("host"), **values)
 
 
 def _describe_unknown(option: object) -> str:
-    known = ", ".join(_OPTIONS[:-1])
+    known = ", ".join(OPTIONS)
     if not isinstance(option, str):
         return f"an option's name must be a str, not {_type_name(option)}; known are {known}"
-    nearest = difflib.get_close_matches(option, _OPTIONS, n=1)
+    nearest = difflib.get_close_matches(option, OPTIONS, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else f"known are {known}"
     return f"unknown option {option!r}; {hint}"
 
 
-def _read_host(value: object) -> tuple[BrokerUrl, ...]:
+def _check_together(values: Mapping[str, Any]) -> None:
+    """Raise ValueError for options that exclude each other; those with a mistake are left out."""
+    context, urls = values.get("ssl_context"), values.get("host", ())
+    for url in urls if context is not None else ():
+        if not url.tls:
+            raise ValueError(f"ssl_context needs amqps:// in host, but that has {url}")
+        if url.cacertfile or url.certfile or not url.verify:
+            raise ValueError(
+                "ssl_context excludes the parameters cacertfile, certfile, keyfile and "
+                "verify_none in host: they would be ignored"
+            )
+
+
+def _read_host(name: str, value: object) -> tuple[BrokerUrl, ...]:
     if isinstance(value, str):
-        return (_read_url("host", value),)
+        return (_read_url(name, value),)
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"host must be a URL or a list of URLs, not {_type_name(value)}")
+        raise ValueError(f"{name} must be a URL or a list of URLs, not {_type_name(value)}")
     if not value:
-        raise ValueError("host must be a URL or a list of URLs; the list is empty")
-    return tuple(_read_url(f"host[{index}]", url) for index, url in enumerate(value))
+        raise ValueError(f"{name} must be a URL or a list of URLs; the list is empty")
+    return tuple(read_each(_read_url, [(f"{name}[{i}]", url) for i, url in enumerate(value)]))
 
 
 def _read_url(name: str, value: object) -> BrokerUrl:
@@ -185,109 +158,107 @@ def _read_url(name: str, value: object) -> BrokerUrl:
     raise ValueError(f"{name}: {problem}")
 
 
-def _read_ssl_context(value: object, urls: tuple[BrokerUrl, ...]) -> ssl.SSLContext | None:
-    if value is None:
-        return None
-    if not isinstance(value, ssl.SSLContext):
-        raise ValueError(f"ssl_context must be None or an ssl.SSLContext, not {_type_name(value)}")
-    for url in urls:
-        if not url.tls:
-            raise ValueError(f"ssl_context needs amqps:// in host, but that has {url}")
-        if url.cacertfile or url.certfile or not url.verify:
-            raise ValueError(
-                "ssl_context excludes the parameters cacertfile, certfile, keyfile and "
-                "verify_none in host: they would be ignored"
-            )
+def _read_ssl_context(name: str, value: object) -> ssl.SSLContext | None:
+    if value is not None and not isinstance(value, ssl.SSLContext):
+        raise ValueError(f"{name} must be None or an ssl.SSLContext, not {_type_name(value)}")
     return value
 
 
-def _read_seconds(name: str, value: object, shortest: float, longest: float) -> float:
+def _seconds(shortest: float, longest: float) -> Callable[[str, object], float]:
     """``shortest`` itself is allowed, unless it is 0."""
     limits = f"{f'from {shortest:g}' if shortest else 'above 0'} up to {longest:.0f}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{name} must be a number of seconds {limits}, not {_type_name(value)}")
-    # False for NaN, too.
-    if not (value > 0 and shortest <= value <= longest):
-        raise ValueError(f"{name} must be a number of seconds {limits}, not {_show(value)}")
-    return float(value)
+
+    def read(name: str, value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(
+                f"{name} must be a number of seconds {limits}, not {_type_name(value)}"
+            )
+        # False for NaN, too.
+        if not (value > 0 and shortest <= value <= longest):
+            raise ValueError(f"{name} must be a number of seconds {limits}, not {_show(value)}")
+        return float(value)
+
+    return read
 
 
-def _read_optional_seconds(
-    name: str, value: object, shortest: float, longest: float
-) -> float | None:
-    return None if value is None else _read_seconds(name, value, shortest, longest)
-
-
-def _read_count(name: str, value: object, largest: int | None = None) -> int:
+def _count(largest: int | None = None) -> Callable[[str, object], int]:
     limits = "of at least 1" if largest is None else f"from 1 to {largest}"
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} must be a whole number {limits}, not {_type_name(value)}")
-    if value < 1 or (largest is not None and value > largest):
-        raise ValueError(f"{name} must be a whole number {limits}, not {_show(value)}")
-    return int(value)
+
+    def read(name: str, value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{name} must be a whole number {limits}, not {_type_name(value)}")
+        if value < 1 or (largest is not None and value > largest):
+            raise ValueError(f"{name} must be a whole number {limits}, not {_show(value)}")
+        return int(value)
+
+    return read
 
 
-def _read_channel_capacity(value: object) -> Mapping[str | re.Pattern[str], int]:
+def _or_none(read: Callable[[str, object], _T]) -> Callable[[str, object], _T | None]:
+    return lambda name, value: None if value is None else read(name, value)
+
+
+def _read_channel_capacity(name: str, value: object) -> Mapping[str | re.Pattern[str], int]:
     if value is None:
         return MappingProxyType({})
     if not isinstance(value, Mapping):
-        raise ValueError(f"channel_capacity must be a dict, not {_type_name(value)}")
-    capacities: dict[str | re.Pattern[str], int] = {}
-    for pattern, capacity in value.items():
+        raise ValueError(f"{name} must be a dict, not {_type_name(value)}")
+
+    def read(pattern: object, capacity: object) -> tuple[str | re.Pattern[str], int]:
         if isinstance(pattern, re.Pattern) and isinstance(pattern.pattern, str):
             shown = pattern.pattern
         elif isinstance(pattern, str):
             shown = pattern
         else:
             raise ValueError(
-                "a key of channel_capacity must be a str or a compiled pattern of str, "
+                f"a key of {name} must be a str or a compiled pattern of str, "
                 f"not {_type_name(pattern)}"
             )
-        capacities[pattern] = _read_count(f"channel_capacity[{shown!r}]", capacity)
-    return MappingProxyType(capacities)
+        return pattern, _count()(f"{name}[{shown!r}]", capacity)
+
+    return MappingProxyType(dict(read_each(read, value.items())))
 
 
-def _read_exchange_name(value: object) -> str:
+def _read_exchange_name(name: str, value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"groups_exchange must be a str, not {_type_name(value)}")
+        raise ValueError(f"{name} must be a str, not {_type_name(value)}")
     if not value:
-        raise ValueError("groups_exchange must not be empty")
+        raise ValueError(f"{name} must not be empty")
     if value.startswith("amq."):
-        raise ValueError("groups_exchange must not start with amq., which the broker reserves")
+        raise ValueError(f"{name} must not start with amq., which the broker reserves")
     # What pamqp lets pass; AMQP allows even less.
     if not re.fullmatch("[a-zA-Z0-9-_.:@#,/ ]+", value):
-        raise ValueError(
-            "groups_exchange must hold nothing but ASCII letters, digits, spaces and -_.:@#,/"
-        )
+        raise ValueError(f"{name} must hold nothing but ASCII letters, digits, spaces and -_.:@#,/")
     if len(value) > _LONGEST_EXCHANGE_NAME:
-        raise ValueError(f"groups_exchange must not exceed {_LONGEST_EXCHANGE_NAME} characters")
+        raise ValueError(f"{name} must not exceed {_LONGEST_EXCHANGE_NAME} characters")
     return value
 
 
-def _read_keys(value: object) -> tuple[str | bytes, ...]:
+def _read_keys(name: str, value: object) -> tuple[str | bytes, ...]:
     if value is None:
         return ()
     if not isinstance(value, (list, tuple)):
-        raise ValueError(
-            f"symmetric_encryption_keys must be a list of str or bytes, not {_type_name(value)}"
-        )
-    for index, key in enumerate(value):
-        name = f"symmetric_encryption_keys[{index}]"
-        if not isinstance(key, (str, bytes)):
-            raise ValueError(f"{name} must be a str or bytes, not {_type_name(key)}")
-        if not key:
-            raise ValueError(f"{name} must not be empty")
-        if isinstance(key, str) and not _is_encodable(key):
-            raise ValueError(f"{name} is a str with a lone surrogate")
-    if value:
+        raise ValueError(f"{name} must be a list of str or bytes, not {_type_name(value)}")
+    keys = read_each(_read_key, [(f"{name}[{i}]", key) for i, key in enumerate(value)])
+    if keys:
         try:
             importlib.import_module("cryptography.fernet")
         except ImportError as exc:
             raise ValueError(
-                "symmetric_encryption_keys needs the package cryptography: "
+                f"{name} needs the package cryptography: "
                 "pip install channels_rabbitmq[cryptography]"
             ) from exc
-    return tuple(value)
+    return tuple(keys)
+
+
+def _read_key(name: str, value: object) -> str | bytes:
+    if not isinstance(value, (str, bytes)):
+        raise ValueError(f"{name} must be a str or bytes, not {_type_name(value)}")
+    if not value:
+        raise ValueError(f"{name} must not be empty")
+    if isinstance(value, str) and not _is_encodable(value):
+        raise ValueError(f"{name} is a str with a lone surrogate")
+    return value
 
 
 def _read_hook(name: str, value: object) -> HookFunction | str | None:
@@ -340,3 +311,23 @@ def _is_encodable(text: str) -> bool:
 
 def _type_name(value: object) -> str:
     return type(value).__qualname__
+
+
+# What a project may set: the default, and what reads a value.
+OPTIONS: Mapping[str, tuple[object, Callable[[str, object], object]]] = {
+    "host": (DEFAULT_HOST, _read_host),
+    "ssl_context": (None, _read_ssl_context),
+    "expiry": (60, _or_none(_seconds(_SHORTEST_EXPIRY, _LONGEST_EXPIRY))),
+    "local_expiry": (None, _or_none(_seconds(0, _LONGEST_LOCAL_EXPIRY))),
+    "remote_capacity": (100, _or_none(_count(_LARGEST_REMOTE_CAPACITY))),
+    "local_capacity": (100, _count(_LARGEST_LOCAL_CAPACITY)),
+    "capacity": (100, _count()),
+    "channel_capacity": (None, _read_channel_capacity),
+    "groups_exchange": ("groups", _read_exchange_name),
+    "connect_timeout": (10, _seconds(0, _LONGEST_TIMEOUT)),
+    "operation_timeout": (10, _seconds(0, _LONGEST_TIMEOUT)),
+    "max_message_size": (16 * 1024 * 1024, _count()),
+    "symmetric_encryption_keys": (None, _read_keys),
+    "on_disconnect": (None, _read_hook),
+    "on_reconnect": (None, _read_hook),
+}

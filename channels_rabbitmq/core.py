@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 import weakref
 from asyncio import get_running_loop
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Generator, Mapping, Sequence
 from functools import partial
 from threading import get_ident
 from typing import Any, NoReturn
@@ -24,7 +25,7 @@ from ._background import LoopLayers
 from ._forwarding import Forwarder, SyncForwarder
 from ._loop_layer import LoopLayer
 from ._names import require_channel_name, require_group_name
-from ._settings import Settings
+from ._settings import DEFAULT_HOST, OPTIONS, HookFunction, Settings
 from ._statistics import LoopLayerStatistics
 from .exceptions import BrokerUnavailable
 
@@ -39,9 +40,9 @@ class RabbitmqChannelLayer(BaseChannelLayer):
     process has begun to end, calls raise ``BrokerUnavailable``. All coroutines may be cancelled at
     any time, and none but ``receive`` waits longer than ``operation_timeout`` (seconds).
 
-    Raises ``InvalidChannelLayerError`` for an option that doesn't exist or has a bad value. So does
-    the first call on an event loop if ``on_disconnect`` or ``on_reconnect`` is a dotted path that
-    can't be imported.
+    Raises ``InvalidChannelLayerError``, which tells of all options that don't exist or have a bad
+    value. So does the first call on an event loop if ``on_disconnect`` or ``on_reconnect`` is a
+    dotted path that can't be imported.
 
     A message is a ``dict`` with ``str`` keys all the way down, and values of ``bytes``, ``str``,
     ``int`` (signed, 64 bits), ``float``, ``list``, ``tuple`` (arrives as a ``list``), ``dict``,
@@ -55,7 +56,29 @@ class RabbitmqChannelLayer(BaseChannelLayer):
     ChannelFull = ChannelFull
     MessageTooLarge = MessageTooLarge
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(
+        self,
+        /,
+        *,
+        host: str | Sequence[str] = DEFAULT_HOST,
+        ssl_context: ssl.SSLContext | None = None,
+        expiry: float | None = 60,
+        local_expiry: float | None = None,
+        remote_capacity: int | None = 100,
+        local_capacity: int = 100,
+        capacity: int = 100,
+        channel_capacity: Mapping[Any, int] | None = None,
+        groups_exchange: str = "groups",
+        connect_timeout: float = 10,
+        operation_timeout: float = 10,
+        max_message_size: int = 16 * 1024 * 1024,
+        symmetric_encryption_keys: Sequence[str | bytes] | None = None,
+        on_disconnect: HookFunction | str | None = None,
+        on_reconnect: HookFunction | str | None = None,
+        **unknown: object,
+    ) -> None:
+        given = locals()
+        config = {option: given[option] for option in OPTIONS} | unknown
         try:
             self._settings = Settings.from_config(config)
         except ValueError as err:

@@ -11,6 +11,7 @@ import pytest
 from log_lines import log_lines
 from own_broker import broker_commands
 
+from channels_rabbitmq._settings import DEFAULT_HOST
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from private_broker import PrivateBroker
 
@@ -39,6 +40,17 @@ def own_broker() -> Iterator[PrivateBroker]:
 async def receive(layer: RabbitmqChannelLayer, channel: str) -> dict[str, Any]:
     """Receive, with a limit so that a lost message fails here and not at the test's limit."""
     return await asyncio.wait_for(layer.receive(channel), 10)
+
+
+async def test_the_default_host_needs_nothing_but_a_new_broker(
+    open_layer: OpenLayer, own_broker: PrivateBroker
+) -> None:
+    """No virtual host has to be made first. (Only the port is another one here.)"""
+    host = DEFAULT_HOST.replace("127.0.0.1", f"127.0.0.1:{own_broker.port}")
+    layer = await open_layer(host=host)
+    channel = await layer.new_channel()
+    await layer.send(channel, MESSAGE)
+    assert await receive(layer, channel) == MESSAGE
 
 
 async def test_a_message_that_nobody_takes_does_not_make_the_process_deaf(

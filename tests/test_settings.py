@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import ssl
 import sys
@@ -10,17 +11,20 @@ from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
+from channels.exceptions import InvalidChannelLayerError
 from channels.layers import BaseChannelLayer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from channels_rabbitmq._amqp.url import BrokerUrl
-from channels_rabbitmq._settings import Settings
+from channels_rabbitmq._mistakes import Mistakes
+from channels_rabbitmq._settings import OPTIONS, Settings
+from channels_rabbitmq.core import RabbitmqChannelLayer
 
 
 def test_defaults() -> None:
     assert Settings.from_config({}) == Settings(
-        urls=(BrokerUrl.parse("amqp://guest:guest@127.0.0.1/asgi"),),
+        urls=(BrokerUrl.parse("amqp://guest:guest@127.0.0.1/"),),
         ssl_context=None,
         expiry=60.0,
         local_expiry=60.0,
@@ -276,6 +280,62 @@ def test_an_unknown_option_names_the_nearest(option: Any, problem: str) -> None:
         Settings.from_config({option: "hush"})
 
 
+def test_all_mistakes_are_in_one_error() -> None:
+    config = {
+        "hosts": [("127.0.0.1", 6379)],
+        "host": ["amqp://", "amqp://broker", "amqp://broker:0"],
+        "ssl_context": "hush",
+        "expiry": "60",
+        "channel_capacity": {"a.*": 0, "b.*": 1, 3: 4},
+        "symmetric_encryption_keys": ["", "hush", None],
+        "on_reconnect": "hush",
+        "groups_exchange": "",
+        "zzz": 1,
+    }
+    with pytest.raises(InvalidChannelLayerError) as caught:
+        RabbitmqChannelLayer(**config)
+    first, *mistakes = str(caught.value).split("\n- ")
+    assert first == "RabbitmqChannelLayer: 12 mistakes in CONFIG:"
+    assert [re.split("[ :]", mistake)[0] for mistake in mistakes] == [
+        "unknown",
+        "unknown",
+        "host[0]",
+        "host[2]",
+        "ssl_context",
+        "expiry",
+        "channel_capacity['a.*']",
+        "a",
+        "groups_exchange",
+        "symmetric_encryption_keys[0]",
+        "symmetric_encryption_keys[2]",
+        "on_reconnect",
+    ]
+    assert "hush" not in str(caught.value)
+
+
+def test_a_single_mistake_needs_no_list() -> None:
+    with pytest.raises(InvalidChannelLayerError) as caught:
+        RabbitmqChannelLayer(expiry=0)
+    assert str(caught.value).startswith("RabbitmqChannelLayer: expiry must be a number of seconds")
+
+
+def test_the_options_are_parameters_of_the_layer() -> None:
+    """help(), editors and type checkers see them, with the defaults that they have."""
+    parameters = inspect.signature(RabbitmqChannelLayer).parameters
+    assert list(parameters) == [*OPTIONS, "unknown"]
+    for option, (default, _) in OPTIONS.items():
+        assert parameters[option].default == default, option
+        assert parameters[option].annotation != inspect.Parameter.empty
+    assert repr(RabbitmqChannelLayer()) == "<RabbitmqChannelLayer: amqp://guest@127.0.0.1:5672/%2F>"
+
+
+def test_options_with_the_names_of_parameters() -> None:
+    with pytest.raises(InvalidChannelLayerError) as caught:
+        RabbitmqChannelLayer(self=1, unknown=2, given=3)
+    for option in ("self", "unknown", "given"):
+        assert f"- unknown option {option!r}" in str(caught.value)
+
+
 def test_ssl_context_needs_amqps_everywhere() -> None:
     context = ssl.create_default_context()
     with pytest.raises(ValueError, match="ssl_context needs amqps:// in host") as caught:
@@ -378,8 +438,9 @@ def test_any_config_gives_settings_or_a_value_error(config: dict[str, object]) -
     except ValueError as exc:
         result = exc
     if isinstance(result, ValueError):
-        assert type(result) is ValueError
+        assert type(result) is Mistakes
         assert any(option in str(result) for option in config)
+        assert len(result.found) == 1 or str(result).count("\n- ") >= len(result.found)
     else:
         assert 0 < result.local_expiry <= 1500
         assert 1 <= result.local_capacity <= 65535

@@ -1,0 +1,47 @@
+"""Several mistakes in one error, so that nobody has to mend them one at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+_Name = TypeVar("_Name")
+_T = TypeVar("_T")
+
+
+class Mistakes(ValueError):
+    """One mistake or several; the text has a line for each."""
+
+    def __init__(self, found: Sequence[str]) -> None:
+        self.found = tuple(found)
+        super().__init__(
+            found[0]
+            if len(found) == 1
+            else "\n- ".join([f"{len(found)} mistakes in CONFIG:", *found])
+        )
+
+
+@contextlib.contextmanager
+def collected(mistakes: list[str]) -> Iterator[None]:
+    """Add the text of a ``ValueError`` to ``mistakes``, and go on behind the block."""
+    try:
+        yield
+    except Mistakes as exc:
+        mistakes += exc.found
+    except ValueError as exc:
+        mistakes.append(str(exc))
+
+
+def read_each(
+    read: Callable[[_Name, object], _T], named_values: Iterable[tuple[_Name, object]]
+) -> list[_T]:
+    """What ``read`` returns for each name and value; raises the ``Mistakes`` of all."""
+    mistakes: list[str] = []
+    results: list[_T] = []
+    for name, value in named_values:
+        with collected(mistakes):
+            results.append(read(name, value))
+    if mistakes:
+        raise Mistakes(mistakes)
+    return results
