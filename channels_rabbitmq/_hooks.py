@@ -32,7 +32,7 @@ from typing import Any
 from asgiref.sync import SyncToAsync, iscoroutinefunction
 from channels.exceptions import InvalidChannelLayerError
 
-from ._settings import HookFunction, Settings, check_hook
+from ._settings import NO_MESSAGE_TYPE, HookFunction, Settings, check_hook
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def _load(option: str, value: HookFunction | str | None) -> HookFunction | None:
         return check_hook(option, getattr(importlib.import_module(module_name), name))
     except Exception as err:  # whatever the module does
         raise InvalidChannelLayerError(
-            f"{option}: cannot use {value!r}: {type(err).__name__}: {err}"
+            f"{option}: cannot use {value!r}: {type(err).__name__}: {err}; {NO_MESSAGE_TYPE}"
         ) from err
 
 

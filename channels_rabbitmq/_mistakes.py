@@ -11,14 +11,14 @@ _T = TypeVar("_T")
 
 
 class Mistakes(ValueError):
-    """One mistake or several; the text has a line for each."""
+    """One mistake or several, and notes about what is no mistake; the text has a line for each."""
 
-    def __init__(self, found: Sequence[str]) -> None:
+    def __init__(self, found: Sequence[str], notes: Sequence[str] = ()) -> None:
         self.found = tuple(found)
+        number = "1 mistake" if len(found) == 1 else f"{len(found)} mistakes"
+        lines = [*found, *(f"note: {note}" for note in notes)]
         super().__init__(
-            found[0]
-            if len(found) == 1
-            else "\n- ".join([f"{len(found)} mistakes in CONFIG:", *found])
+            lines[0] if len(lines) == 1 else "\n- ".join([f"{number} in CONFIG:", *lines])
         )
 
 

@@ -11,7 +11,6 @@ is in the wrong place may be secret.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -25,6 +24,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from ._amqp.url import BrokerUrl
+from ._foreign_options import describe_unknown, notes_for
 from ._mistakes import Mistakes, collected, read_each
 
 # As a new RabbitMQ has it.
@@ -42,6 +42,9 @@ _LONGEST_TIMEOUT = 86400.0
 _LARGEST_LOCAL_CAPACITY = 2**16 - 1
 _LARGEST_REMOTE_CAPACITY = 2**31 - 1
 _LONGEST_EXCHANGE_NAME = 127
+
+# What channels_redis has under these names.
+NO_MESSAGE_TYPE = "in channels_redis it is the type of a message, here a function that may send one"
 
 # Called with the id of a LoopLayer and a reason; what an async one returns is awaited.
 HookFunction = Callable[[str, str], object]
@@ -93,14 +96,14 @@ class Settings:
         values: dict[str, Any] = {}
         for option in config:
             if option not in OPTIONS and option != "group_expiry":
-                mistakes.append(_describe_unknown(option))
+                mistakes.append(describe_unknown(option, OPTIONS))
         for option, (default, read) in OPTIONS.items():
             with collected(mistakes):
                 values[option] = read(option, config.get(option, default))
         with collected(mistakes):
             _check_together(values)
         if mistakes:
-            raise Mistakes(mistakes)
+            raise Mistakes(mistakes, notes=tuple(notes_for(config)))
 
         if values["local_expiry"] is None:
             expiry = values["expiry"]
@@ -114,15 +117,6 @@ class Settings:
                 stacklevel=3,
             )
         return cls(urls=values.pop("host"), **values)
-
-
-def _describe_unknown(option: object) -> str:
-    known = ", ".join(OPTIONS)
-    if not isinstance(option, str):
-        return f"an option's name must be a str, not {_type_name(option)}; known are {known}"
-    nearest = difflib.get_close_matches(option, OPTIONS, n=1)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"known are {known}"
-    return f"unknown option {option!r}; {hint}"
 
 
 def _check_together(values: Mapping[str, Any]) -> None:
@@ -269,11 +263,14 @@ def _read_hook(name: str, value: object) -> HookFunction | str | None:
     parts = value.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise ValueError(
-            f"{name} must be a callable or the dotted path of one, such as mysite.hooks.{name}"
+            f"{name} must be a callable or the dotted path of one, such as mysite.hooks.{name}; "
+            f"{NO_MESSAGE_TYPE}"
         )
     # Nothing is imported now (see _hooks), and to look for a top-level module imports nothing.
     if parts[0] not in sys.modules and importlib.util.find_spec(parts[0]) is None:
-        raise ValueError(f"{name} is a dotted path, but there is no module {parts[0]!r}")
+        raise ValueError(
+            f"{name} is a dotted path, but there is no module {parts[0]!r}; {NO_MESSAGE_TYPE}"
+        )
     return value
 
 

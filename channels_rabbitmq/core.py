@@ -78,9 +78,13 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         **unknown: object,
     ) -> None:
         given = locals()
-        config = {option: given[option] for option in OPTIONS} | unknown
+        config = {
+            option: given[option]
+            for option, (default, _) in OPTIONS.items()
+            if given[option] is not default
+        }
         try:
-            self._settings = Settings.from_config(config)
+            self._settings = Settings.from_config(config | unknown)
         except ValueError as err:
             raise InvalidChannelLayerError(f"{type(self).__name__}: {err}") from None
         super().__init__(  # type: ignore[no-untyped-call]  # Channels has few types

@@ -16,6 +16,7 @@ from channels.layers import BaseChannelLayer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from channels_rabbitmq import _foreign_options
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq._mistakes import Mistakes
 from channels_rabbitmq._settings import OPTIONS, Settings
@@ -268,7 +269,9 @@ def test_what_is_refused(option: str, value: object, problem: str) -> None:
 @pytest.mark.parametrize(
     ("option", "problem"),
     [
-        ("hosts", "unknown option 'hosts'; did you mean host?"),
+        ("hosts", "unknown option 'hosts': host takes its place"),
+        ("HOST", "unknown option 'HOST'; did you mean host?"),
+        ("Capacity", "did you mean capacity?"),
         ("local_capcity", "did you mean local_capacity?"),
         ("symmetric_encryption_key", "did you mean symmetric_encryption_keys?"),
         ("zzz", "unknown option 'zzz'; known are host, ssl_context, expiry,"),
@@ -309,6 +312,7 @@ def test_all_mistakes_are_in_one_error() -> None:
         "symmetric_encryption_keys[0]",
         "symmetric_encryption_keys[2]",
         "on_reconnect",
+        "note",
     ]
     assert "hush" not in str(caught.value)
 
@@ -334,6 +338,82 @@ def test_options_with_the_names_of_parameters() -> None:
         RabbitmqChannelLayer(self=1, unknown=2, given=3)
     for option in ("self", "unknown", "given"):
         assert f"- unknown option {option!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "answer"),
+    [
+        # channels_redis, its core and its pubsub layer
+        ("hosts", 'host takes its place: a URL, such as "amqp://user:password@host:port/vhost"'),
+        ("prefix", "groups_exchange takes its place"),
+        ("random_prefix_length", "it isn't needed"),
+        ("serializer_format", "messages are always packed with msgpack"),
+        # channels_rabbitmq 1.x
+        ("prefetch_count", "local_capacity takes its place"),
+        # kombu, Celery, pika, aio-pika
+        ("url", "host takes its place"),
+        ("broker_url", "host takes its place"),
+        ("BROKER_URL", "host takes its place"),
+        ("virtual_host", "it is a part of the URL in host"),
+        ("userid", "it is a part of the URL in host"),
+        ("password", "it is a part of the URL in host"),
+        ("broker_use_ssl", "TLS comes with a URL in host that begins with amqps://"),
+        ("broker_heartbeat", "it is a parameter of the URL in host"),
+        ("socket_timeout", "connect_timeout takes its place"),
+        ("connection_attempts", "the layer connects again for as long as it takes"),
+        ("broker_pool_limit", "it isn't needed"),
+        ("message_ttl", "expiry takes its place"),
+    ],
+)
+def test_options_of_others_are_answered(option: str, answer: str) -> None:
+    with pytest.raises(ValueError, match="unknown option") as caught:
+        Settings.from_config({option: "hush"})
+    assert str(caught.value).startswith(f"unknown option {option!r}: ")
+    assert answer in str(caught.value)
+    assert "hush" not in str(caught.value)
+
+
+def test_answers_name_options_that_exist() -> None:
+    assert _foreign_options._ANSWER_TO.keys().isdisjoint({*OPTIONS, "group_expiry"})
+    for answer in _foreign_options._ANSWERS:
+        named = re.match("([a-z_]+) takes its place", answer)
+        assert named is None or named[1] in OPTIONS
+
+
+def test_a_config_of_channels_redis_is_answered_as_a_whole() -> None:
+    config = {
+        "hosts": [("127.0.0.1", 6379)],
+        "prefix": "mysite",
+        "expiry": 30,
+        "group_expiry": 3600,
+        "capacity": 1500,
+        "channel_capacity": {"http.request": 200},
+        "symmetric_encryption_keys": ["hush"],
+        "random_prefix_length": 8,
+        "serializer_format": "json",
+        "on_disconnect": "redis.disconnect",
+    }
+    with pytest.raises(InvalidChannelLayerError) as caught:
+        RabbitmqChannelLayer(**config)
+    first, *lines = str(caught.value).split("\n- ")
+    assert first == "RabbitmqChannelLayer: 5 mistakes in CONFIG:"
+    assert [line.partition("':")[0] for line in lines[:4]] == [
+        "unknown option 'hosts",
+        "unknown option 'prefix",
+        "unknown option 'random_prefix_length",
+        "unknown option 'serializer_format",
+    ]
+    assert lines[4].startswith("on_disconnect is a dotted path, but there is no module 'redis'")
+    assert "the type of a message" in lines[4]
+    assert lines[5].startswith("note: group_expiry is ignored")
+    assert lines[6].startswith("note: capacity and channel_capacity: not quite what channels_redis")
+    assert len(lines) == 7
+
+
+def test_what_both_have_needs_no_note() -> None:
+    with pytest.raises(ValueError, match="zzz") as caught:
+        Settings.from_config({"capacity": 7, "zzz": 1})
+    assert "note" not in str(caught.value)
 
 
 def test_ssl_context_needs_amqps_everywhere() -> None:

@@ -1,0 +1,102 @@
+"""Options that other channel layers and RabbitMQ's other clients have, and what to write here.
+
+Most of the unknown options in a ``CONFIG`` are those of ``channels_redis``, of kombu and Celery, or
+of pika; "unknown" alone would leave a project to look for each of them in the manual.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping
+
+_FORM = "amqp://user:password@host:port/vhost"
+
+# By what they answer. All in lower case.
+_ANSWERS = {
+    f'host takes its place: a URL, such as "{_FORM}", or a list of URLs, one for each node of a '
+    "cluster": (
+        *("hosts", "url", "urls", "uri", "dsn", "address", "addresses", "server", "servers"),
+        *("nodes", "broker", "brokers", "broker_url", "broker_read_url", "broker_write_url"),
+        *("amqp_url", "amqp_uri", "amqp_dsn", "rabbitmq_url", "cloudamqp_url", "location"),
+        *("sentinels", "master_name", "sentinel_kwargs", "services"),
+    ),
+    f"it is a part of the URL in host: {_FORM}": (
+        *("hostname", "port", "user", "username", "userid", "login", "password", "passwd"),
+        *("credentials", "vhost", "virtual_host", "virtualhost", "db", "database"),
+    ),
+    "TLS comes with a URL in host that begins with amqps://; certificates are parameters of that "
+    "URL (cacertfile, certfile, keyfile), or in an ssl.SSLContext for the option ssl_context": (
+        *("ssl", "use_ssl", "broker_use_ssl", "tls", "use_tls", "ssl_options", "ssl_params"),
+        *("ca_certs", "ssl_ca_certs", "cafile", "cacertfile", "ssl_cert_reqs", "verify"),
+        *("certfile", "ssl_certfile", "keyfile", "ssl_keyfile", "server_name_indication"),
+    ),
+    f'it is a parameter of the URL in host, such as "{_FORM}?heartbeat=20"': (
+        *("heartbeat", "broker_heartbeat", "heartbeat_interval", "channel_max"),
+        *("auth_mechanism", "connection_kwargs", "transport_options"),
+        *("broker_transport_options", "client_properties"),
+    ),
+    "connect_timeout takes its place for one attempt to connect, operation_timeout for one call "
+    "(both in seconds)": (
+        *("timeout", "connection_timeout", "broker_connection_timeout", "socket_timeout"),
+        *("socket_connect_timeout", "stack_timeout", "blocked_connection_timeout"),
+    ),
+    "it isn't needed, the layer connects again for as long as it takes; remove it": (
+        *("retry", "retries", "max_retries", "retry_delay", "retry_on_timeout", "retry_policy"),
+        *("connection_attempts", "reconnect", "reconnect_interval", "reconnect_delay"),
+        *("broker_connection_retry", "broker_connection_retry_on_startup"),
+        *("broker_connection_max_retries", "health_check_interval", "failover_strategy"),
+    ),
+    "groups_exchange takes its place: projects on the same virtual host need different names; or "
+    "give each a virtual host of its own": (
+        *("prefix", "key_prefix", "namespace", "exchange", "exchange_name", "default_exchange"),
+        *("group_exchange", "topic", "stats_prefix"),
+    ),
+    "local_capacity takes its place: how many messages RabbitMQ sends before it has seen an ack": (
+        *("prefetch", "prefetch_count", "worker_prefetch_multiplier", "qos"),
+    ),
+    "remote_capacity takes its place: how many messages may wait on RabbitMQ for a process": (
+        *("max_length", "maxlen", "max_len", "queue_max_length", "x-max-length"),
+    ),
+    "expiry takes its place: how many seconds a message may wait on RabbitMQ": (
+        *("ttl", "message_ttl", "x-message-ttl", "message_expiry", "expiration"),
+    ),
+    "it isn't needed, RabbitMQ keeps equal messages apart; remove it": ("random_prefix_length",),
+    "there is no choice, messages are always packed with msgpack; remove it": (
+        *("serializer", "serializer_format", "serializer_class", "task_serializer"),
+    ),
+    "it isn't needed, the layer names and declares its queues by itself; remove it": (
+        *("queue", "queues", "queue_name", "queue_prefix", "queue_arguments", "exchange_type"),
+        *("durable", "auto_delete", "exclusive", "delivery_mode", "routing_key"),
+    ),
+    "it isn't needed, a process has two connections however many calls there are; remove it": (
+        *("max_connections", "pool", "pool_size", "pool_limit", "broker_pool_limit"),
+    ),
+}
+_ANSWER_TO = {name: answer for answer, names in _ANSWERS.items() for name in names}
+
+_OF_CHANNELS_REDIS = {"hosts", "prefix", "random_prefix_length", "serializer_format"}
+
+
+def describe_unknown(option: object, known: Collection[str]) -> str:
+    """Say what to write in place of an option that isn't among the ``known`` ones."""
+    everything = f"known are {', '.join(known)}"
+    if not isinstance(option, str):
+        return f"an option's name must be a str, not {type(option).__qualname__}; {everything}"
+    answer = _ANSWER_TO.get(option.lower())
+    if answer is not None:
+        return f"unknown option {option!r}: {answer}"
+    nearest = difflib.get_close_matches(option.lower(), known, n=1)
+    return f"unknown option {option!r}; {f'did you mean {nearest[0]}?' if nearest else everything}"
+
+
+def notes_for(config: Mapping[str, object]) -> Iterator[str]:
+    """What to know of options that are taken, if another one in ``CONFIG`` is a mistake."""
+    if "group_expiry" in config:
+        yield "group_expiry is ignored, a membership needs none here; remove it"
+    capacities = " and ".join(name for name in ("capacity", "channel_capacity") if name in config)
+    if capacities and not _OF_CHANNELS_REDIS.isdisjoint(config):
+        yield (
+            f"{capacities}: not quite what channels_redis has by this name. Here it limits what a "
+            "process keeps for a channel that nobody reads, and remote_capacity limits what waits "
+            "on RabbitMQ for all channels of a process together"
+        )
