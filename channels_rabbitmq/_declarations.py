@@ -123,10 +123,13 @@ class Declarations:
 
     def _queue_arguments(self) -> dict[str, Any]:
         # No others: newer brokers refuse some, and with Khepri binding arguments break routing.
-        arguments: dict[str, Any] = {"x-queue-type": "classic"}
+        # x-overflow also without a limit of ours: a policy may set one, and RabbitMQ would drop
+        # the oldest messages then, which were confirmed, without a word to anybody.
+        arguments: dict[str, Any] = {"x-queue-type": "classic", "x-overflow": "reject-publish"}
         if self._settings.remote_capacity is not None:
             arguments["x-max-length"] = self._settings.remote_capacity
-            arguments["x-overflow"] = "reject-publish"
+        if self._settings.remote_capacity_bytes is not None:
+            arguments["x-max-length-bytes"] = self._settings.remote_capacity_bytes
         if self._settings.expiry is not None:
             arguments["x-message-ttl"] = round(self._settings.expiry * 1000)
         return arguments

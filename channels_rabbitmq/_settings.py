@@ -41,6 +41,8 @@ _LONGEST_TIMEOUT = 86400.0
 # The prefetch count has 16 bits, and 0 would mean no limit.
 _LARGEST_LOCAL_CAPACITY = 2**16 - 1
 _LARGEST_REMOTE_CAPACITY = 2**31 - 1
+# RabbitMQ takes 64 bits; nobody's queue holds a tebibyte.
+_LARGEST_REMOTE_CAPACITY_BYTES = 2**40
 _LONGEST_EXCHANGE_NAME = 127
 
 # What channels_redis has under these names.
@@ -66,6 +68,9 @@ class Settings:
     local_expiry: float
     # Messages waiting on the broker for one process; None: without limit.
     remote_capacity: int | None
+    # The same in bytes of bodies. At least max_message_size: RabbitMQ refuses a larger message for
+    # ever, also into an empty queue.
+    remote_capacity_bytes: int | None
     # Unacked messages held by one process.
     local_capacity: int
     # Messages kept for one stalled channel, and overrides by glob or pattern of its name.
@@ -100,8 +105,9 @@ class Settings:
         for option, (default, read) in OPTIONS.items():
             with collected(mistakes):
                 values[option] = read(option, config.get(option, default))
-        with collected(mistakes):
-            _check_together(values)
+        for check in (_check_ssl_context, _check_remote_capacity_bytes):
+            with collected(mistakes):
+                check(values)
         if mistakes:
             raise Mistakes(mistakes, notes=tuple(notes_for(config)))
 
@@ -119,8 +125,19 @@ class Settings:
         return cls(urls=values.pop("host"), **values)
 
 
-def _check_together(values: Mapping[str, Any]) -> None:
-    """Raise ValueError for options that exclude each other; those with a mistake are left out."""
+# Options that must go together; what has a mistake of its own is left out.
+
+
+def _check_remote_capacity_bytes(values: Mapping[str, Any]) -> None:
+    room, largest = values.get("remote_capacity_bytes"), values.get("max_message_size", 0)
+    if room is not None and room < largest:
+        raise ValueError(
+            f"remote_capacity_bytes must be at least max_message_size ({largest}), not {room}: "
+            "RabbitMQ would refuse a larger message for ever"
+        )
+
+
+def _check_ssl_context(values: Mapping[str, Any]) -> None:
     context, urls = values.get("ssl_context"), values.get("host", ())
     for url in urls if context is not None else ():
         if not url.tls:
@@ -316,7 +333,8 @@ OPTIONS: Mapping[str, tuple[object, Callable[[str, object], object]]] = {
     "ssl_context": (None, _read_ssl_context),
     "expiry": (60, _or_none(_seconds(_SHORTEST_EXPIRY, _LONGEST_EXPIRY))),
     "local_expiry": (None, _or_none(_seconds(0, _LONGEST_LOCAL_EXPIRY))),
-    "remote_capacity": (100, _or_none(_count(_LARGEST_REMOTE_CAPACITY))),
+    "remote_capacity": (10_000, _or_none(_count(_LARGEST_REMOTE_CAPACITY))),
+    "remote_capacity_bytes": (32 * 1024 * 1024, _or_none(_count(_LARGEST_REMOTE_CAPACITY_BYTES))),
     "local_capacity": (100, _count(_LARGEST_LOCAL_CAPACITY)),
     "capacity": (100, _count()),
     "channel_capacity": (None, _read_channel_capacity),

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgpack
 import pytest
+from channels.exceptions import ChannelFull
 from log_lines import log_lines
 from own_broker import broker_commands
 
@@ -79,6 +80,32 @@ async def test_a_message_that_nobody_takes_does_not_make_the_process_deaf(
         await sender.send(untaken, {"n": 2})
         assert await receive(receiver, untaken) == {"n": 2}
         assert not [line for line in lines.rest() if "Traceback" in line]
+
+
+async def test_a_limit_by_policy_refuses_and_does_not_drop_what_was_confirmed(
+    open_layer: OpenLayer, own_broker: PrivateBroker
+) -> None:
+    """RabbitMQ's own default for a full queue is to drop the oldest, without a word."""
+    own_broker.ctl("set_policy", "few", r"^crq\..*", '{"max-length":5}', "--apply-to", "queues")
+    try:
+        sender = await open_layer(host=own_broker.url)
+        receiver = await open_layer(
+            host=own_broker.url, local_capacity=1, remote_capacity=None, remote_capacity_bytes=None
+        )
+        channel = await receiver.new_channel()
+        await receiver.connect()
+        taken: list[int] = []
+
+        async def fill() -> None:
+            for n in range(100):
+                await sender.send(channel, {"n": n})
+                taken.append(n)
+
+        with pytest.raises(ChannelFull):
+            await fill()
+        assert [(await receive(receiver, channel))["n"] for _ in taken] == taken
+    finally:
+        own_broker.ctl("clear_policy", "few")
 
 
 async def test_max_message_size_as_the_brokers_spares_all_others_a_reconnect(

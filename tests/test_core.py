@@ -296,6 +296,40 @@ class TestChannels:
         await sender.send(channel, END)
         assert await receive_until_end(receiver, channel) == []
 
+    async def test_a_queue_is_full_by_bytes_too(self, open_layer: OpenLayer) -> None:
+        receiver = await open_layer(
+            local_capacity=1, remote_capacity_bytes=100_000, max_message_size=100_000
+        )
+        sender = await open_layer()
+        channel = await receiver.new_channel()
+        await receiver.connect()
+        message = {"type": "x", "body": b"x" * 30_000}
+
+        async def fill() -> None:
+            for _ in range(20):
+                await sender.send(channel, message)
+
+        with pytest.raises(ChannelFull, match="is full"):
+            await fill()
+        assert await receive(receiver, channel) == message
+
+    async def test_a_message_as_large_as_the_queue_may_be_arrives(
+        self, open_layer: OpenLayer
+    ) -> None:
+        layer = await open_layer(remote_capacity_bytes=100_000, max_message_size=100_000)
+        channel = await layer.new_channel()
+        message = {"type": "x", "body": b"x" * 99_850}
+        await layer.send(channel, message)
+        assert await receive(layer, channel) == message
+
+    async def test_the_defaults_hold_ten_thousand_messages(self, open_layer: OpenLayer) -> None:
+        sender, receiver = await open_layer(), await open_layer()
+        channel = await receiver.new_channel()
+        await receiver.connect()
+        await asyncio.gather(*(sender.send(channel, {"n": n}) for n in range(10_000)))
+        received = [(await receive(receiver, channel))["n"] for _ in range(10_000)]
+        assert received == list(range(10_000))
+
     async def test_a_group_send_never_raises_channel_full(self, open_layer: OpenLayer) -> None:
         receiver = await open_layer(local_capacity=1, remote_capacity=1)
         sender = await open_layer()

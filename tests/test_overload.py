@@ -32,7 +32,7 @@ _HANDLING = 0.05  # seconds that a consumer takes for a message: 200 a second in
 _RATE = 2000  # messages a second that are offered, one half to channels and the other to groups
 _BODY = 10_000  # bytes: kept, the messages of the shortest overload would need 100 MiB
 _MOST_GROWTH = 24 * 1024 * 1024  # bytes
-_REMOTE_CAPACITY = 100  # the default
+_REMOTE_CAPACITY = 100  # at the default it would take minutes until senders are told
 _REPORT_INTERVAL = 5.0  # seconds between two log lines about the same
 
 logger = logging.getLogger(__name__)  # of figures: pytest -o log_cli=1 --log-cli-level=INFO
@@ -109,7 +109,7 @@ class Consumers:
 async def site(
     open_layer: OpenLayer, private_broker: PrivateBroker, groups_exchange: str
 ) -> AsyncIterator[tuple[RabbitmqChannelLayer, list[str], Senders, Consumers]]:
-    layer = await open_layer(host=private_broker.url)
+    layer = await open_layer(host=private_broker.url, remote_capacity=_REMOTE_CAPACITY)
     channels = [await layer.new_channel() for _ in range(_CHANNELS)]
     for number, channel in enumerate(channels):
         await layer.group_add(f"g{number}", channel)

@@ -263,7 +263,7 @@ def test_numbers() -> None:
     assert "holds a message older than a second" in plain()
     defaults = Settings.from_config({})
     assert defaults.remote_capacity is not None
-    assert f"{defaults.remote_capacity + defaults.local_capacity} by default" in plain()
+    assert f"{defaults.remote_capacity + defaults.local_capacity:,} by default" in plain()
 
 
 def test_every_field_of_the_statistics_is_explained() -> None:

@@ -29,7 +29,8 @@ def test_defaults() -> None:
         ssl_context=None,
         expiry=60.0,
         local_expiry=60.0,
-        remote_capacity=100,
+        remote_capacity=10_000,
+        remote_capacity_bytes=32 * 1024 * 1024,
         local_capacity=100,
         capacity=100,
         channel_capacity={},
@@ -53,6 +54,7 @@ def test_every_option_is_taken() -> None:
             "expiry": 30,
             "local_expiry": 4.5,
             "remote_capacity": 7,
+            "remote_capacity_bytes": 1234,
             "local_capacity": 8,
             "capacity": 9,
             "channel_capacity": {"http.*": 10, pattern: 11},
@@ -74,6 +76,7 @@ def test_every_option_is_taken() -> None:
         expiry=30.0,
         local_expiry=4.5,
         remote_capacity=7,
+        remote_capacity_bytes=1234,
         local_capacity=8,
         capacity=9,
         channel_capacity={"http.*": 10, pattern: 11},
@@ -132,12 +135,14 @@ def test_no_limits() -> None:
         {
             "expiry": None,
             "remote_capacity": None,
+            "remote_capacity_bytes": None,
             "channel_capacity": None,
             "symmetric_encryption_keys": None,
         }
     )
     assert result.expiry is None
     assert result.remote_capacity is None
+    assert result.remote_capacity_bytes is None
     assert result.channel_capacity == {}
     assert result.symmetric_encryption_keys == ()
 
@@ -167,6 +172,7 @@ NUMBERS = [
     "expiry",
     "local_expiry",
     "remote_capacity",
+    "remote_capacity_bytes",
     "local_capacity",
     "capacity",
     "connect_timeout",
@@ -193,6 +199,17 @@ NUMBERS = [
 def test_what_is_no_number_in_range(option: str, value: object, problem: str) -> None:
     with pytest.raises(ValueError, match=f"^{option} must be a .*{problem}"):
         Settings.from_config({option: value})
+
+
+def test_room_for_the_largest_message() -> None:
+    problem = "^remote_capacity_bytes must be at least max_message_size .1001., not 1000: "
+    with pytest.raises(ValueError, match=problem):
+        Settings.from_config({"remote_capacity_bytes": 1000, "max_message_size": 1001})
+    result = Settings.from_config({"remote_capacity_bytes": 1000, "max_message_size": 1000})
+    assert result.remote_capacity_bytes == 1000
+    with pytest.raises(ValueError, match="remote_capacity_bytes must be at least"):
+        Settings.from_config({"max_message_size": 32 * 1024 * 1024 + 1})
+    Settings.from_config({"max_message_size": 2**30, "remote_capacity_bytes": None})
 
 
 @pytest.mark.parametrize(
@@ -223,6 +240,7 @@ def test_options_that_need_a_value(option: str) -> None:
         ("local_capacity", 65536, "from 1 to 65535, not 65536"),
         ("local_capacity", 10.0, "not float"),
         ("remote_capacity", 2**31, "not 2147483648"),
+        ("remote_capacity_bytes", 2**40 + 1, "not 1099511627777"),
         ("capacity", 1.5, "not float"),
         ("channel_capacity", [("a", 1)], "channel_capacity must be a dict, not list"),
         ("channel_capacity", {"a.*": 0}, "channel_capacity['a.*'] must be a whole number"),

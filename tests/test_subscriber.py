@@ -73,6 +73,7 @@ async def test_the_queue_and_the_private_exchange(
         assert queue.arguments == {
             "x-queue-type": "classic",
             "x-max-length": 8,
+            "x-max-length-bytes": 32 * 1024 * 1024,
             "x-overflow": "reject-publish",
             "x-message-ttl": 1500,
         }
@@ -125,10 +126,15 @@ async def test_the_queue_and_the_private_exchange(
 async def test_no_limits_are_no_arguments(open_layer: OpenLayer, broker: Broker) -> None:
     async with AmqpProxy(broker.url) as proxy:
         told = Told(proxy, commands.Queue.Declare)
-        layer = await open_layer(host=proxy.url, remote_capacity=None, expiry=None)
+        layer = await open_layer(
+            host=proxy.url, remote_capacity=None, remote_capacity_bytes=None, expiry=None
+        )
         await layer.new_channel()
         await connected(layer)
-        assert told.methods[0].arguments == {"x-queue-type": "classic"}
+        assert told.methods[0].arguments == {
+            "x-queue-type": "classic",
+            "x-overflow": "reject-publish",
+        }
 
 
 async def test_a_page_reload_costs_the_broker_nothing(
