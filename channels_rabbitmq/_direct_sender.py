@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
 
 from ._amqp.amqp_channels import CONFIRMED, Outcome, Route
 from ._amqp.futures import resolve
@@ -90,16 +91,22 @@ class DirectSender:
         self._lanes: dict[Route, _Lane] = {}
         self._unreachable: dict[Route, float] = {}  # until when, in loop time
 
-    async def send(self, route: Route, body: bytes, deadline: float) -> Outcome:
+    async def send(
+        self,
+        route: Route,
+        body: bytes,
+        deadline: float,
+        after: Callable[[], Awaitable[object]] | None = None,
+    ) -> Outcome:
         """Send; RETURNED means that nobody was there, after all tries.
 
-        ``deadline`` is that of ``Publisher.publish``. Raises BrokerUnavailable as that does, and
-        also if the time was over before all tries: either way nothing was sent. With one sender
-        that awaits each call, messages by one route arrive in order.
+        ``deadline`` and ``after`` are those of ``Publisher.publish``. Raises BrokerUnavailable as
+        that does, and also if the time was over before all tries: either way nothing was sent. With
+        one sender that awaits each call, messages by one route arrive in order.
         """
         # Who finds publishers blocked needn't wait for a turn to hear it.
         if not self._lanes or route not in self._lanes or self._publisher.is_blocked:
-            outcome = await self._publisher.publish(body, route, deadline)
+            outcome = await self._publisher.publish(body, route, deadline, after)
             if self._unreachable:
                 self._note_outcome(route, outcome)
             if (
@@ -116,7 +123,7 @@ class DirectSender:
             if not await lane.enter(deadline):
                 raise BrokerUnavailable(_NO_QUEUE_YET)
             try:
-                return await self._try_again(route, body, deadline)
+                return await self._try_again(route, body, deadline, after)
             finally:
                 lane.leave()
         finally:
@@ -128,13 +135,19 @@ class DirectSender:
         if outcome in (Outcome.CONFIRMED, Outcome.REFUSED):
             self._unreachable.pop(route, None)
 
-    async def _try_again(self, route: Route, body: bytes, deadline: float) -> Outcome:
+    async def _try_again(
+        self,
+        route: Route,
+        body: bytes,
+        deadline: float,
+        after: Callable[[], Awaitable[object]] | None,
+    ) -> Outcome:
         loop = asyncio.get_running_loop()
         begun_at = loop.time()
         retry_timeout = min(RETRY_TIMEOUT, (self._operation_timeout - _CONFIRM_TIMEOUT) / 2)
         pause = _FIRST_PAUSE
         while True:
-            outcome = await self._publisher.publish(body, route, deadline)
+            outcome = await self._publisher.publish(body, route, deadline, after)
             self._note_outcome(route, outcome)
             if outcome is not Outcome.RETURNED or self._is_unreachable(route):
                 return outcome

@@ -21,8 +21,9 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from channels.exceptions import ChannelFull
@@ -55,6 +56,8 @@ _ID_LENGTH = 16
 _RANDOM_LENGTH = 12
 _LONGEST_NAME = 99
 _MOST_ROUTES = 1000  # that are remembered
+# Seconds that a message needs, at most, from its writing to its confirm
+_TIME_TO_CONFIRM = 0.5
 
 
 def new_id() -> str:
@@ -199,11 +202,12 @@ class LoopLayer:
         """Send to one channel, of this or any other process."""
         body = self._codec.encode_for_channel(channel, message)
         deadline = self.loop.time() + self._operation_timeout
+        after = None
         if channel.startswith(self._prefix):
             # The message could only come back as long as our own queue isn't there.
             self._start_subscriber()
-            await self._subscriber.supervisor.wait_ready(deadline)
-        outcome = await self._direct_sender.send(self._route(channel), body, deadline)
+            after = self._wait_for_own_queue(deadline)
+        outcome = await self._direct_sender.send(self._route(channel), body, deadline, after)
         if outcome is CONFIRMED:
             return
         if outcome is Outcome.REFUSED:
@@ -217,6 +221,15 @@ class LoopLayer:
             self._reporter.report("unreachable", channel)
         elif outcome is Outcome.UNKNOWN:
             self._reporter.report("unknown", channel)
+
+    def _wait_for_own_queue(self, deadline: float) -> Callable[[], Awaitable[object]] | None:
+        """Return what to wait for before a message to a channel of ours is published, if at all."""
+        supervisor = self._subscriber.supervisor
+        if supervisor.connection is not None and supervisor.connection.is_open:
+            return None
+        # The rest is for those behind it, whose time may be over as soon.
+        rest = min(_TIME_TO_CONFIRM, self._operation_timeout / 2)
+        return partial(supervisor.wait_ready, deadline - rest)
 
     def _route(self, channel: str) -> Route:
         id_ = channel.partition("!")[0]
@@ -239,16 +252,11 @@ class LoopLayer:
         """Send to all channels of a group, in all processes."""
         body = self._codec.encode_for_group(group, message)
         deadline = self._deadline()
+        after = None
         if self._members.has_members(group) and not self._bindings.is_bound(group):
-            # After a reconnect. The other half of the time is for the other processes' sake.
-            try:
-                await self._subscriber.wait_bound(
-                    group, deadline - self._settings.operation_timeout / 2
-                )
-            except BrokerUnavailable as err:
-                logger.debug("group_send(%r) without members of this process: %s", group, err)
+            after = partial(self._wait_bound, group, deadline)  # after a reconnect
         outcome = await self._publisher.publish(
-            body, Route(self._settings.groups_exchange, group, mandatory=False), deadline
+            body, Route(self._settings.groups_exchange, group, mandatory=False), deadline, after
         )
         if outcome is Outcome.REFUSED:
             self._reporter.report("refused by a queue", group)
@@ -257,6 +265,13 @@ class LoopLayer:
             self._reporter.report("blocked", group)
         elif outcome is Outcome.UNKNOWN:
             self._reporter.report("unknown", group)
+
+    async def _wait_bound(self, group: str, deadline: float) -> None:
+        """Wait for the binding of a group; not for ever, since others have members in it too."""
+        try:
+            await self._subscriber.wait_bound(group, deadline - self._operation_timeout / 2)
+        except BrokerUnavailable as err:
+            logger.debug("group_send(%r) without members of this process: %s", group, err)
 
     # Groups
 

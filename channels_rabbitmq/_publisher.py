@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import carehare
 import pamqp.commands
 
 from ._amqp.amqp_channels import CONFIRMED, Outcome, PublisherChannel, Route
 from ._amqp.connection import Connection
+from ._outbox import Confirm, Outbox, WaitingMessage
 from ._settings import Settings
 from ._statistics import Counters
 from ._supervisor import Supervisor
@@ -33,7 +34,7 @@ _NOT_FOUND = 404  # AMQP 0-9-1, section 1.2
 
 
 class Publisher:
-    """Publishes on one connection, in the order of the calls.
+    """Publishes on one connection, in the order of the calls, also if they have to wait.
 
     ``on_no_exchange()`` is called when the groups exchange turns out to be gone: somebody deleted
     it, and with it everybody's bindings. (The reconnect declares it again.)
@@ -60,7 +61,10 @@ class Publisher:
         self._connection: Connection | None = None
         self._is_blocked = False
         self._blocked_at_set_up: asyncio.Future[None] | None = None
-        self._end_exc: Exception | None = None  # why the AMQP channel has ended
+        # The AMQP channel that set_up() has made, until ready(), and why it has ended.
+        self._new_amqp_channel: PublisherChannel | None = None
+        self._end_exc: Exception | None = None
+        self._outbox = Outbox(self._write_waiting, asyncio.get_running_loop().time)
         self.supervisor = Supervisor(self, settings, connection_name=connection_name)
         self._was_connected = False
         self.reconnected_at = float("-inf")  # loop time
@@ -88,16 +92,25 @@ class Publisher:
         await asyncio.wait([probe, blocked], return_when=asyncio.FIRST_COMPLETED)
         if amqp_channel.is_ended or (probe.done() and probe.result() is not Outcome.CONFIRMED):
             raise self._end_exc or carehare.ConnectionClosed("RabbitMQ took no message in time")
-        self._amqp_channel = amqp_channel
+        self._new_amqp_channel = amqp_channel
         self._connection = connection
 
     def ready(self) -> None:
+        self._amqp_channel, self._new_amqp_channel = self._new_amqp_channel, None
         if self._was_connected:
             self.reconnected_at = asyncio.get_running_loop().time()
         self._was_connected = True
+        if self._end_exc is not None:  # since set_up()
+            self._give_up(self._end_exc)
+        elif self._is_blocked:
+            self._outbox.refuse()
+        else:
+            self._outbox.drain()
 
     def lost(self, reason: str) -> None:
         self._amqp_channel = self._default_exchange_channel = self._connection = None
+        self._new_amqp_channel = None
+        self._outbox.look_again()
 
     def _accept_blocked(self, reason: str | None) -> None:
         self._is_blocked = reason is not None
@@ -105,13 +118,17 @@ class Publisher:
             logger.warning("publisher: RabbitMQ blocks publishers: %s", reason)
             if self._blocked_at_set_up is not None and not self._blocked_at_set_up.done():
                 self._blocked_at_set_up.set_result(None)
+            if self._amqp_channel is not None:
+                self._outbox.refuse()
         else:
             logger.info("publisher: RabbitMQ takes messages again")
 
     def _accept_end(self, exc: Exception) -> None:
         self._end_exc = exc
-        if self._amqp_channel is None:
-            return  # still in set_up(), which raises it
+        if self._amqp_channel is not None:  # Else it is still set up, which ends in this error.
+            self._give_up(exc)
+
+    def _give_up(self, exc: Exception) -> None:
         self._amqp_channel = None
         self.supervisor.give_up_connection(str(exc))
         if isinstance(exc, carehare.ChannelClosedByServer) and exc.reply_code == _NOT_FOUND:
@@ -130,28 +147,38 @@ class Publisher:
 
     # Publishing
 
-    async def publish(self, body: bytes, route: Route, deadline: float) -> Outcome:
+    async def publish(
+        self,
+        body: bytes,
+        route: Route,
+        deadline: float,
+        after: Callable[[], Awaitable[object]] | None = None,
+    ) -> Outcome:
         """Publish one message and return what became of it.
 
-        Waits for a connection, for the broker to read what others wrote, and for the confirm until
-        ``deadline`` (loop time). Raises BrokerUnavailable if there was no connection by then:
-        nothing was written. Cancelling it while it waits for the confirm takes nothing back.
+        Waits for a connection, for the broker to read what others wrote, for those that came before
+        and wait, for ``after()`` if there is one, and for the confirm until ``deadline`` (loop
+        time). Raises BrokerUnavailable if the time was over before it could be written, and what
+        ``after()`` raises: nothing was written. Cancelling it while it waits for the confirm takes
+        nothing back.
         """
         counters = self._counters
         amqp_channel = self._amqp_channel
-        if amqp_channel is None or self._is_blocked or not amqp_channel.takes_now():
-            amqp_channel = await self._wait_until_taken(len(body), deadline)
-            if amqp_channel is None:
+        if (
+            amqp_channel is None
+            or after is not None
+            or self._outbox
+            or self._is_blocked
+            or not amqp_channel.takes_now()
+        ):
+            confirm = await self._publish_in_turn(body, route, deadline, after)
+            if confirm is None:
                 counters.blocked += 1
                 return Outcome.BLOCKED
-        if not route.exchange:
-            try:
-                amqp_channel = self._for_default_exchange()
-            except (carehare.ChannelClosed, carehare.ConnectionClosed) as err:
-                raise BrokerUnavailable(str(err)) from err
-        counters.published += 1
+        else:
+            confirm = self._write(amqp_channel, body, route, deadline)
         try:
-            outcome = await amqp_channel.publish(body, route, deadline)
+            outcome = await confirm
         except BaseException:
             counters.cancelled += 1
             raise
@@ -167,21 +194,67 @@ class Publisher:
             counters.refused_by_a_queue += 1
         return outcome
 
-    async def _wait_until_taken(self, size: int, deadline: float) -> PublisherChannel | None:
-        """Wait until a body of ``size`` bytes may be published; None if that is blocked."""
-        has_waited = False  # for the broker to read: it is this message's turn
-        while True:
-            amqp_channel = self._amqp_channel
-            if amqp_channel is None or amqp_channel.is_ended:
-                await self.supervisor.wait_ready(deadline)
-            elif self._is_blocked:
-                return None
-            elif has_waited or amqp_channel.takes_now():
-                return amqp_channel
-            elif await amqp_channel.wait_writable(size, deadline):
-                has_waited = True
-            else:
-                return None
+    async def _publish_in_turn(
+        self,
+        body: bytes,
+        route: Route,
+        deadline: float,
+        after: Callable[[], Awaitable[object]] | None,
+    ) -> Confirm | None:
+        """Write a message when all that came before are written; None if that is blocked."""
+        if self.is_blocked:
+            return None
+        message = WaitingMessage(body, route, deadline)
+        self._outbox.add(message)
+        try:
+            if after is not None:
+                self.supervisor.start()  # for both at the same time
+                await after()
+            message.is_ready = True
+            self._outbox.drain()
+            await self._wait_done(message)
+        except BaseException as err:
+            if message.confirm is None:
+                raise
+            # It was written in the moment in which its time was over, or it was cancelled.
+            if not isinstance(err, BrokerUnavailable):
+                self._counters.cancelled += 1
+                raise
+        finally:
+            self._outbox.discard(message)
+        if message.error is not None:
+            raise message.error
+        return message.confirm
+
+    async def _wait_done(self, message: WaitingMessage) -> None:
+        while not message.is_done:
+            if self._amqp_channel is None or self._amqp_channel.is_ended:
+                await self.supervisor.wait_ready(message.deadline)
+            elif not await message.turn.wait(message.deadline) and not message.is_done:
+                if self._amqp_channel is None or self._amqp_channel.takes_now():
+                    raise BrokerUnavailable("Messages that came before were not sent in time")
+                message.finish()  # too slow: as good as blocked
+
+    def _write_waiting(self, message: WaitingMessage) -> Confirm | None:
+        amqp_channel = self._amqp_channel
+        if amqp_channel is None:
+            return None
+        if not amqp_channel.takes_now():
+            amqp_channel.call_when_writable(self._outbox.drain)
+            return None
+        return self._write(amqp_channel, message.body, message.route, message.deadline)
+
+    def _write(
+        self, amqp_channel: PublisherChannel, body: bytes, route: Route, deadline: float
+    ) -> Confirm:
+        if not route.exchange:
+            try:
+                amqp_channel = self._for_default_exchange()
+            except (carehare.ChannelClosed, carehare.ConnectionClosed) as err:
+                raise BrokerUnavailable(str(err)) from err
+        confirm = amqp_channel.publish(body, route, deadline)
+        self._counters.published += 1
+        return confirm
 
     def _for_default_exchange(self) -> PublisherChannel:
         amqp_channel = self._default_exchange_channel

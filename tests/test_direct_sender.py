@@ -30,7 +30,9 @@ class FakePublisher:
         self.tries: dict[str, int] = defaultdict(int)
         self.tried = asyncio.Event()
 
-    async def publish(self, body: bytes, route: Route, deadline: float) -> Outcome:
+    async def publish(
+        self, body: bytes, route: Route, deadline: float, after: object = None
+    ) -> Outcome:
         routing_key = route.routing_key
         await asyncio.sleep(0)  # as long as a confirm takes: others run
         self.tries[routing_key] += 1

@@ -208,10 +208,6 @@ async def test_transport_that_was_lost_gets_nothing(
 # Room
 
 
-def soon() -> float:
-    return asyncio.get_running_loop().time() + 10
-
-
 async def test_it_is_full_until_a_turns_writes_have_gone_out(
     transport: CoalescingTransport,
 ) -> None:
@@ -219,53 +215,51 @@ async def test_it_is_full_until_a_turns_writes_have_gone_out(
     assert not transport.is_full()
     transport.write(b"x")
     assert transport.is_full()
-    assert await transport.wait_writable(1, soon())
+    await turn()
     assert not transport.is_full()
 
 
 async def test_it_is_full_while_asyncios_buffer_is(transport: CoalescingTransport) -> None:
+    told: list[bool] = []
     transport.pause()
-    waiting = asyncio.create_task(transport.wait_writable(1, soon()))
+    assert transport.is_full()
+    transport.call_when_writable(lambda: told.append(transport.is_full()))
     await turn()
-    assert not waiting.done()
+    assert told == []
     transport.resume()
-    assert await waiting
-
-
-async def test_who_waits_in_vain_is_told_at_his_deadline(transport: CoalescingTransport) -> None:
+    assert told == [False]
     transport.pause()
-    assert not await transport.wait_writable(1, asyncio.get_running_loop().time() + 0.01)
     transport.resume()
-    assert await transport.wait_writable(1, soon())
+    assert told == [False]  # once
 
 
-async def test_those_who_wait_write_in_their_order_as_much_as_there_is_room_for(
+async def test_who_is_told_of_room_writes_as_much_as_there_is_room_for(
     transport: CoalescingTransport, below: FakeTransport
 ) -> None:
-    async def write(data: bytes) -> None:
-        assert await transport.wait_writable(len(data), soon())
-        transport.write(data)
-
-    transport.pause()
     half = HIGH_WATER // 2
-    writing = [asyncio.create_task(write(bytes([n]) * half)) for n in range(6)]
-    await turn()
-    writing[2].cancel()
-    transport.resume()
-    await asyncio.wait(writing)
-    await turn()
-    assert max(map(len, below.done)) == 2 * half
-    written = b"".join(below.done)
-    assert written[::half] == bytes([0, 1, 3, 4, 5])
+    waiting = [bytes([n]) * half for n in range(5)]
+
+    def write() -> None:
+        while waiting and not transport.is_full():
+            transport.write(waiting.pop(0))
+        if waiting:
+            transport.call_when_writable(write)
+
+    write()
+    for _ in range(4):
+        await turn()
+    assert list(map(len, below.done)) == [2 * half, 2 * half, half]
+    assert b"".join(below.done)[::half] == bytes(range(5))
 
 
-async def test_the_one_who_was_let_through_and_is_cancelled_lets_the_next_one_through(
-    transport: CoalescingTransport,
+async def test_asyncios_buffer_that_fills_with_a_flush_is_no_room(
+    transport: CoalescingTransport, below: FakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transport.pause()
-    waiting = [asyncio.create_task(transport.wait_writable(1, soon())) for _ in range(3)]
+    told: list[bool] = []
+    monkeypatch.setattr(below, "write", lambda data: transport.pause())
+    transport.write(b"x" * HIGH_WATER)
+    transport.call_when_writable(lambda: told.append(True))
     await turn()
+    assert told == []
     transport.resume()
-    waiting[0].cancel()
-    assert await waiting[1]
-    assert await waiting[2]
+    assert told == [True]

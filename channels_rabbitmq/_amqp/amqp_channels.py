@@ -352,17 +352,14 @@ class PublisherChannel(CallChannel):
     def takes_now(self) -> bool:
         """Whether ``publish`` would write now, and not too much waits to be written already.
 
-        (For the latter there is ``wait_writable``.)
+        (For the latter there is ``call_when_writable``.)
         """
         protocol = self._protocol
         return not self._ended and protocol.can_write and not protocol.transport.is_full()
 
-    async def wait_writable(self, size: int, deadline: float) -> bool:
-        """Wait until there is room for a body of ``size`` bytes, or the connection has ended.
-
-        Returns False if neither is so by ``deadline`` (loop time).
-        """
-        return await self._protocol.transport.wait_writable(size, deadline)
+    def call_when_writable(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once when there is room to write again: see the transport."""
+        self._protocol.transport.call_when_writable(callback)
 
     @property
     def unconfirmed(self) -> int:

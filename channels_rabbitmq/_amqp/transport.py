@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from .futures import resolve
-
 # Bytes that may wait to be written before senders have to wait: enough that a broker which is
 # merely busy never lacks work.
 HIGH_WATER = 1024 * 1024
@@ -20,8 +18,8 @@ class CoalescingTransport:
     trip: ``write_now`` is for what is probably alone.
 
     ``write`` and ``write_last`` take everything: replies and acks must not be held up. Who can wait
-    asks ``is_full`` before, and waits by ``wait_writable``: else a peer that doesn't read would
-    have memory fill up with what is sent to it.
+    asks ``is_full`` before, and waits by ``call_when_writable``: else a peer that doesn't read
+    would have memory fill up with what is sent to it.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -33,10 +31,7 @@ class CoalescingTransport:
         self._last: list[Callable[[], bytes]] = []  # what comes behind them
         self._is_flush_due = False
         self._is_paused = False  # asyncio's own buffer is above HIGH_WATER
-        # Who waits for room, in order, and for how many bytes; and the bytes of those who were let
-        # through and have yet to run.
-        self._waiting: dict[asyncio.Future[bool], int] = {}
-        self._promised = 0
+        self._on_writable: Callable[[], None] | None = None
 
     def flush_soon(self) -> None:
         """Write in the loop's next turn what there will be by then.
@@ -82,37 +77,23 @@ class CoalescingTransport:
         data = b"".join(chunks)
         if data and not self._transport.is_closing():
             self._transport.write(data)
-        self._let_write()
+        self._tell_writable()
 
     def is_full(self) -> bool:
-        """Whether senders should wait: too much waits to be written, or others wait already."""
-        return self._is_paused or self._size >= HIGH_WATER or bool(self._waiting or self._promised)
+        """Whether senders should wait: too much waits to be written."""
+        return self._is_paused or self._size >= HIGH_WATER
 
-    async def wait_writable(self, size: int, deadline: float) -> bool:
-        """Wait until there is room for ``size`` bytes, first come, first served.
+    def call_when_writable(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once, instead of the last one that was given, when there is room.
 
-        False if that isn't so by ``deadline`` (loop time). Also True when the connection has
-        ended: whoever waits has to see for himself.
+        For who has found it full. Also when the connection has ended.
         """
-        future: asyncio.Future[bool] = self._loop.create_future()
-        timer = self._loop.call_at(deadline, resolve, future, False)
-        self._waiting[future] = size
-        self._loop.call_soon(self._let_write)
-        try:
-            return await future
-        finally:
-            timer.cancel()
-            if self._waiting.pop(future, None) is None:
-                self._promised -= size  # It was let through, and writes in this very turn.
-            self._loop.call_soon(self._let_write)
+        self._on_writable = callback
 
-    def _let_write(self) -> None:
-        """Let as many of those who wait go on as there is room for."""
-        while self._waiting and not self._is_paused and self._size + self._promised < HIGH_WATER:
-            future, size = next(iter(self._waiting.items()))
-            del self._waiting[future]
-            self._promised += size
-            resolve(future, True)
+    def _tell_writable(self) -> None:
+        if self._on_writable is not None and not self.is_full():
+            callback, self._on_writable = self._on_writable, None
+            callback()
 
     def pause(self) -> None:
         """asyncio's buffer is full."""
@@ -121,7 +102,7 @@ class CoalescingTransport:
     def resume(self) -> None:
         """asyncio's buffer has drained, or the connection has ended."""
         self._is_paused = False
-        self._let_write()
+        self._tell_writable()
 
     def close(self) -> None:
         """Close once everything that was written has gone out."""
