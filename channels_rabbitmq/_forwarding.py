@@ -29,7 +29,7 @@ from typing import Any
 from channels.exceptions import StopConsumer
 
 from ._amqp.connection import Connection
-from ._loop_layer import LoopLayer, UserConnection, connection_name, new_id
+from ._loop_layer import LoopLayer, UserConnection, new_id
 from ._mailbox import Loan
 from ._settings import Settings
 from .exceptions import BrokerUnavailable
@@ -354,9 +354,7 @@ class SyncForwarder(Forwarder):
         """Return an open connection of this loop's; the loop's end closes it."""
         self._require_open()
         if self._user_connection is None:
-            self._user_connection = UserConnection(
-                self._settings, connection_name=connection_name(UserConnection.name, new_id())
-            )
+            self._user_connection = UserConnection(self._settings, new_id())
         deadline = asyncio.get_running_loop().time() + self._settings.operation_timeout
         return await self._user_connection.supervisor.wait_ready(deadline)
 

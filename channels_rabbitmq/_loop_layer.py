@@ -80,8 +80,10 @@ class UserConnection:
 
     name = "carehare_connection"
 
-    def __init__(self, settings: Settings, *, connection_name: str) -> None:
-        self.supervisor = Supervisor(self, settings, connection_name=connection_name)
+    def __init__(self, settings: Settings, id_: str) -> None:
+        self.supervisor = Supervisor(
+            self, settings, id_=id_, connection_name=connection_name(self.name, id_)
+        )
 
     async def set_up(self, connection: Connection) -> None:
         pass
@@ -154,14 +156,13 @@ class LoopLayer:
         self._publisher = Publisher(
             settings,
             self.counters,
+            id_=self.id,
             connection_name=connection_name(Publisher.name, self.id),
             on_no_exchange=self._accept_no_exchange,
         )
         self._direct_sender = DirectSender(self._publisher, settings.operation_timeout)
         self._routes: dict[str, Route] = {}  # by id
-        self._user_connection = UserConnection(
-            settings, connection_name=connection_name(UserConnection.name, self.id)
-        )
+        self._user_connection = UserConnection(settings, self.id)
         # One that has reached the broker saves the others the rest of their back-off.
         self._supervisors = [
             self._subscriber.supervisor,

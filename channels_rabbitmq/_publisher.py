@@ -47,6 +47,7 @@ class Publisher:
         settings: Settings,
         counters: Counters,
         *,
+        id_: str,
         connection_name: str,
         on_no_exchange: Callable[[], None],
     ) -> None:
@@ -65,7 +66,7 @@ class Publisher:
         self._new_amqp_channel: PublisherChannel | None = None
         self._end_exc: Exception | None = None
         self._outbox = Outbox(self._write_waiting, asyncio.get_running_loop().time)
-        self.supervisor = Supervisor(self, settings, connection_name=connection_name)
+        self.supervisor = Supervisor(self, settings, id_=id_, connection_name=connection_name)
         self._was_connected = False
         self.reconnected_at = float("-inf")  # loop time
 
@@ -115,13 +116,13 @@ class Publisher:
     def _accept_blocked(self, reason: str | None) -> None:
         self._is_blocked = reason is not None
         if self._is_blocked:
-            logger.warning("publisher: RabbitMQ blocks publishers: %s", reason)
+            logger.warning("%s: RabbitMQ blocks publishers: %s", self.supervisor.name, reason)
             if self._blocked_at_set_up is not None and not self._blocked_at_set_up.done():
                 self._blocked_at_set_up.set_result(None)
             if self._amqp_channel is not None:
                 self._outbox.refuse()
         else:
-            logger.info("publisher: RabbitMQ takes messages again")
+            logger.info("%s: RabbitMQ takes messages again", self.supervisor.name)
 
     def _accept_end(self, exc: Exception) -> None:
         self._end_exc = exc
@@ -267,4 +268,6 @@ class Publisher:
     def _accept_refusal(self, exc: Exception) -> None:
         if not self._refusal_logged:
             self._refusal_logged = True
-            logger.warning("publisher: RabbitMQ refused a message for version 4.x: %s", exc)
+            logger.warning(
+                "%s: RabbitMQ refused a message for version 4.x: %s", self.supervisor.name, exc
+            )

@@ -64,7 +64,7 @@ class Subscriber:
         self._was_ready = False
         self._loss: str | None = None  # the reason told, until all groups are bound again
         self._loop = asyncio.get_running_loop()
-        self.supervisor = Supervisor(self, settings, connection_name=connection_name)
+        self.supervisor = Supervisor(self, settings, id_=id_, connection_name=connection_name)
         self.queue = ""  # the present connection's, while there is one
         self._declarations: Declarations | None = None  # of the present connection, or the last
         self._number = 0  # of the connection
@@ -229,7 +229,8 @@ class Subscriber:
         if command.bind:
             self._refusals[command.group] = describe(exc)
         logger.error(
-            "subscriber: RabbitMQ refused to %s the group %r: %s",
+            "%s: RabbitMQ refused to %s the group %r: %s",
+            self.supervisor.name,
             "bind" if command.bind else "unbind",
             command.group,
             describe(exc),

@@ -119,7 +119,8 @@ def describe(exc: BaseException) -> str:
 class Supervisor:
     """Owns the task, and the one connection that it keeps open, for a ``Role``."""
 
-    def __init__(self, role: Role, settings: Settings, *, connection_name: str) -> None:
+    def __init__(self, role: Role, settings: Settings, *, id_: str, connection_name: str) -> None:
+        self.name = f"{role.name} {id_}"  # in logs
         self._role = role
         self._settings = settings
         self._connection_name = connection_name
@@ -138,12 +139,13 @@ class Supervisor:
         self.state = State.IDLE
         # Since when it is connected, or isn't; by the wall clock, since it is for people.
         self._since = time.time()
+        self._away_since = 0.0  # time.monotonic(): when it was asked for, or lost
         self._url: BrokerUrl | None = None  # of the connection, while READY
         self._times_connected = 0
         self.last_reason = ""  # why there is no connection, or why the last one was lost
 
     def __repr__(self) -> str:
-        return f"<Supervisor {self._role.name}: {self.state.value}>"
+        return f"<Supervisor {self.name}: {self.state.value}>"
 
     def statistics(self) -> ConnectionStatistics:
         """Tell how it is. From any thread."""
@@ -163,6 +165,7 @@ class Supervisor:
         """Connect, if nobody asked for it before. Must be called on the loop that it serves."""
         if self._task is None and self.state is not State.CLOSED:
             self._set_state(State.CONNECTING)
+            self._away_since = time.monotonic()
             # In a context of its own: the first caller's would live as long as the connection.
             self._task = contextvars.Context().run(
                 asyncio.get_running_loop().create_task,
@@ -224,7 +227,7 @@ class Supervisor:
 
     def _set_state(self, state: State) -> None:
         if state is not self.state and self.state is not State.CLOSED:
-            logger.debug("%s: %s -> %s", self._role.name, self.state.value, state.value)
+            logger.debug("%s: %s -> %s", self.name, self.state.value, state.value)
             if self.state is State.IDLE or state in (State.READY, State.CLOSED):
                 self._since = time.time()
             self.state = state
@@ -258,7 +261,7 @@ class Supervisor:
                 delay = min(delay, _with_jitter(_LONGEST_DELAY))
             self._set_state(State.WAITING)
             self._attempt.wake()
-            logger.info("%s: reconnecting in %.1f s: %s", self._role.name, delay, self.last_reason)
+            logger.debug("%s: reconnecting in %.1f s: %s", self.name, delay, self.last_reason)
             await self._pause.wait(loop.time() + delay)
 
     async def _connect_and_serve(self, url: BrokerUrl) -> bool:
@@ -282,7 +285,7 @@ class Supervisor:
             self._url = url
             self._times_connected += 1
             self._set_state(State.READY)
-            logger.info("%s: connected to %s", self._role.name, url)
+            self._log_connected(url)
             self._role.ready()
             self._waiters.wake()
             self._attempt.wake()
@@ -300,12 +303,13 @@ class Supervisor:
         except Exception as err:
             # Not expected, so with its traceback; and survived all the same.
             self.last_reason = describe(err)
-            logger.exception("%s: unexpected error", self._role.name)
+            logger.exception("%s: unexpected error", self.name)
         finally:
             self.connection = self._url = None
             self._given_up = None
             if was_ready and self.state is not State.CLOSED:
                 self._since = time.time()
+                self._away_since = time.monotonic()
             self._tell_lost()
             if self.state is not State.CLOSED:
                 self._log_loss(url, was_ready)
@@ -322,14 +326,14 @@ class Supervisor:
         if exc is None:
             return "closed on this side"
         if not isinstance(exc, _CONNECTION_TROUBLE):
-            logger.error("%s: unexpected error", self._role.name, exc_info=exc)
+            logger.error("%s: unexpected error", self.name, exc_info=exc)
         return describe(exc)
 
     def _tell_lost(self) -> None:
         try:
             self._role.lost(self.last_reason)
         except Exception:
-            logger.exception("%s: unexpected error", self._role.name)
+            logger.exception("%s: unexpected error", self.name)
 
     async def _connect(self, connection: Connection, deadline: float) -> None:
         await connection.connect(deadline)
@@ -341,12 +345,20 @@ class Supervisor:
                 raise exc from None
             raise
 
+    def _log_connected(self, url: BrokerUrl) -> None:
+        """Tell the end of an outage as loudly as its beginning was told."""
+        seconds = time.monotonic() - self._away_since
+        if self._times_connected > 1:
+            logger.warning("%s: connected again to %s after %.1f s", self.name, url, seconds)
+        elif self.last_reason:
+            logger.warning("%s: connected to %s after %.1f s", self.name, url, seconds)
+        else:
+            logger.info("%s: connected to %s", self.name, url)
+
     def _log_loss(self, url: BrokerUrl, was_ready: bool) -> None:
         """Warn of a loss; of an attempt that failed only when there is news, or now and then."""
         if was_ready:
-            logger.warning(
-                "%s: lost the connection to %s: %s", self._role.name, url, self.last_reason
-            )
+            logger.warning("%s: lost the connection to %s: %s", self.name, url, self.last_reason)
             return
         now = time.monotonic()
         recent = {key: at for key, at in self._warned_at.items() if now - at < _REMINDER_INTERVAL}
@@ -355,4 +367,4 @@ class Supervisor:
         news = (url, re.sub(r"\d+", "0", self.last_reason))
         if news not in recent:
             recent[news] = now
-            logger.warning("%s: cannot connect to %s: %s", self._role.name, url, self.last_reason)
+            logger.warning("%s: cannot connect to %s: %s", self.name, url, self.last_reason)

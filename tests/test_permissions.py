@@ -159,7 +159,7 @@ async def must_be_refused(
         with pytest.raises(BrokerUnavailable, match=words):
             await layer.group_send(GROUP, MESSAGE)
     await layer.close()
-    assert first.startswith(f"WARNING {role}: cannot connect to amqp://")
+    assert re.match(f"WARNING {role} .*: cannot connect to amqp://", first)
     assert re.search(words, first)
     others = [line for line in lines.rest() if not line.startswith("INFO")]
     # More attempts were made, and weren't worth a line: the numbers in names aside.
@@ -184,7 +184,7 @@ class TestEnough:
         for _ in range(2):
             await asyncio.to_thread(user.disconnect)
             for _ in range(4):
-                await lines.next("INFO (subscriber|publisher): connected")
+                await lines.next("(INFO|WARNING) (subscriber|publisher) .*: connected")
             await must_work(layer)
             channel = await layer.new_channel()
             await other.send(channel, MESSAGE)
@@ -341,10 +341,10 @@ class TestMissing:
         # Until the connections end, the broker goes by what it has looked up before.
         await asyncio.to_thread(user.allow, ONLY_PUBLISHING)
         await asyncio.to_thread(user.disconnect)
-        await lines.next("WARNING subscriber: lost the connection .*320 CONNECTION_FORCED")
-        await lines.next("WARNING subscriber: cannot connect .*403 ACCESS_REFUSED")
+        await lines.next("WARNING subscriber .*: lost the connection .*320 CONNECTION_FORCED")
+        await lines.next("WARNING subscriber .*: cannot connect .*403 ACCESS_REFUSED")
         await asyncio.to_thread(user.allow, EVERYTHING)
-        await lines.next("INFO subscriber: connected")
+        await lines.next("WARNING subscriber .*: connected again")
         await until_available(lambda: layer.send(channel, MESSAGE))
         assert await asyncio.wait_for(waiting, 10) == MESSAGE
 
@@ -397,7 +397,7 @@ class TestRefusedConnections:
         await must_be_refused(layer, lines, role, words)
         patient = await open_one()
         waiting = asyncio.create_task(patient.receive(await patient.new_channel()))
-        await lines.next("WARNING subscriber: cannot connect")
+        await lines.next("WARNING subscriber .*: cannot connect")
         await asyncio.to_thread(call_as_admin, user, "exchange_delete", "groups")
         await must_work(patient)
         waiting.cancel()
@@ -411,11 +411,11 @@ class TestLimits:
         user.broker.ctl("set_user_limits", user.name, '{"max-connections": 1}')
         layer = await open_one()
         channel = await layer.new_channel()
-        await lines.next("INFO subscriber: connected")
+        await lines.next("INFO subscriber .*: connected")
         with pytest.raises(BrokerUnavailable, match=r"530 NOT_ALLOWED .*limit \(1\) is reached"):
             await layer.send(channel, MESSAGE)
         line = await lines.next("WARNING")
-        assert line.startswith("WARNING publisher: cannot connect")
+        assert re.match("WARNING publisher .*: cannot connect", line)
         assert "user connection limit (1) is reached" in line
         args = ("set_user_limits", user.name, '{"max-connections": 2}')
         await asyncio.to_thread(user.broker.ctl, *args)

@@ -57,12 +57,12 @@ async def test_blocked_while_connecting(open_layer: OpenLayer, broker: Broker) -
         with log_lines() as lines:
             with pytest.raises(ChannelFull, match="low on memory"):
                 await layer.send(channel, MESSAGE)
-            await lines.next("WARNING publisher: RabbitMQ blocks publishers: low on tests")
+            await lines.next("WARNING publisher .*: RabbitMQ blocks publishers: low on tests")
             await layer.group_send("g", MESSAGE)
             assert layer._loop_layer().counters.blocked == 2
             await lines.next("1 group message dropped: RabbitMQ blocks publishers: g ")
             proxy.inject(commands.Connection.Unblocked())
-            await lines.next("INFO publisher: RabbitMQ takes messages again")
+            await lines.next("INFO publisher .*: RabbitMQ takes messages again")
         await layer.send(channel, MESSAGE)
         assert await layer.receive(channel) == MESSAGE
 
@@ -114,7 +114,7 @@ async def test_a_body_too_large_for_the_broker_costs_a_reconnect_not_the_layer(
         )
         with log_lines() as lines:
             await layer.group_send("g", MESSAGE)
-            await lines.next("WARNING publisher: lost .* 406 PRECONDITION_FAILED")
+            await lines.next("WARNING publisher .*: lost .* 406 PRECONDITION_FAILED")
         assert layer._loop_layer().counters.unknown == 1
         await layer.group_send("g", MESSAGE)
         assert layer._loop_layer().counters.unknown == 1

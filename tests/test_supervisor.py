@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import re
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -98,7 +99,7 @@ class FakeRole:
 
 def make(role: FakeRole, *urls: str, connect_timeout: float = 30) -> Supervisor:
     settings = Settings.from_config({"host": list(urls), "connect_timeout": connect_timeout})
-    return Supervisor(role, settings, connection_name="test role")
+    return Supervisor(role, settings, id_="crq.a", connection_name="test role")
 
 
 async def end(supervisor: Supervisor) -> None:
@@ -297,9 +298,11 @@ async def test_reconnects_when_the_connection_is_lost(
         lost = "RabbitMQ closed the connection: 320 CONNECTION_FORCED - bye"
         assert role.events == ["ready", lost, "ready", lost, "ready"]
         assert [line.split(" to ")[0] for line in warnings(logged)] == [
-            "role: lost the connection"
+            "role crq.a: lost the connection",
+            "role crq.a: connected again",
         ] * 2
-        assert all(lost in line for line in warnings(logged))
+        assert all(lost in line for line in warnings(logged)[::2])
+        assert all(re.search(r" after \d+\.\d s$", line) for line in warnings(logged)[1::2])
         await end(supervisor)
 
 
@@ -318,9 +321,10 @@ async def test_connection_that_is_given_up_is_closed_and_replaced(
         assert second is not first
         assert not first.is_open
         assert role.events == ["ready", "it is deaf", "ready"]
-        assert warnings(logged) == [
-            f"role: lost the connection to amqp://guest@127.0.0.1:{broker.port}/%2F: it is deaf"
-        ]
+        url = f"amqp://guest@127.0.0.1:{broker.port}/%2F"
+        lost, again = warnings(logged)
+        assert lost == f"role crq.a: lost the connection to {url}: it is deaf"
+        assert again.startswith(f"role crq.a: connected again to {url} after ")
         await end(supervisor)
 
 
@@ -634,11 +638,12 @@ async def test_same_reason_is_one_warning(logged: pytest.LogCaptureFixture) -> N
     await role.until_events(8)
     await end(supervisor)
     (line,) = warnings(logged)
-    assert line.startswith("role: cannot connect to amqp://guest@127.0.0.1:")
+    assert line.startswith("role crq.a: cannot connect to amqp://guest@127.0.0.1:")
     assert "Connect call failed" in line
     assert not [record for record in logged.records if record.exc_info]
-    infos = [line for line in warnings(logged, logging.INFO) if "reconnecting in" in line]
-    assert len(infos) >= 7
+    assert warnings(logged, logging.INFO) == [line]
+    attempts = [line for line in warnings(logged, logging.DEBUG) if "reconnecting in" in line]
+    assert len(attempts) >= 7
 
 
 @pytest.mark.usefixtures("fast")
@@ -665,7 +670,9 @@ async def test_another_reason_is_another_warning(logged: pytest.LogCaptureFixtur
         supervisor = make(role, broker.url)
         await supervisor.wait_ready(soon())
         await end(supervisor)
-    assert [line.rpartition(": ")[2] for line in warnings(logged)] == ["one", "two"]
+    *lines, end_of_the_outage = warnings(logged)
+    assert [line.rpartition(": ")[2] for line in lines] == ["one", "two"]
+    assert re.search("crq.a: connected to .* after", end_of_the_outage)
 
 
 @pytest.mark.usefixtures("fast")
@@ -678,7 +685,7 @@ async def test_reminder_of_the_same_reason(
         supervisor = make(role, broker.url)
         await supervisor.wait_ready(soon())
         await end(supervisor)
-    assert len(warnings(logged)) == 3
+    assert len([line for line in warnings(logged) if "cannot connect" in line]) == 3
 
 
 @pytest.mark.usefixtures("fast")
@@ -718,9 +725,9 @@ async def test_states_are_logged(logged: pytest.LogCaptureFixture) -> None:
         await supervisor.wait_ready(soon())
         await end(supervisor)
     assert [line for line in warnings(logged, logging.DEBUG) if "->" in line] == [
-        "role: idle -> connecting",
-        "role: connecting -> connected",
-        "role: connected -> closed",
+        "role crq.a: idle -> connecting",
+        "role crq.a: connecting -> connected",
+        "role crq.a: connected -> closed",
     ]
 
 
@@ -1000,6 +1007,7 @@ async def test_real_refusal_of_the_set_up_is_survived(
         supervisor = make(role, proxy.url)
         await supervisor.wait_ready(soon())
         assert (proxy.opened, len(proxy.links)) == (4, 1)
-        (line,) = warnings(logged)
+        line, end_of_the_outage = warnings(logged)
         assert "RabbitMQ closed the" in line
+        assert "connected to" in end_of_the_outage
         await end(supervisor)
