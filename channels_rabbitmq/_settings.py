@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from ._amqp.url import BrokerUrl
 from ._foreign_options import describe_unknown, notes_for
+from ._hosts import read_hosts
 from ._mistakes import Mistakes, collected, read_each
 
 # As a new RabbitMQ has it.
@@ -147,26 +148,6 @@ def _check_ssl_context(values: Mapping[str, Any]) -> None:
                 "ssl_context excludes the parameters cacertfile, certfile, keyfile and "
                 "verify_none in host: they would be ignored"
             )
-
-
-def _read_host(name: str, value: object) -> tuple[BrokerUrl, ...]:
-    if isinstance(value, str):
-        return (_read_url(name, value),)
-    if not isinstance(value, (list, tuple)):
-        raise ValueError(f"{name} must be a URL or a list of URLs, not {_type_name(value)}")
-    if not value:
-        raise ValueError(f"{name} must be a URL or a list of URLs; the list is empty")
-    return tuple(read_each(_read_url, [(f"{name}[{i}]", url) for i, url in enumerate(value)]))
-
-
-def _read_url(name: str, value: object) -> BrokerUrl:
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be a URL, a str, not {_type_name(value)}")
-    try:
-        return BrokerUrl.parse(value)
-    except ValueError as exc:
-        problem = str(exc)
-    raise ValueError(f"{name}: {problem}")
 
 
 def _read_ssl_context(name: str, value: object) -> ssl.SSLContext | None:
@@ -329,7 +310,7 @@ def _type_name(value: object) -> str:
 
 # What a project may set: the default, and what reads a value.
 OPTIONS: Mapping[str, tuple[object, Callable[[str, object], object]]] = {
-    "host": (DEFAULT_HOST, _read_host),
+    "host": (DEFAULT_HOST, read_hosts),
     "ssl_context": (None, _read_ssl_context),
     "expiry": (60, _or_none(_seconds(_SHORTEST_EXPIRY, _LONGEST_EXPIRY))),
     "local_expiry": (None, _or_none(_seconds(0, _LONGEST_LOCAL_EXPIRY))),

@@ -56,6 +56,7 @@ from channels_rabbitmq import (
 )
 from channels_rabbitmq._amqp import url as broker_url
 from channels_rabbitmq._amqp.url import BrokerUrl
+from channels_rabbitmq._hosts import read_hosts
 from channels_rabbitmq._settings import Settings
 from channels_rabbitmq._statistics import (
     ConnectionStatistics,
@@ -175,6 +176,21 @@ def test_every_parameter_of_the_url_is_there_with_its_default() -> None:
         assert BrokerUrl.parse(url) == BrokerUrl.parse("amqps://127.0.0.1")
 
 
+def test_the_urls_of_other_tools() -> None:
+    text = plain()
+    both = text[text.index("- ``pyamqp``") : text.index("Parameters are those of")]
+    without, _, with_tls = both.partition(";")
+    for tls, part in ((False, without), (True, with_tls)):
+        *schemes, target = re.findall("``([^`]+)``", part)
+        assert target == ("amqps" if tls else "amqp")
+        assert {*schemes, target} == {
+            scheme for scheme, is_tls in broker_url._SCHEMES.items() if is_tls == tls
+        }
+    [several] = re.findall(r"``(amqp://web:secret@a,[^`]*)``", text)
+    first, second = read_hosts("host", several)
+    assert [str(first), str(second)] == ["amqp://web@a:5672/asgi", "amqp://web@b:5673/asgi"]
+
+
 def test_the_defaults_of_the_url() -> None:
     assert "user and password are ``guest``, the virtual host is ``/``" in plain()
     url = BrokerUrl.parse("amqp://127.0.0.1")
@@ -246,6 +262,7 @@ def test_numbers() -> None:
         f"``local_expiry`` (seconds up to {_settings._LONGEST_LOCAL_EXPIRY:g}",
         f"messages, 1 to {_settings._LARGEST_LOCAL_CAPACITY};",
         f"seconds, at least {_settings._SHORTEST_EXPIRY:g}",
+        f"milliseconds, at least {broker_url._SHORTEST_CONNECTION_TIMEOUT};",
         f"silent after {1.5 * broker_url.DEFAULT_HEARTBEAT:g} seconds",
         f"one and a half heartbeats ({1.5 * broker_url.DEFAULT_HEARTBEAT:g} seconds)",
         f"about three heartbeats ({3 * broker_url.DEFAULT_HEARTBEAT:g} seconds)",

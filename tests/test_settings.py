@@ -268,7 +268,7 @@ def test_options_that_need_a_value(option: str) -> None:
         ("on_disconnect", lambda: "hush", "on_disconnect is called with two arguments"),
         ("host", {"amqp://a:hush@b"}, "host must be a URL or a list of URLs, not set"),
         ("host", [], "host must be a URL or a list of URLs; the list is empty"),
-        ("host", "", "host: the URL must start with amqp://"),
+        ("host", "", "host must be a URL, but is empty; is an environment variable missing?"),
         ("host", "a:hush@b", "host: the URL must start with amqp://"),
         ("host", "amqp://a:hu/sh@b", "host: the URL has an @"),
         ("host", ["amqp://b", "amqp://a:hush@:1"], "host[1]: the URL names no host"),

@@ -69,6 +69,8 @@ def test_the_default_port_with_tls_is_5671() -> None:
         ("", "/"),
         ("/", "/"),
         ("/%2F", "/"),
+        ("//", "/"),
+        ("//?heartbeat=3", "/"),
         ("/%2f", "/"),
         ("/asgi", "asgi"),
         ("/%2Fasgi%2f", "/asgi/"),
@@ -126,6 +128,29 @@ def test_host_and_port(address: str, host: str, port: int) -> None:
         assert (url.host, url.port, url.virtual_host) == (host, port, "asgi")
 
 
+@pytest.mark.parametrize(
+    ("scheme", "tls"),
+    [
+        ("AMQP", False),
+        ("amqpS", True),
+        ("pyamqp", False),
+        ("librabbitmq", False),
+        ("rabbitmq", False),
+        ("rabbitmqs", True),
+        ("amqp+ssl", True),
+        ("AMQP+TLS", True),
+    ],
+)
+def test_schemes(scheme: str, tls: bool) -> None:
+    url = BrokerUrl.parse(f"{scheme}://broker/asgi")
+    assert (url.tls, url.port) == (tls, 5671 if tls else 5672)
+    assert str(url).startswith("amqps://guest@" if tls else "amqp://guest@")
+
+
+def test_the_shortest_connection_timeout() -> None:
+    assert BrokerUrl.parse("amqp://broker?connection_timeout=100").connection_timeout == 0.1
+
+
 def test_heartbeat_and_channel_max_of_zero() -> None:
     """0 turns heartbeats off; for channel_max AMQP means "no limit" by it."""
     url = BrokerUrl.parse("amqp://broker?heartbeat=0&channel_max=0")
@@ -165,7 +190,14 @@ def test_heartbeat_and_channel_max_of_zero() -> None:
         ("amqp://broker:amqp", "from 1 to 65535"),
         ("amqp://broker:٥٦٧٢", "from 1 to 65535"),
         ("amqp://broker/a/b", "unescaped /"),
-        ("amqp://broker//", "unescaped /"),
+        ("amqp://broker//asgi", "unescaped /"),
+        ("amqp://broker/asgi/", "unescaped /"),
+        ("amqp://broker///", "unescaped /"),
+        ("redis://broker", "must start with amqp:// or amqps://, such as amqp://user:password@"),
+        ("redis://broker", "redis:// is Redis's"),
+        ("http://broker:15672", "http:// is for RabbitMQ's management"),
+        ("amqp://broker/asgi # production", "followed by a comment"),
+        ("amqp://a:b #c@broker", "white space or a control character"),
         ("amqp://broker/" + 128 * "v", "longer than 127 characters"),
         ("amqp://broker/" + 127 * "\U0001f407", "or 255 bytes"),
         ("amqp://broker/%FF", "virtual host is not valid UTF-8"),
@@ -188,6 +220,12 @@ def test_heartbeat_and_channel_max_of_zero() -> None:
         ("amqp://broker?heartbeat=5&heartbeat=5", "heartbeat is given more than once"),
         ("amqp://broker?connection_timeout=0", "connection_timeout must be a whole number"),
         ("amqp://broker?connection_timeout=infinity", "connection_timeout must be"),
+        (
+            "amqp://broker?connection_timeout=30",
+            "connection_timeout is in milliseconds, and 30 are too few; for 30 seconds write "
+            "connection_timeout=30000",
+        ),
+        ("amqp://broker?connection_timeout=99", "connection_timeout is in milliseconds"),
         ("amqp://broker?channel_max=65536", "channel_max must be a whole number"),
         ("amqp://broker?channel_max=1", "channel_max must be at least 2"),
         ("amqp://broker?hartbeat=5", "unknown query parameter hartbeat; known are heartbeat,"),

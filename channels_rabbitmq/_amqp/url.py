@@ -17,12 +17,37 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 
+# What to write, for errors.
+FORM = "amqp://user:password@host:port/vhost"
+
 DEFAULT_HEARTBEAT = 20
+"""Seconds; RabbitMQ's own 60 would notice a half-open connection after minutes."""
 # Characters: what pamqp lets pass.
 _LONGEST_VIRTUAL_HOST = 127
-"""Seconds; RabbitMQ's own 60 would notice a half-open connection after minutes."""
 
-_DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
+# Whether it is TLS. Besides RabbitMQ's own: those of kombu, of .NET, and of hosted RabbitMQs.
+_SCHEMES = {
+    "amqp": False,
+    "amqps": True,
+    "pyamqp": False,
+    "pyamqps": True,
+    "librabbitmq": False,
+    "rabbitmq": False,
+    "rabbitmqs": True,
+    "amqp+ssl": True,
+    "amqp+tls": True,
+}
+_OTHER_SCHEMES = {
+    "redis": "is Redis's",
+    "rediss": "is Redis's",
+    "http": "is for RabbitMQ's management, at a port of its own",
+    "https": "is for RabbitMQ's management, at a port of its own",
+    "mqtt": "is for MQTT",
+    "mqtts": "is for MQTT",
+    "stomp": "is for STOMP",
+}
+# Milliseconds. Whoever writes less means seconds.
+_SHORTEST_CONNECTION_TIMEOUT = 100
 _TLS_PARAMETERS = ("cacertfile", "certfile", "keyfile", "verify", "server_name_indication")
 _PARAMETERS = (
     "heartbeat",
@@ -33,7 +58,7 @@ _PARAMETERS = (
 )
 
 _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029]")
-_END_OF_AUTHORITY = re.compile(r"[/?#]")
+END_OF_AUTHORITY = re.compile(r"[/?#]")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _NOT_IN_HOST = re.compile(r"[\x00-\x20\x7f/?#@:\[\]<>\\^`{|}\"%]")
 
@@ -76,19 +101,20 @@ class BrokerUrl:
         they are ``guest``, ``guest`` and ``/``, and the port is 5672, or 5671
         with TLS. A path of ``/`` also means the virtual host ``/``: the
         specification's reading of it, a virtual host with an empty name, is
-        never meant.
+        never meant. So does ``//``, as kombu writes it. Schemes that other
+        tools have for the same are taken, too.
 
         Raises ``ValueError``, whose text never holds the password, for
         anything else. Nothing is looked up and no file is opened.
         """
         scheme, separator, rest = url.partition("://")
-        scheme = scheme.lower()
-        if not separator or scheme not in _DEFAULT_PORTS:
-            raise ValueError("the URL must start with amqp:// or amqps://")
+        tls = _SCHEMES.get(scheme.lower()) if separator else None
+        if tls is None:
+            raise ValueError(_describe_scheme(scheme.lower()))
         if _UNPRINTABLE.search(rest):
-            raise ValueError("the URL holds white space or a control character; percent-encode it")
+            raise ValueError(_describe_unprintable(rest))
 
-        end = _END_OF_AUTHORITY.search(rest)
+        end = END_OF_AUTHORITY.search(rest)
         authority, tail = (rest[: end.start()], rest[end.start() :]) if end else (rest, "")
         if "@" in tail:
             raise ValueError(
@@ -100,10 +126,9 @@ class BrokerUrl:
             raise ValueError("the URL holds a #; percent-encode it (%23)")
         path, _, query = tail.partition("?")
 
-        username, password, host, port = _parse_authority(authority, _DEFAULT_PORTS[scheme])
-        tls = scheme == "amqps"
+        username, password, host, port = _parse_authority(authority, 5671 if tls else 5672)
         parameters = _parse_query(query, tls=tls)
-        connection_timeout = _parse_number(parameters, "connection_timeout", 1, 2**32 - 1)
+        connection_timeout = _parse_connection_timeout(parameters)
         channel_max = _parse_number(parameters, "channel_max", 0, 2**16 - 1)
         if channel_max == 1:
             raise ValueError("the URL's query parameter channel_max must be at least 2, or 0")
@@ -133,6 +158,19 @@ class BrokerUrl:
         # The % in an IPv6 address starts its zone.
         host = f"[{quote(self.host, safe=':')}]" if ":" in self.host else self.host
         return f"{scheme}://{user}@{host}:{self.port}/{quote(self.virtual_host, safe='')}"
+
+
+def _describe_scheme(scheme: str) -> str:
+    problem = f"the URL must start with amqp:// or amqps://, such as {FORM}"
+    other = _OTHER_SCHEMES.get(scheme)
+    return f"{problem}; {scheme}:// {other}" if other else problem
+
+
+def _describe_unprintable(rest: str) -> str:
+    before, comment, after = rest.partition(" #")
+    if comment and "@" not in after and not _UNPRINTABLE.search(before.rstrip()):
+        return "the URL is followed by a comment, which begins with a #; remove it"
+    return "the URL holds white space or a control character; percent-encode it"
 
 
 def _parse_authority(authority: str, default_port: int) -> tuple[str, str, str, int]:
@@ -205,12 +243,12 @@ def _parse_port(raw_port: str, default_port: int) -> int:
 
 def _parse_virtual_host(path: str) -> str:
     raw_virtual_host = path[1:]
-    if not raw_virtual_host:
+    if raw_virtual_host in ("", "/"):
         return "/"
     if "/" in raw_virtual_host:
         raise ValueError(
-            "the URL's virtual host holds an unescaped /; write %2F "
-            "(the virtual host / itself is written /%2F or left out)"
+            "the URL's virtual host holds an unescaped /. A / before or after its name is left "
+            "out; one in it is written %2F (the virtual host / itself is /%2F, or left out)"
         )
     virtual_host = _decode(raw_virtual_host, "virtual host")
     if len(virtual_host) > _LONGEST_VIRTUAL_HOST or len(virtual_host.encode()) > 255:
@@ -260,6 +298,17 @@ def _parse_number(parameters: dict[str, str], name: str, smallest: int, largest:
             f"the URL's query parameter {name} must be a whole number from {smallest} to {largest}"
         )
     return int(value)
+
+
+def _parse_connection_timeout(parameters: dict[str, str]) -> int | None:
+    name = "connection_timeout"
+    value = parameters.get(name, "")
+    if re.fullmatch("[1-9][0-9]?", value):
+        raise ValueError(
+            f"the URL's query parameter {name} is in milliseconds, and {value} are too few; "
+            f"for {value} seconds write {name}={value}000"
+        )
+    return _parse_number(parameters, name, _SHORTEST_CONNECTION_TIMEOUT, 2**32 - 1)
 
 
 def _decode(text: str, what: str) -> str:

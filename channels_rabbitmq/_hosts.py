@@ -1,0 +1,125 @@
+"""The option ``host``, as projects and other tools write it, made into URLs.
+
+A URL often comes from an environment variable that other programs read, too. What such a text can
+only mean is taken: blanks and quotes around it, which an env file has left; several URLs, as kombu
+has them, or several hosts in one URL, since the nodes of a cluster are what ``host`` may list.
+Everything else is a mistake, told with the form that is right. No error quotes any of the text: a
+part of it is a password, and in a text of the wrong form one can't tell which.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import chain
+
+from ._amqp.url import END_OF_AUTHORITY, FORM, BrokerUrl
+from ._mistakes import read_each
+
+_LIST = f'several URLs go into a list: ["{FORM}", "{FORM}"]'
+
+# With the mark that Windows' editors put at the beginning of a file.
+_BLANKS = " \t\r\n\v\f\xa0\ufeff"
+# The last two are a word processor's.
+_QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u2018": "\u2019"}
+# Between two URLs; a scheme must follow, so none of a vhost's name is taken for it.
+_BETWEEN_URLS = re.compile(r"[\s;,|]+(?=[\"'`\u201c\u2018]?[A-Za-z][A-Za-z0-9+.-]*://)")
+_BETWEEN_HOSTS = re.compile("[,;]")
+# "@a,bob:" in "alice:secret@a,bob:secret@b". Not in "alice:p@ss,word@a": that is a password.
+_SECOND_CREDENTIALS = re.compile(r"@[^@,;]+[,;][^@:]*:")
+_ENDS_IN_SEPARATOR = re.compile(r"[\s;,|]+$")
+
+_HINTS = {
+    "NoneType": "is an environment variable missing? Without the option the default is used",
+    "bytes": "decode() it",
+    "dict": f"write it as {FORM}",
+    "ParseResult": "take its geturl()",
+    "SplitResult": "take its geturl()",
+}
+
+
+def read_hosts(name: str, value: object) -> tuple[BrokerUrl, ...]:
+    """Read a URL or a list of them; raises ValueError, or Mistakes if there are several.
+
+    Errors call it by ``name``. Nothing is looked up.
+    """
+    if isinstance(value, str):
+        return tuple(_read_text(name, value))
+    type_name = type(value).__name__
+    if not isinstance(value, (list, tuple)) or type_name in _HINTS:
+        raise ValueError(f"{name} must be a URL or a list of URLs, {_describe_type(value)}")
+    if not value:
+        raise ValueError(f"{name} must be a URL or a list of URLs; the list is empty")
+    if len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int):
+        raise ValueError(f"{name} must be a URL or a list of URLs; write host and port as {FORM}")
+    texts = [(f"{name}[{index}]", text) for index, text in enumerate(value)]
+    return tuple(chain.from_iterable(read_each(_read_text, texts)))
+
+
+def _describe_type(value: object) -> str:
+    type_name = type(value).__name__
+    hint = _HINTS.get(type_name, "")
+    return f"not {type_name}{hint and f'; {hint}'}"
+
+
+def _read_text(name: str, value: object) -> list[BrokerUrl]:
+    """The URLs in a text, which most often is one."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a URL, a str, {_describe_type(value)}")
+    text = _tidy(value)
+    if not text:
+        raise ValueError(f"{name} must be a URL, but is empty; {_HINTS['NoneType']}")
+    urls = [_tidy(url) for url in _BETWEEN_URLS.split(text) if _tidy(url)]
+    if len(urls) == 1:
+        return _read_url(name, urls[0])
+    urls[-1] = _ENDS_IN_SEPARATOR.sub("", urls[-1])
+    numbered = [(f"{name} (URL {number})", url) for number, url in enumerate(urls, start=1)]
+    return list(chain.from_iterable(read_each(_read_url, numbered)))
+
+
+def _tidy(text: str) -> str:
+    """The text without blanks and quotes around it, if these enclose the whole."""
+    text = text.strip(_BLANKS)
+    while len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
+        text = text[1:-1].strip(_BLANKS)
+    return text
+
+
+def _read_url(name: str, text: object) -> list[BrokerUrl]:
+    """The URL in a text, or one for each of its hosts."""
+    assert isinstance(text, str)
+    problem = _describe_start(text)
+    if problem is None:
+        try:
+            return [BrokerUrl.parse(url) for url in _for_each_host(text)]
+        except ValueError as exc:
+            problem = str(exc)
+    raise ValueError(f"{name}: {problem}")
+
+
+def _describe_start(text: str) -> str | None:
+    """What is wrong with a text that begins as no URL does."""
+    if text[0] in "[(":
+        return f"the text holds a list; {_LIST}"
+    if text[0] in "${%<":
+        return f"the text begins with {text[0]}, so a variable in it wasn't replaced; write {FORM}"
+    if re.match(r"(export\s+|set\s+)?[A-Za-z_][A-Za-z0-9_]*\s*=", text):
+        return "the text begins with the name of a variable and a =; remove them"
+    if text[0] in _QUOTES or text[-1] in _QUOTES.values():
+        return "the URL begins or ends with a quotation mark; remove it"
+    return None
+
+
+def _for_each_host(url: str) -> list[str]:
+    """``amqp://a,b/vhost`` as ``amqp://a/vhost`` and ``amqp://b/vhost``."""
+    scheme, separator, rest = url.partition("://")
+    end = END_OF_AUTHORITY.search(rest)
+    authority, tail = (rest[: end.start()], rest[end.start() :]) if end else (rest, "")
+    credentials, at, hosts = authority.rpartition("@")
+    if _SECOND_CREDENTIALS.search(credentials):
+        raise ValueError(f"the URL has several hosts with a user name each; {_LIST}")
+    if not _BETWEEN_HOSTS.search(hosts):
+        return [url]
+    return [
+        f"{scheme}{separator}{credentials}{at}{host.strip(_BLANKS)}{tail}"
+        for host in _BETWEEN_HOSTS.split(hosts)
+    ]
