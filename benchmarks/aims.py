@@ -148,5 +148,10 @@ AIMS = (
     _ratio("memory-channels", "mib", "MiB", 0.5, less=True),
     _least("sync", "calls", "calls/s", 500),
     _ratio("sync", "calls", "calls/s", 3, to=REDIS_PUBSUB),
+    *(
+        _worst(scenario, "lost", "lost, %", 0)
+        for scenario in ("site-turn", "site-burst", "site-room", "neighbours")
+    ),
+    _value("neighbours", "more_ms", "prompt channels wait more at p99, ms", 50),
     Aim("", "lost, duplicated, damaged, shared, errors, hangs, failed runs", 0, False, _harm),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,14 @@ class Scenario:
     layers: tuple[str, ...]
     run: Callable[[Stage], Awaitable[dict[str, float]]]
     time_limit: float = 60.0  # seconds for one run; then its processes are killed
+    at_defaults: bool = False  # the layers have their own default capacities, not roomy ones
+    by_hand: bool = False  # run only where its whole name is given
+
+    def is_wanted(self, names: Sequence[str] | None) -> bool:
+        """Whether it is one of those asked for; the beginning of a name is enough."""
+        if self.by_hand:
+            return self.name in (names or ())
+        return names is None or any(map(self.name.startswith, names))
 
 
 class Failed(Exception):

@@ -22,7 +22,12 @@ _WARM_UP_GROUP = "benchmark.warm-up"
 
 
 class Role:
-    """Base of all roles. Each public coroutine of theirs may be called by the coordinator."""
+    """Base of all roles. Each public coroutine of theirs may be called by the coordinator.
+
+    ``layer`` is ``None`` in a process that needs none (``HAS_LAYER``).
+    """
+
+    HAS_LAYER = True
 
     def __init__(self, layer: Any) -> None:
         self.layer = layer
@@ -60,7 +65,7 @@ class PlainRole:
     ``close_layer`` are those of ``adapter``.
     """
 
-    def __init__(self, adapter: ModuleType, url: str, capacity: int) -> None:
+    def __init__(self, adapter: ModuleType, url: str, capacity: int | None) -> None:
         self.adapter = adapter
         self.url = url
         self.capacity = capacity

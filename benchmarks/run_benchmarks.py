@@ -1,9 +1,9 @@
 """Measures this project's channel layer beside others, on servers of its own.
 
-The layers are installed into environments of their own at the first run. A full run takes about 20
-minutes, --quick below five: once each instead of three times, and shorter. Results of a full run go
-to benchmarks/results, others to benchmarks/results/partial. What is measured and how to read
-it is in benchmarks/README.rst.
+The layers are installed into environments of their own at the first run. A full run takes about 30
+minutes, --quick below eight: once each instead of three times, and shorter. Results of a full run
+go to benchmarks/results, others to benchmarks/results/partial. What is measured and how to read it
+is in benchmarks/README.rst.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _parse_options() -> argparse.Namespace:
     )
     options = parser.parse_args()
     for wanted in options.scenario or ():
-        if not any(name.startswith(wanted) for name in names):
+        if not any(each.is_wanted([wanted]) for each in SCENARIOS):
             parser.error(f"no scenario {wanted}; there are {', '.join(names)}")
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds: at least 1")
@@ -93,11 +93,7 @@ def _parse_options() -> argparse.Namespace:
 
 def _run(options: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     load = os.getloadavg()[0]
-    scenarios = [
-        scenario
-        for scenario in SCENARIOS
-        if not options.scenario or any(map(scenario.name.startswith, options.scenario))
-    ]
+    scenarios = [each for each in SCENARIOS if each.is_wanted(options.scenario)]
     layers = [layer for layer in LAYERS if layer in (options.layers or LAYERS)]
     rounds = options.rounds or (1 if options.quick else _ROUNDS)
 

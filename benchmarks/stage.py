@@ -14,7 +14,8 @@ from figures import add_problems
 from model import RAW, RAW_SHORT, Failed, Problems
 from workers import WorkerHandle
 
-# The capacity of all layers, wherever it can be set: what is measured is speed, not limits.
+# The capacity of all layers, wherever it can be set: what is measured is speed, not limits. (Not
+# in scenarios at default settings.)
 CAPACITY = 20_000
 
 # A server is at rest when it uses less of one core than this share for so many seconds.
@@ -86,12 +87,19 @@ class Stage:
     """One run of a scenario on one layer."""
 
     def __init__(
-        self, layer: str, server: Server, pythons: Mapping[str, Path], *, quick: bool
+        self,
+        layer: str,
+        server: Server,
+        pythons: Mapping[str, Path],
+        *,
+        quick: bool,
+        capacity: int | None = CAPACITY,
     ) -> None:
         self.layer = layer
         self.server = server
         self.has_rabbitmq = importlib.import_module(f"layers.{layer}").SERVER == "rabbitmq"
         self.quick = quick
+        self._capacity = capacity  # ``None``: the layer's own defaults
         self._pythons = pythons
         self._workers: list[WorkerHandle] = []
 
@@ -105,7 +113,7 @@ class Stage:
         """A fresh process that plays ``role`` ("module.Class" in scenarios/)."""
         layer = layer or self.layer
         worker = await WorkerHandle.start(
-            self._pythons[layer], layer, role, url or self.server.url, CAPACITY
+            self._pythons[layer], layer, role, url or self.server.url, self._capacity
         )
         self._workers.append(worker)
         await worker.ready()

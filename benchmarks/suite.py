@@ -13,8 +13,20 @@ from pathlib import Path
 
 from figures import add_problems
 from model import Failed, Problems, Sample, Scenario
-from scenarios import churn, fanout, large, latency, memory, reconnect, storm, sync, throughput
-from stage import Server, Stage
+from scenarios import (
+    churn,
+    fanout,
+    large,
+    latency,
+    memory,
+    neighbours,
+    reconnect,
+    site,
+    storm,
+    sync,
+    throughput,
+)
+from stage import CAPACITY, Server, Stage
 from workers import CallFailed, WorkerDied
 
 SCENARIOS: tuple[Scenario, ...] = (
@@ -27,6 +39,8 @@ SCENARIOS: tuple[Scenario, ...] = (
     *large.SCENARIOS,
     *memory.SCENARIOS,
     *sync.SCENARIOS,
+    *site.SCENARIOS,
+    *neighbours.SCENARIOS,
 )
 
 
@@ -63,7 +77,8 @@ async def run_one(
 ) -> Sample:
     sample = Sample(scenario.name, layer)
     start = time.monotonic()
-    stage = Stage(layer, server, pythons, quick=quick)
+    capacity = None if scenario.at_defaults else CAPACITY
+    stage = Stage(layer, server, pythons, quick=quick, capacity=capacity)
     try:
         await server.clear()
         await server.rest()

@@ -1,8 +1,9 @@
-"""CPU time of a server on this machine, read from /proc: that of all its processes together."""
+"""From /proc: CPU time of a server on this machine, all its processes together; own memory."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -59,3 +60,10 @@ def cpu_seconds(pid: int) -> float:
         total += used.get(process, 0)
         wanted += children.get(process, [])
     return total / os.sysconf("SC_CLK_TCK")
+
+
+def resident_mib() -> float:
+    """Of this process, garbage not counted."""
+    gc.collect()
+    pages = int((_PROC / "self" / "statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE") / 2**20

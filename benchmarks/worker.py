@@ -2,6 +2,8 @@
 
     python worker.py LAYER MODULE.ROLE URL CAPACITY
 
+The capacity is a number, or "default": that of the layer itself.
+
 A line on standard input is a call of one of the role's methods, {"id": 1, "method": "send",
 "args": {"size": 100}}, and is answered by a line on standard output, {"id": 1, "result": ...} or
 {"id": 1, "error": ["ChannelFull", "its text"]}. Line 0 is written when the role can be called. The
@@ -30,7 +32,7 @@ from types import ModuleType
 from typing import Any, TextIO
 
 from problems import describe
-from role import PlainRole
+from role import PlainRole, Role
 
 _CLOSE_TIMEOUT = 5.0  # seconds for the layer to say goodbye
 _LAST_WAY_OUT = 8.0  # seconds after the end of the input; a process that hangs ends too
@@ -72,10 +74,10 @@ def start_reading(accept: Callable[[Call | None], object]) -> None:
 
 
 async def serve(
-    adapter: ModuleType, role_class: type, url: str, capacity: int, output: Output
+    adapter: ModuleType, role_class: type[Role], url: str, capacity: int | None, output: Output
 ) -> None:
-    """Until the end of the input, with a layer that is closed then."""
-    layer = adapter.make_layer(url, capacity)
+    """Until the end of the input, with a layer that is closed then (if the role has one)."""
+    layer = adapter.make_layer(url, capacity) if role_class.HAS_LAYER else None
     if inspect.isawaitable(layer):
         layer = await layer
     role = role_class(layer)
@@ -88,7 +90,8 @@ async def serve(
         task = asyncio.create_task(_answer(role, call, output))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
-    await asyncio.wait_for(adapter.close_layer(layer), _CLOSE_TIMEOUT)
+    if role_class.HAS_LAYER:
+        await asyncio.wait_for(adapter.close_layer(layer), _CLOSE_TIMEOUT)
 
 
 async def _answer(role: Any, call: Call, output: Output) -> None:
@@ -122,7 +125,8 @@ def serve_plainly(role: PlainRole, output: Output) -> None:
 
 
 def main() -> None:
-    layer_name, role_name, url, capacity = sys.argv[1:]
+    layer_name, role_name, url, capacity_text = sys.argv[1:]
+    capacity = None if capacity_text == "default" else int(capacity_text)
     logging.basicConfig(level=logging.WARNING)
     # What a library prints must not get between the answers.
     output = Output(os.fdopen(os.dup(1), "w"))
@@ -131,9 +135,9 @@ def main() -> None:
     module_name, _, class_name = role_name.rpartition(".")
     role_class = getattr(importlib.import_module(f"scenarios.{module_name}"), class_name)
     if issubclass(role_class, PlainRole):
-        serve_plainly(role_class(adapter, url, int(capacity)), output)
+        serve_plainly(role_class(adapter, url, capacity), output)
     else:
-        asyncio.run(serve(adapter, role_class, url, int(capacity), output))
+        asyncio.run(serve(adapter, role_class, url, capacity, output))
 
 
 if __name__ == "__main__":

@@ -46,11 +46,12 @@ class WorkerHandle:
 
     @classmethod
     async def start(
-        cls, python: Path, layer: str, role: str, url: str, capacity: int
+        cls, python: Path, layer: str, role: str, url: str, capacity: int | None
     ) -> WorkerHandle:
         log = tempfile.TemporaryFile()  # noqa: SIM115 - stop() closes it
         process = await asyncio.create_subprocess_exec(
-            *(str(python), str(_PROGRAM), layer, role, url, str(capacity)),
+            *(str(python), str(_PROGRAM), layer, role, url),
+            "default" if capacity is None else str(capacity),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -117,5 +118,12 @@ class WorkerHandle:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what would lead Python to other packages than its environment's."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    """Ours, without what would lead Python to other packages than its environment's.
+
+    And without proxies: all that processes speak to is here.
+    """
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("PYTHON") and not key.lower().endswith("_proxy")
+    }

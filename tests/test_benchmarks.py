@@ -27,12 +27,16 @@ import pytest
 from conftest import Broker
 from processes import children, is_alive
 
+from channels_rabbitmq.core import RabbitmqChannelLayer
+
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))  # its modules find each other in that way, too
 
 import aims
 import cancellable
+import layers
 import machine
+import peers
 import proxy
 import redis_server
 import results_folder
@@ -40,7 +44,8 @@ import tables
 import usage
 from charts import bar_chart
 from figures import Cell, Figure, find_figure, percentile, summarize
-from model import LAYERS, OLD, OURS, RAW, REDIS_PUBSUB, Metric, Sample, Scenario
+from layers import ours
+from model import EXCHANGES, LAYERS, OLD, OURS, RAW, REDIS_PUBSUB, Metric, Sample, Scenario
 from problems import REFUSED, Tally
 from suite import SCENARIOS, plan
 
@@ -140,6 +145,38 @@ def test_runs_are_interleaved() -> None:
         *[("speed", OURS), ("speed", OLD)] * 2,
         *[("other", OURS)] * 2,
     ]
+
+
+def test_scenarios_are_found_by_the_beginning_of_their_name_or_by_hand() -> None:
+    assert SCENARIO.is_wanted(None)
+    assert SCENARIO.is_wanted(["other", "spe"])
+    assert not SCENARIO.is_wanted(["other", "speed-up"])
+    by_hand = dataclasses.replace(SCENARIO, by_hand=True)
+    assert by_hand.is_wanted(["other", "speed"])
+    assert not by_hand.is_wanted(None)
+    assert not by_hand.is_wanted(["spe"])
+
+
+# The layers
+
+
+def test_layer_at_defaults_has_them() -> None:
+    url = "amqp://127.0.0.1"
+    exchange = EXCHANGES[OURS]
+    by_user = RabbitmqChannelLayer(host=url, groups_exchange=exchange)._settings
+    assert ours.make_layer(url, None)._settings == by_user
+    roomy = ours.make_layer(url, 1234)._settings
+    assert roomy == dataclasses.replace(
+        by_user, local_capacity=1234, remote_capacity=1234, capacity=1234
+    )
+
+
+def test_websites_of_all_layers_need_the_same() -> None:
+    lines = (ROOT / "example" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert set(layers.WEBSITE) == {line for line in lines if not line.startswith("#")}
+    for layer in LAYERS:
+        requirements = peers.adapter(layer).REQUIREMENTS
+        assert requirements is None or set(layers.WEBSITE) < set(requirements)
 
 
 # Tables
@@ -325,7 +362,7 @@ def test_aims_are_reached_by_a_layer_that_is_very_good() -> None:
     def value(layer: str, scenario: Scenario, metric: Metric) -> float:
         if layer != OURS:
             return 1.0
-        return 1000.0 if metric.more_is_better else 0.01
+        return 1000.0 if metric.more_is_better else 0.0
 
     assert set(verdicts(all_cells(value)).values()) == {"reached"}
 
@@ -680,6 +717,25 @@ def test_quick_run_writes_its_results(benchmark: Benchmark, broker: Broker) -> N
     if broker.private is not None:
         exchanges = {row["name"] for row in broker.private.list_exchanges("name")}
         assert not {name for name in exchanges if name.startswith("benchmark-")}
+
+
+@pytest.mark.slow
+def test_site_and_neighbours_measure_what_is_lost(benchmark: Benchmark) -> None:
+    benchmark.start("--quick", "--scenario", "site-turn", "neighbours", "--layers", "ours")
+    assert benchmark.wait() == 0, benchmark.output
+    record = json.loads((benchmark.output_folder / "results.json").read_text(encoding="utf-8"))
+    samples = {each["scenario"]: each for each in record["samples"]}
+    site, neighbours = samples["site-turn"]["metrics"], samples["neighbours"]["metrics"]
+    # The consumers' work alone
+    assert site["site_us"] > 500, benchmark.output
+    assert 0 < site["p50_ms"] <= site["p99_ms"]
+    assert site["raised"] == 0
+    assert 0 < neighbours["slow"] <= 50
+    assert neighbours["more_ms"] == pytest.approx(neighbours["p99_ms"] - neighbours["alone_p99_ms"])
+    lost = samples["site-turn"]["problems"].get("lost", [0])[0]
+    assert site["lost"] == pytest.approx(100 * lost / 900)
+    assert set(samples["site-turn"]["problems"]) <= {"lost"}
+    assert set(samples["neighbours"]["problems"]) <= {"lost"}
 
 
 @pytest.mark.slow

@@ -13,15 +13,12 @@ SERVER = "rabbitmq"
 NEEDS_LOOP = False
 
 
-def make_layer(url: str, capacity: int) -> Any:
+def make_layer(url: str, capacity: int | None) -> Any:
     from channels_rabbitmq.core import RabbitmqChannelLayer
 
+    options = ("local_capacity", "remote_capacity", "capacity") if capacity is not None else ()
     return RabbitmqChannelLayer(
-        host=url,
-        local_capacity=capacity,
-        remote_capacity=capacity,
-        capacity=capacity,
-        groups_exchange=EXCHANGES[OURS],
+        host=url, groups_exchange=EXCHANGES[OURS], **dict.fromkeys(options, capacity)
     )
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import WEBSITE
+
 TITLE = "channels_redis core"
-REQUIREMENTS = ("channels_redis", "hiredis")
+REQUIREMENTS = ("channels_redis", "hiredis", *WEBSITE)
 PACKAGES = ("channels_redis", "redis", "hiredis", "msgpack", "channels", "asgiref")
 SERVER = "redis"
 NEEDS_LOOP = False
 
 
-def make_layer(url: str, capacity: int) -> Any:
+def make_layer(url: str, capacity: int | None) -> Any:
     from channels_redis.core import RedisChannelLayer
 
-    return RedisChannelLayer(hosts=[url], capacity=capacity)
+    options = {"capacity": capacity} if capacity is not None else {}
+    return RedisChannelLayer(hosts=[url], **options)
 
 
 async def close_layer(layer: Any) -> None:

@@ -8,15 +8,13 @@ counted: 4.5 to 5 MiB of the growth are asyncio's, with every layer). *Groups*: 
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import problems
 from model import CHANNEL_LAYERS, Metric, Scenario
 from role import Progress, Role
+from usage import resident_mib
 
 if TYPE_CHECKING:
     from stage import Stage
@@ -25,12 +23,6 @@ COUNT = 10_000
 _FIRST = 200  # made before the measurement, so that what is there only once isn't counted
 _SAMPLE = 97  # each 97th is checked
 _SETTLE = 0.5  # seconds
-
-
-def _resident_mib() -> float:
-    gc.collect()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGESIZE") / 2**20
 
 
 class Idler(Role):
@@ -50,9 +42,9 @@ class Idler(Role):
 
         await self.connect(await self.layer.new_channel())
         await add(_FIRST)
-        before = _resident_mib()
+        before = resident_mib()
         await add(COUNT)
-        growth = _resident_mib() - before
+        growth = resident_mib() - before
         sample = range(0, len(channels), _SAMPLE)
         for n in sample:
             await self.layer.send(channels[n], {"type": "benchmark.message", "n": n})
@@ -63,10 +55,10 @@ class Idler(Role):
         channel = await self.layer.new_channel()
         groups = [f"memory.{n}" for n in range(_FIRST + COUNT)]
         await self.join(groups[:_FIRST], channel)
-        before = _resident_mib()
+        before = resident_mib()
         await self.join(groups[_FIRST:], channel)
         await asyncio.sleep(_SETTLE)
-        growth = _resident_mib() - before
+        growth = resident_mib() - before
         sample = range(0, len(groups), _SAMPLE)
         self.spawn(self._receive_all(channel))
         for n in sample:

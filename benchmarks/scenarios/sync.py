@@ -63,7 +63,7 @@ class Caller(PlainRole):
 
 
 class Script(Caller):
-    def __init__(self, adapter: ModuleType, url: str, capacity: int) -> None:
+    def __init__(self, adapter: ModuleType, url: str, capacity: int | None) -> None:
         super().__init__(adapter, url, capacity)
         from asgiref.sync import async_to_sync
 
@@ -89,7 +89,7 @@ class Script(Caller):
 
 
 class RawScript(Caller):
-    def __init__(self, adapter: ModuleType, url: str, capacity: int) -> None:
+    def __init__(self, adapter: ModuleType, url: str, capacity: int | None) -> None:
         super().__init__(adapter, url, capacity)
         from asgiref.sync import async_to_sync
 
