@@ -102,6 +102,7 @@ class Stage:
         self._capacity = capacity  # ``None``: the layer's own defaults
         self._pythons = pythons
         self._workers: list[WorkerHandle] = []
+        self._problems: Problems = {}  # of processes that have ended
 
     @property
     def is_raw(self) -> bool:
@@ -135,12 +136,21 @@ class Stage:
             seconds["server"] = server
         return seconds
 
+    async def end(self, worker: WorkerHandle) -> None:
+        """For a process that must not go on until the run's end."""
+        add_problems(self._problems, await _problems_of(worker))
+        self._workers.remove(worker)
+        try:
+            if not await worker.stop():
+                add_problems(self._problems, {problems.NOT_CLOSED: (1, "")})
+        finally:
+            await worker.kill()
+
     async def problems(self) -> Problems:
         """What all processes have counted until now."""
-        total: Problems = {}
+        total = dict(self._problems)
         for worker in self._workers:
-            counted = await worker.call("problems")
-            add_problems(total, {kind: (times, text) for kind, (times, text) in counted.items()})
+            add_problems(total, await _problems_of(worker))
         return total
 
     async def fail_on_problems(self) -> None:
@@ -162,3 +172,8 @@ class Stage:
     async def kill(self) -> None:
         for worker in self._workers:
             await worker.kill()
+
+
+async def _problems_of(worker: WorkerHandle) -> Problems:
+    counted = await worker.call("problems")
+    return {kind: (times, text) for kind, (times, text) in counted.items()}

@@ -19,7 +19,7 @@ from scenarios.site import ROOM, user_group
 _WORK = 0.0005  # seconds of CPU time that a message takes the consumer
 
 
-class Consumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels has no annotations
+class Consumer(AsyncWebsocketConsumer):
     """A user's websocket. It passes on what comes to the user's group and to the room's."""
 
     async def connect(self) -> None:

@@ -17,7 +17,7 @@ Before each measurement, prompt channels get messages for a moment.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import problems
 from figures import percentile
@@ -28,6 +28,7 @@ from usage import resident_mib
 
 if TYPE_CHECKING:
     from stage import Stage
+    from workers import WorkerHandle
 
 _ROOM_RATE = 150.0  # messages a second
 _PROMPT_RATE = 25.0
@@ -36,9 +37,10 @@ _HANDLER = 0.02  # seconds that the slow one takes
 _SIZE = 4096
 _WARM_UP = 1.0  # seconds
 
-# Names of channels and groups; each run's groups are its own
-_ROOM, _SLOW, _STUCK, _LEAKED = "room", "slow", "stuck", "leaked"
-_PROMPT = tuple(f"prompt-{n}" for n in range(6))
+_ROOM = "benchmark.room"
+# A channel's own group, by which it is called here
+_SLOW, _STUCK, _LEAKED = "benchmark.slow", "benchmark.stuck", "benchmark.leaked"
+_PROMPT = tuple(f"benchmark.prompt-{n}" for n in range(6))
 
 Key = tuple[str, str, int]  # a prompt channel, a group, a message's number
 
@@ -46,8 +48,7 @@ Key = tuple[str, str, int]  # a prompt channel, a group, a message's number
 class House(Role):
     """All channels."""
 
-    async def open(self, prefix: str, with_bad: bool) -> None:
-        self._prefix = prefix
+    async def open(self, with_bad: bool) -> None:
         self._first = 0
         self._waits: dict[Key, float] = {}
         self._missing: set[Key] = set()
@@ -63,7 +64,7 @@ class House(Role):
     async def _join(self, group: str) -> str:
         channel: str = await self.layer.new_channel()
         for each in (group, _ROOM):
-            await self.layer.group_add(self._prefix + each, channel)
+            await self.layer.group_add(each, channel)
         return channel
 
     async def _leak(self, channel: str) -> None:
@@ -76,8 +77,8 @@ class House(Role):
     async def _take_at_once(self, member: str, channel: str) -> None:
         while True:
             message = await self.layer.receive(channel)
-            group = message["group"].removeprefix(self._prefix)
-            self._note((member, group, message["n"]), now() - message["sent_at"])
+            key = (member, message["group"], message["n"])
+            self._note(key, now() - message["sent_at"])
             if len(message["data"]) != _SIZE:
                 self.tally.note(problems.DAMAGED)
 
@@ -107,14 +108,11 @@ class House(Role):
         """How many messages the slow one has taken until now."""
         return self._slow
 
-    async def stop(self) -> None:
-        """Nobody receives any longer."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
+    async def drain(self, sent: dict[str, list[int]]) -> tuple[list[float], int, float]:
+        """Waits for what prompt channels are to get of these numbers by group.
 
-    async def drain(self, sent: dict[str, list[int]]) -> dict[str, Any]:
-        """Waits for what prompt channels are to get of these numbers by group."""
+        Returns how long each took, how many are lost, and by how many MiB the process has grown.
+        """
         expected = {
             (member, group, n)
             for member in _PROMPT
@@ -124,11 +122,8 @@ class House(Role):
         self._missing = expected - self._waits.keys()
         await Progress(lambda: -len(self._missing)).reach(0)
         self.tally.note(problems.LOST, len(self._missing))
-        return {
-            "waits": [wait for key, wait in self._waits.items() if key in expected],
-            "lost": 100 * len(self._missing) / len(expected) if expected else 0.0,
-            "mib": resident_mib() - self._mib_before,
-        }
+        waits = [wait for key, wait in self._waits.items() if key in expected]
+        return waits, len(self._missing), resident_mib() - self._mib_before
 
 
 class Sender(GroupSender):
@@ -141,58 +136,62 @@ def _rates(with_bad: bool) -> dict[str, float]:
     return {**rates, _STUCK: _BAD_RATE, _LEAKED: _BAD_RATE} if with_bad else rates
 
 
-async def _measure(stage: Stage, *, with_bad: bool, seconds: float) -> dict[str, Any]:
+async def _send(
+    sender: WorkerHandle, rates: dict[str, float], first: int, seconds: float
+) -> dict[str, list[int]]:
+    """All groups' messages side by side; returns which the layer took, by group."""
+    taken = await asyncio.gather(
+        *(
+            sender.call(
+                "send_at_rate",
+                groups=[group],
+                first=first,
+                count=int(rate * seconds),
+                per_second=rate,
+            )
+            for group, rate in rates.items()
+        )
+    )
+    return dict(zip(rates, taken, strict=True))
+
+
+async def _measure(stage: Stage, *, with_bad: bool) -> dict[str, float]:
+    """In processes that end with it."""
+    seconds = 4.0 if stage.quick else 10.0
     house = await stage.start("neighbours.House")
     sender = await stage.start("neighbours.Sender")
-    prefix = "benchmark.beside." if with_bad else "benchmark.alone."
-    await house.call("open", prefix=prefix, with_bad=with_bad)
+    await house.call("open", with_bad=with_bad)
     await sender.call("open")
 
-    async def send(rates: dict[str, float], first: int, duration: float) -> dict[str, list[int]]:
-        taken = await asyncio.gather(
-            *(
-                sender.call(
-                    "send_at_rate",
-                    groups=[prefix + group],
-                    first=first,
-                    count=int(rate * duration),
-                    per_second=rate,
-                )
-                for group, rate in rates.items()
-            )
-        )
-        return dict(zip(rates, taken, strict=True))
-
-    await send(dict.fromkeys(_PROMPT, _PROMPT_RATE), 0, _WARM_UP)
+    await _send(sender, dict.fromkeys(_PROMPT, _PROMPT_RATE), 0, _WARM_UP)
     first = int(_PROMPT_RATE * _WARM_UP)
     await house.call("begin", first=first)
-    sent = await send(_rates(with_bad), first, seconds)
+    sent = await _send(sender, _rates(with_bad), first, seconds)
     slow = await house.call("slow")
-    outcome: dict[str, Any] = await house.call("drain", sent=sent)
-    await house.call("stop")
-    if not outcome["waits"]:
+    waits, lost, mib = await house.call("drain", sent=sent)
+    await stage.end(sender)
+    await stage.end(house)
+    if not waits:
         await stage.fail_on_problems()
         raise Failed("no message arrived")
     return {
-        **outcome,
+        "lost": 100 * lost / (lost + len(waits)),
+        "p50_ms": percentile(waits, 50) * 1000,
+        "p99_ms": percentile(waits, 99) * 1000,
         "slow": slow / seconds,
-        "p50_ms": percentile(outcome["waits"], 50) * 1000,
-        "p99_ms": percentile(outcome["waits"], 99) * 1000,
+        "mib": mib,
     }
 
 
 async def run(stage: Stage) -> dict[str, float]:
-    seconds = 4.0 if stage.quick else 10.0
-    alone = await _measure(stage, with_bad=False, seconds=seconds)
-    beside = await _measure(stage, with_bad=True, seconds=seconds)
+    alone = await _measure(stage, with_bad=False)
+    await stage.server.clear()
+    await stage.server.rest()
+    beside = await _measure(stage, with_bad=True)
     return {
-        "lost": beside["lost"],
-        "p50_ms": beside["p50_ms"],
-        "p99_ms": beside["p99_ms"],
+        **beside,
         "alone_p99_ms": alone["p99_ms"],
         "more_ms": beside["p99_ms"] - alone["p99_ms"],
-        "slow": beside["slow"],
-        "mib": beside["mib"],
         "alone_mib": alone["mib"],
     }
 
