@@ -19,12 +19,10 @@ when the layer is made: that may be while Django still loads the very module.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextvars
 import importlib
 import inspect
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +31,7 @@ from asgiref.sync import SyncToAsync, iscoroutinefunction
 from channels.exceptions import InvalidChannelLayerError
 
 from ._settings import NO_MESSAGE_TYPE, HookFunction, Settings, check_hook
+from ._threads import DaemonThreads
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +107,7 @@ class Hook:
             in_thread = SyncToAsync(
                 function,
                 thread_sensitive=False,
-                executor=_threads,  # type: ignore[arg-type]  # any Executor will do
+                executor=DaemonThreads("hook"),  # type: ignore[arg-type]  # any Executor will do
             )
             result = await in_thread(self._id, reason)
         else:
@@ -134,28 +133,3 @@ def _is_async(function: Callable[..., Any]) -> bool:
     return iscoroutinefunction(function) or iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 - the method itself: of an object
     )
-
-
-class _Threads(concurrent.futures.Executor):
-    """Runs each call in a daemon thread of its own."""
-
-    def submit(
-        self, function: Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> concurrent.futures.Future[Any]:
-        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-
-        def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                result = function(*args, **kwargs)
-            except BaseException as err:
-                future.set_exception(err)
-            else:
-                future.set_result(result)
-
-        threading.Thread(target=run, name="channels_rabbitmq hook", daemon=True).start()
-        return future
-
-
-_threads = _Threads()

@@ -1,0 +1,99 @@
+"""Calls that block, in daemon threads of our own.
+
+Not in the event loop's default executor. That one belongs to the application: a few calls that hang
+would fill it, and hold up its own ``asyncio.to_thread``. And its threads are waited for, first by
+``asyncio.run``, then by the interpreter: with a name server that doesn't answer, a process ended
+25 to 45 seconds late. Daemon threads hold up neither.
+
+A call that hangs is not made again: who asks for the same waits for the one that runs. So what
+hangs costs one thread, however often it is tried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class _Future(concurrent.futures.Future[T]):
+    """One whose end may find that the event loop which waited for it is closed."""
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> None:
+        def call(future: concurrent.futures.Future[T]) -> None:
+            with contextlib.suppress(RuntimeError):  # that loop is closed
+                fn(future)
+
+        super().add_done_callback(call)
+
+
+class DaemonThreads(concurrent.futures.Executor):
+    """Runs each call in a daemon thread of its own; ``kind`` is in the thread's name."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def submit(
+        self, fn: Callable[..., T], /, *args: Any, **kwargs: Any
+    ) -> concurrent.futures.Future[T]:
+        """Raises RuntimeError if no thread can be started."""
+        future = _Future[T]()
+        _start(self._kind, lambda: _run(future, lambda: fn(*args, **kwargs)))
+        return future
+
+
+def _start(kind: str, target: Callable[[], None]) -> None:
+    threading.Thread(target=target, name=f"channels_rabbitmq {kind}", daemon=True).start()
+
+
+def _run(future: concurrent.futures.Future[T], function: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = function()
+    except BaseException as err:
+        future.set_exception(err)
+    else:
+        future.set_result(result)
+
+
+# The calls that run, of all event loops: by process, since a fork's child inherits this and not
+# the threads; and by what they do. Without a lock, which a fork could leave taken for ever.
+_running: dict[tuple[Hashable, ...], concurrent.futures.Future[Any]] = {}
+
+
+async def call_once(kind: str, key: Hashable, function: Callable[[], T]) -> T:
+    """Return ``function()``, called in a daemon thread; or the result of such a call that runs.
+
+    ``kind`` and ``key`` tell which calls are the same. Cancelled, it leaves the call to itself.
+    Raises what the function does, and OSError if no thread can be started.
+    """
+    own: concurrent.futures.Future[T] = _Future()
+    whole_key = (os.getpid(), kind, key)
+    future = _running.setdefault(whole_key, own)
+    if future is own:
+
+        def call() -> T:
+            try:
+                return function()
+            finally:
+                del _running[whole_key]
+
+        try:
+            _start(kind, lambda: _run(own, call))
+        except RuntimeError as err:
+            if threading.main_thread().is_alive():
+                del _running[whole_key]
+                own.set_exception(OSError(f"no thread can be started: {err}"))
+            else:
+                # Once the main thread has ended, none can be. Other threads may go on for long,
+                # and would rather wait here than not at all.
+                _run(own, call)
+    # Not the future itself: whoever is cancelled would cancel it for the others.
+    return await asyncio.shield(asyncio.wrap_future(future))
