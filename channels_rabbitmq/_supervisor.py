@@ -277,7 +277,8 @@ class Supervisor:
         self._is_refused = False
         try:
             deadline = loop.time() + timeout
-            await run_until(deadline, self._connect(connection, deadline))
+            await connection.connect(deadline)
+            await run_until(deadline, self._set_up(connection))
             if self._given_up.done():  # while it was set up, or in the turn since
                 raise carehare.ConnectionClosed(self._given_up.result())
             was_ready = True
@@ -295,8 +296,10 @@ class Supervisor:
             self.last_reason = "closed on this side"
             self._set_state(State.CLOSED)
             raise
-        except (TimeoutError, asyncio.TimeoutError):
-            self.last_reason = f"no answer from {url} within {timeout:g} s"
+        except (TimeoutError, asyncio.TimeoutError) as err:
+            self.last_reason = (
+                describe(err) if str(err) else f"no answer from {url} within {timeout:g} s"
+            )
         except _CONNECTION_TROUBLE as err:
             self.last_reason = describe(err)
             self._is_refused = _is_refusal(err)
@@ -335,8 +338,7 @@ class Supervisor:
         except Exception:
             logger.exception("%s: unexpected error", self.name)
 
-    async def _connect(self, connection: Connection, deadline: float) -> None:
-        await connection.connect(deadline)
+    async def _set_up(self, connection: Connection) -> None:
         try:
             await self._role.set_up(connection)
         except Exception:

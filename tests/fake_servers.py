@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Iterator
 
 from changes import Changes
 
@@ -79,3 +80,17 @@ def silent_server() -> contextlib.AbstractAsyncContextManager[FakeServer]:
 def closing_server() -> contextlib.AbstractAsyncContextManager[FakeServer]:
     """Closes (FIN) as soon as the client has begun the handshake."""
     return fake_server(close=True)
+
+
+@contextlib.contextmanager
+def swallowing_address(address: str, port: int) -> Iterator[None]:
+    """Nobody answers there, as behind a firewall that drops packets: the backlog is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind((address, port))
+        listener.listen(0)
+        for _ in range(3):  # Linux takes one more than it was told, perhaps two
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex((address, port))
+        yield

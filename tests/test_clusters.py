@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 from amqp_proxy import AmqpProxy
 from conftest import Broker
 from log_lines import log_lines
+from name_server import serve_names
 
 from channels_rabbitmq import _supervisor
 from channels_rabbitmq.core import RabbitmqChannelLayer
@@ -61,15 +60,8 @@ async def test_each_address_of_a_name_is_tried_whatever_the_first_one_does(
             if answers:
                 writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
-        async def resolve(host: str, port: int, **options: Any) -> list[Any]:
-            assert host == "cluster.test"
-            return [
-                (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
-                for address in ("127.0.0.2", "127.0.0.1")
-            ]
-
         sick = await asyncio.start_server(accept, "127.0.0.2", proxy.port)
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+        serve_names(monkeypatch, cluster=lambda: ["127.0.0.2", "127.0.0.1"])
         try:
             layer = await open_layer(
                 host=proxy.url.replace("127.0.0.1", "cluster.test"), connect_timeout=2

@@ -20,6 +20,7 @@ from amqp_peer import START, Client, close_connection, connected, scripted_broke
 from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
 from conftest import Broker
 from fake_servers import closing_server, silent_server
+from name_server import serve_names
 from pamqp import commands
 
 from channels_rabbitmq._amqp import connection as connection_module
@@ -196,12 +197,9 @@ async def test_virtual_host_that_is_not_there(broker: Broker) -> None:
 
 
 async def test_host_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def resolve(host: str, port: int, **options: Any) -> list[Any]:
-        return []
-
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
-    with pytest.raises(OSError, match=r"broker\.example has no address"):
-        await make("amqp://broker.example").connect(soon())
+    serve_names(monkeypatch, broker=list)
+    with pytest.raises(OSError, match=r"knows no address of the host broker\.test"):
+        await make("amqp://broker.test").connect(soon())
 
 
 # What the broker offers

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 from lengths import Length
 from log_lines import unhandled
+from name_server import serve_names
 from own_broker import broker_commands
 from private_cluster import PrivateCluster
 from traffic import Outages, RollCall, Traffic
@@ -74,13 +74,8 @@ def cluster(request: pytest.FixtureRequest, any_cluster: PrivateCluster) -> Priv
 @pytest.fixture
 def hosts(cluster: PrivateCluster, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The option: the nodes' URLs, or one whose host name has their addresses."""
-
-    async def resolve(loop: Any, host: str, port: int, **options: Any) -> list[Any]:
-        assert host == "cluster.test"
-        addresses = random.sample(cluster.addresses, 3)  # as name servers do it
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in addresses]
-
-    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", resolve)
+    # In random order, as name servers do it
+    serve_names(monkeypatch, cluster=lambda: random.sample(cluster.addresses, 3))
     name = cluster.nodes[0].url.replace(cluster.addresses[0], "cluster.test")
     return {"list": cluster.urls, "name": name}
 

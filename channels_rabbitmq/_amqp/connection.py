@@ -3,63 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 import ssl
-import threading
 from collections.abc import Callable
-from typing import Any
 
 import carehare
 
-from .._waiting import run_until
 from .amqp_channels import ConsumerChannel, PublisherChannel, TopologyChannel
+from .opening import open_protocol
 from .protocol import FAREWELL_TIMEOUT, Protocol
 from .url import BrokerUrl
 
-
-def _ssl_context_of(url: BrokerUrl) -> ssl.SSLContext:
-    """Return the TLS settings that an ``amqps://`` URL asks for.
-
-    Made for each connection, so that files which were renewed are read.
-    """
-    for path in filter(None, (url.cacertfile, url.certfile, url.keyfile)):
-        with open(path, "rb"):
-            pass  # so that the error for a missing file names it, which ssl's doesn't
-    context = ssl.create_default_context(cafile=url.cacertfile)
-    if url.certfile is not None:
-        try:
-            # Without a way to ask, OpenSSL would ask for a passphrase on the terminal.
-            context.load_cert_chain(url.certfile, url.keyfile, password=_have_no_passphrase)
-        except (ssl.SSLError, OSError) as err:
-            files = f"{url.certfile} and {url.keyfile or 'the key in it'}"
-            raise ssl.SSLError(f"no pair of a certificate and its key: {files} ({err})") from None
-    if not url.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _have_no_passphrase() -> str:
-    raise OSError("the key is encrypted, and there is no way to give its passphrase")
-
-
-async def _resolve(url: BrokerUrl) -> list[tuple[Any, ...]]:
-    """Return what ``getaddrinfo`` does."""
-    with contextlib.suppress(socket.gaierror):
-        # An address needs no look-up, nor a thread for it.
-        return socket.getaddrinfo(
-            url.host, url.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-        )
-    loop = asyncio.get_running_loop()
-    try:
-        return await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
-    except RuntimeError:
-        if threading.main_thread().is_alive():
-            raise
-        # Once the main thread has ended there are no executors. Other threads may go on for long,
-        # and would rather wait here than not at all.
-        return socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+# Seconds: the time limit of who sets none.
+_LONGEST_CONNECT = 86400.0
 
 
 class Connection(carehare.Connection):
@@ -92,67 +47,23 @@ class Connection(carehare.Connection):
     async def connect(self, deadline: float | None = None) -> None:
         """Connect, log in, and open the virtual host, by ``deadline`` (loop time) if there is one.
 
-        Every address of the host name is tried in turn, each for an equal share of what is left of
-        the time, so that one which doesn't answer leaves some to the others. Whatever ends it, no
-        socket is left open unless it returns. Raises OSError (TimeoutError is one), ssl.SSLError
-        or an exception of carehare's.
+        The addresses of the host name race (see ``racing``), the one that worked the last time
+        first. Whatever ends it, no socket is left open unless it returns. Raises OSError
+        (TimeoutError is one), ssl.SSLError or an exception of carehare's.
         """
-        url = self._broker_url
-        loop = asyncio.get_running_loop()
-        addresses = await _resolve(url)
-        for untried, (family, _, _, _, address) in zip(
-            range(len(addresses), 0, -1), addresses, strict=True
-        ):
-            attempt = self._connect_to(str(address[0]), family)
-            try:
-                if deadline is None:
-                    return await attempt
-                now = loop.time()
-                return await run_until(now + (deadline - now) / untried, attempt)
-            except asyncio.CancelledError:
-                if self.is_open:  # since this very moment: run_until() lets go of the result
-                    self._protocol.abort()
-                raise
-            except carehare.ConnectionClosedByServer:
-                raise  # It refused, in words, and so will the others: login, virtual host.
-            except Exception:
-                if untried == 1:
-                    raise
-        raise OSError(f"The host name {url.host} has no address")
+        if deadline is None:
+            deadline = asyncio.get_running_loop().time() + _LONGEST_CONNECT
+        self._protocol = await open_protocol(
+            self._broker_url, self._ssl_context, self._make_protocol, deadline
+        )
 
-    async def _connect_to(self, address: str, family: int) -> None:
-        url = self._broker_url
-        context = (self._ssl_context or _ssl_context_of(url)) if url.tls else None
-        protocol: Protocol | None = None
-
-        def make_protocol() -> Protocol:
-            nonlocal protocol
-            protocol = Protocol(
-                url,
-                connection_name=self._connection_name,
-                on_blocked=lambda reason: self.on_blocked(reason),
-            )
-            return protocol
-
-        opened = False
-        try:
-            await asyncio.get_running_loop().create_connection(
-                make_protocol,
-                address,
-                url.port,
-                family=family,
-                ssl=context,
-                server_hostname=(url.server_name_indication or url.host) if context else None,
-            )
-            assert protocol is not None
-            # Not `await protocol.open`: cancelling that would cancel the protocol's own future.
-            await asyncio.wait([protocol.open])
-            protocol.open.result()
-            self._protocol = protocol
-            opened = True
-        finally:
-            if not opened and protocol is not None and hasattr(protocol, "_transport"):
-                protocol.abort()
+    def _make_protocol(self, tls_problem: str) -> Protocol:
+        return Protocol(
+            self._broker_url,
+            connection_name=self._connection_name,
+            on_blocked=lambda reason: self.on_blocked(reason),
+            tls_problem=tls_problem,
+        )
 
     async def close(self) -> None:
         """Say goodbye to the broker and close; may be called at any time, any number of times.

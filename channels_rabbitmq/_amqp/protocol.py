@@ -25,7 +25,7 @@ import pamqp.exceptions
 import pamqp.header
 import pamqp.heartbeat
 
-from . import frames
+from . import frames, greeting
 from .amqp_channels import BytesChannel, CallChannel
 from .carehare_channels import (
     AckingConsumer,
@@ -36,6 +36,7 @@ from .carehare_channels import (
 )
 from .futures import fail, resolve
 from .heartbeat import Heartbeat
+from .tls import explain_end
 from .transport import CoalescingTransport
 from .url import BrokerUrl
 
@@ -78,13 +79,19 @@ class Protocol(carehare._protocol.Protocol):
     """See the module; ``open`` and ``closed`` are futures that need not be looked at."""
 
     def __init__(
-        self, url: BrokerUrl, *, connection_name: str, on_blocked: Callable[[str | None], None]
+        self,
+        url: BrokerUrl,
+        *,
+        connection_name: str,
+        on_blocked: Callable[[str | None], None],
+        tls_problem: str = "",
     ) -> None:
         super().__init__(
             username=url.username, password=url.password, virtual_host=url.virtual_host
         )
         self._url = url
         self._connection_name = connection_name
+        self._tls_problem = tls_problem  # see Tls
         # Called with the broker's reason when it blocks publishers, with None when no more.
         self._on_blocked = on_blocked
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -101,7 +108,8 @@ class Protocol(carehare._protocol.Protocol):
         # Those of _channels that take bytes. (isinstance() for each frame would be an eighth of the
         # time that a delivery takes: carehare's Channel is a typing.Protocol.)
         self._bytes_channels: dict[int, BytesChannel] = {}
-        self._greeted = False  # RabbitMQ has sent something
+        self.is_greeted = False  # RabbitMQ has begun to speak, and nobody else
+        self._first_bytes = b""  # until that is known
         self.can_write = True  # Nobody has said goodbye yet.
         self._is_ending = False  # one side said goodbye, or broke the rules: nothing is read now
         self._abort_timer: asyncio.TimerHandle | None = None
@@ -132,10 +140,11 @@ class Protocol(carehare._protocol.Protocol):
         self._transport.resume()
 
     def data_received(self, data: bytes) -> None:
-        self._greeted = True
         if self._heartbeat is not None:
             self._heartbeat.received()
         if self._is_ending:
+            return
+        if not self.is_greeted and not (data := self._accept_first_bytes(data)):
             return
         try:
             offset = self._accept_rest(data) if self._rest else 0
@@ -146,6 +155,23 @@ class Protocol(carehare._protocol.Protocol):
         else:
             if offset < len(data):
                 self._rest += data[offset:]
+
+    def _accept_first_bytes(self, data: bytes) -> bytes:
+        """Return what has come if it is RabbitMQ's; else nothing, and name who speaks."""
+        data = self._first_bytes + data
+        is_rabbitmq = greeting.is_rabbitmq(data)
+        if is_rabbitmq:
+            self.is_greeted = True
+            return data
+        self._first_bytes = data
+        if is_rabbitmq is not None:
+            self._crash(ProtocolError(_FRAME_ERROR, greeting.describe(data)))
+        return b""
+
+    def provoke(self) -> None:
+        """Have whoever hasn't greeted yet say who it is; RabbitMQ ends the connection over it."""
+        if not self.is_greeted and self.can_write:
+            self.write(greeting.PROVOCATION)
 
     def _accept_rest(self, data: bytes) -> int:
         """Handle the frame that ``data`` goes on with; return where the next one begins.
@@ -358,20 +384,10 @@ class Protocol(carehare._protocol.Protocol):
             )
         elif self._closing:
             reason = None  # we said goodbye
-        elif self._greeted:
+        elif self.is_greeted:
             reason = exc or carehare.ConnectionClosed("RabbitMQ ended the connection")
         else:
-            # With TLS 1.3 a refused client certificate is told after our part of the handshake is
-            # over, and often the reset of the connection overtakes it.
-            hint = (
-                "it may want a client certificate which it trusts"
-                if self._url.tls
-                else "this may be its port for TLS (amqps://)"
-            )
-            told = f" ({exc})" if exc else ""
-            reason = carehare.ConnectionClosed(
-                f"RabbitMQ ended the connection before it greeted: {hint}{told}"
-            )
+            reason = self._why_not_greeted(exc)
 
         channels, self._channels = self._channels, {}
         self._bytes_channels.clear()
@@ -388,6 +404,11 @@ class Protocol(carehare._protocol.Protocol):
         else:
             fail(self.closed, reason)
         resolve(self.ended, reason)
+
+    def _why_not_greeted(self, exc: Exception | None) -> Exception:
+        if self._first_bytes:
+            return ProtocolError(_FRAME_ERROR, greeting.describe(self._first_bytes))
+        return explain_end(exc, tls=self._url.tls, problem=self._tls_problem)
 
     def abort(self) -> None:
         """Close the socket at once, without a word to the broker."""

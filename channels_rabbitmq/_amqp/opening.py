@@ -1,0 +1,156 @@
+"""From a URL to an open ``Protocol``: addresses, TCP, TLS, the AMQP handshake.
+
+The addresses of a host race for the whole of it: one that accepts connections and says nothing
+(a load balancer, a frozen broker) is no better than one that swallows packets. The one that won is
+the first in the next race, so that a dead address costs a process its moment only once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+
+import carehare
+
+from .protocol import Protocol
+from .racing import Race
+from .resolving import Address, resolve
+from .tls import Tls, explain, explain_end, read_tls
+from .url import BrokerUrl
+
+# Seconds before the deadline, but no larger a part of the time, at which who hasn't greeted is
+# provoked to say who it is.
+_PROVOKE_BEFORE = 0.5
+_PROVOKE_SHARE = 0.2
+# By host and port, of hosts with several addresses: the one that won last.
+_last_winners: dict[tuple[str, int], Address] = {}
+_MOST_HOSTS = 1000
+
+# Makes a protocol; called with ``Tls.problem``.
+MakeProtocol = Callable[[str], Protocol]
+
+
+async def open_protocol(
+    url: BrokerUrl,
+    ssl_context: ssl.SSLContext | None,
+    make_protocol: MakeProtocol,
+    deadline: float,
+) -> Protocol:
+    """Connect, log in, and open the virtual host, by ``deadline`` (loop time).
+
+    Raises OSError (TimeoutError, ssl.SSLError) or an exception of carehare's. Then, or cancelled,
+    no socket is left open.
+    """
+    begun_at = asyncio.get_running_loop().time()
+    addresses = await resolve(url.host, url.port, deadline)
+    last = _last_winners.get((url.host, url.port))
+    addresses.sort(key=lambda address: address != last)
+    tls = None
+    if url.tls:
+        tls = Tls(ssl_context) if ssl_context is not None else await read_tls(url, deadline)
+    provoke_at = deadline - min(_PROVOKE_BEFORE, _PROVOKE_SHARE * (deadline - begun_at))
+    race = Race(
+        [_Attempt(address, url, tls, make_protocol, provoke_at) for address in addresses],
+        # What it refuses in words (login, virtual host) it would refuse at each address.
+        final=(carehare.ConnectionClosedByServer,),
+    )
+    try:
+        winner = await race.run(deadline)
+    except TimeoutError as err:
+        if err.args:
+            raise  # an attempt's own
+        seen = [*(attempt.silence for attempt in race.unfinished), *map(str, race.errors)]
+        within = f"no answer from {url} within {round(deadline - begun_at, 2):g} s"
+        raise TimeoutError(": ".join([within, *dict.fromkeys(filter(None, seen))])) from None
+    if len(addresses) > 1:
+        _remember(url, winner.address)
+    assert winner.protocol is not None
+    return winner.protocol
+
+
+def _remember(url: BrokerUrl, winner: Address) -> None:
+    if len(_last_winners) >= _MOST_HOSTS:
+        _last_winners.clear()
+    _last_winners[url.host, url.port] = winner
+
+
+class _Attempt:
+    """At one address."""
+
+    def __init__(
+        self,
+        address: Address,
+        url: BrokerUrl,
+        tls: Tls | None,
+        make_protocol: MakeProtocol,
+        provoke_at: float,
+    ) -> None:
+        self.address = address
+        self._url = url
+        self._tls = tls
+        self._tls_problem = tls.problem if tls else ""
+        self._make = make_protocol
+        self._provoke_at = provoke_at
+        self.protocol: Protocol | None = None
+        self.has_answered = False
+
+    async def run(self) -> None:
+        """Have ``protocol`` open, or leave no socket open."""
+        tcp = socket.socket(self.address.family, socket.SOCK_STREAM)
+        try:
+            tcp.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(tcp, self.address.socket_address)
+            self.has_answered = True
+            await self._shake_hands(tcp)
+        finally:
+            if self.protocol is None:  # else the socket is its transport's
+                tcp.close()
+
+    async def _shake_hands(self, tcp: socket.socket) -> None:
+        url = self._url
+        loop = asyncio.get_running_loop()
+        context = self._tls.context if self._tls else None
+        opened = False
+        try:
+            _, protocol = await loop.create_connection(
+                self._make_protocol,
+                sock=tcp,
+                ssl=context,
+                server_hostname=(url.server_name_indication or url.host) if context else None,
+            )
+            provoking = loop.call_at(self._provoke_at, protocol.provoke)
+            # Not `await protocol.open`: cancelling that would cancel the protocol's own future.
+            await asyncio.wait([protocol.open])
+            provoking.cancel()
+            protocol.open.result()
+            opened = True
+        except ssl.SSLError as err:
+            raise explain(err, self._tls_problem) from None
+        except ConnectionError as err:
+            # Amid the handshake of TLS; later ones come by way of the protocol.
+            raise explain_end(err, tls=url.tls, problem=self._tls_problem) from None
+        finally:
+            if not opened:
+                self.undo()
+
+    def _make_protocol(self) -> Protocol:
+        self.protocol = self._make(self._tls_problem)
+        return self.protocol
+
+    def undo(self) -> None:
+        if self.protocol is not None and hasattr(self.protocol, "_transport"):
+            self.protocol.abort()
+
+    @property
+    def silence(self) -> str:
+        """How far it came before there was no answer any more; "": not at all."""
+        if not self.has_answered:
+            return ""
+        if self.protocol is not None and self.protocol.is_greeted:
+            return "RabbitMQ greeted, and then said nothing"
+        if self._tls is not None and not hasattr(self.protocol, "_transport"):
+            return "it accepts connections, and doesn't answer to TLS (is it the port for amqp://?)"
+        return "it accepts connections, and doesn't greet as RabbitMQ does (is it Redis, say?)"
