@@ -9,8 +9,9 @@ Encoding is strict, so that an unsuitable message fails where it is sent and
 not in the processes that receive it. msgpack's C code does the work and
 refuses most of what can't be carried; a quick walk over the containers finds
 what it lets pass (keys that aren't strings, ``bytearray``, integers above 63
-bits, its own extension types). Only a message that failed is searched for the
-place to name.
+bits, its own extension types). Only a message that failed is looked at in
+detail (``_plain_messages``): perhaps it holds what stands for something else,
+or there is a place to name.
 
 Decoding is lenient in what other programs may have meant (keys that aren't
 strings below or beside the recipient) and total: any bytes give an
@@ -24,12 +25,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgpack
 from channels.exceptions import MessageTooLarge
+
+from ._plain_messages import MAX_DEPTH, MAX_INT, is_container, plain_copy
 
 if TYPE_CHECKING:
     from cryptography.fernet import MultiFernet
@@ -38,13 +40,6 @@ GROUP_KEY = "__asgi_group__"
 CHANNEL_KEY = "__asgi_channel__"
 ENCRYPTED_KEY = "__asgi_encrypted__"
 _RESERVED_KEYS = frozenset({GROUP_KEY, CHANNEL_KEY, ENCRYPTED_KEY})
-
-# Containers within each other, the message itself included. msgpack's own limit
-# differs between its releases (511, 1024, less without its C code), and sender
-# and receiver needn't have the same one.
-_MAX_DEPTH = 256
-_MAX_INT = 2**63 - 1
-_MIN_INT = -(2**63)
 
 _ATOMS = frozenset({str, bytes, float, bool, type(None)})
 _FLAT_TYPES = _ATOMS | {int}
@@ -161,16 +156,19 @@ class MessageCodec:
         return Envelope(group, channel, len(body), packed, content)
 
     def _encode(self, recipient_key: str, recipient: str, message: dict[str, Any]) -> bytes:
-        if not isinstance(message, dict):
-            raise TypeError(f"message must be a dict, not {_type_name(message)}")
+        if type(message) is not dict and not issubclass(type(message), dict):
+            message = plain_copy(message)
         if not _RESERVED_KEYS.isdisjoint(message):
-            reserved = sorted(_RESERVED_KEYS.intersection(message))
-            raise TypeError(f"message has a reserved key: {reserved[0]}")
-
+            raise _reserved_key(message)
         if self._fernet is None:
-            body = _pack({**message, recipient_key: recipient}, message)
+            body = _pack({**message, recipient_key: recipient})
+            if body is None:
+                body = _pack_plain(message, {recipient_key: recipient})
         else:
-            token = self._fernet.encrypt(_pack({**message}, message))
+            packed = _pack({**message})
+            if packed is None:
+                packed = _pack_plain(message, {})
+            token = self._fernet.encrypt(packed)
             body = msgpack.packb({recipient_key: recipient, ENCRYPTED_KEY: token})
         if len(body) > self._max_message_size:
             raise MessageTooLarge(
@@ -211,21 +209,34 @@ def _make_fernet(keys: Sequence[str | bytes]) -> MultiFernet | None:
     return MultiFernet([Fernet(base64.urlsafe_b64encode(digest.digest())) for digest in digests])
 
 
-def _pack(content: dict[str, Any], message: dict[str, Any]) -> bytes:
-    """``content`` as msgpack; raises TypeError about ``message`` for what that can't hold.
-
-    ``content`` is a shallow copy of the caller's message, perhaps with a recipient.
-    """
-    packed: bytes | None
+def _pack(content: dict[str, Any]) -> bytes | None:
+    """``content`` as msgpack; None if it holds anything that isn't to be sent as it is."""
     try:
-        packed = msgpack.Packer().pack(content)  # as packb() does it, a call and a dict later
-    # RecursionError comes from msgpack without its C code.
-    except (TypeError, ValueError, OverflowError, RecursionError):
-        packed = None
-    # Packing first: it ends soon if the message contains itself, the walk would not.
-    if packed is None or not (_is_flat(content) or _is_carriable(content)):
-        _raise_fault(message)
+        packed: bytes = msgpack.Packer().pack(content)  # as packb(), a call and a dict later
+        # Packing first: it ends soon if the message contains itself, the walk would not.
+        if _is_flat(content) or _is_carriable(content):
+            return packed
+    except MemoryError:
+        raise
+    except Exception:  # msgpack without its C code asks proxies, which may raise anything
+        return None
+    return None
+
+
+def _pack_plain(message: dict[str, Any], recipient: dict[str, str]) -> bytes:
+    """Pack what ``_pack`` didn't; raises TypeError for what a message can't hold."""
+    message = plain_copy(message)
+    if not _RESERVED_KEYS.isdisjoint(message):
+        raise _reserved_key(message)
+    packed = _pack({**message, **recipient})
+    if packed is None:
+        raise TypeError("message can't be encoded by msgpack")  # a str of 4 GiB, for instance
     return packed
+
+
+def _reserved_key(message: dict[str, Any]) -> TypeError:
+    reserved = sorted(_RESERVED_KEYS.intersection(message))
+    return TypeError(f"message has a reserved key: {reserved[0]}")
 
 
 def _is_flat(message: dict[str, Any]) -> bool:
@@ -236,7 +247,7 @@ def _is_flat(message: dict[str, Any]) -> bool:
     for key, value in message.items():
         value_type = type(value)
         if type(key) is not str or not (
-            value_type in _ATOMS or (value_type is int and value <= _MAX_INT)
+            value_type in _ATOMS or (value_type is int and value <= MAX_INT)
         ):
             return False
     return True
@@ -248,7 +259,7 @@ def _is_carriable(message: dict[str, Any]) -> bool:
     On the path of each send: no call and no look at a container that isn't needed.
     """
     level: list[Any] = [message]
-    for _ in range(_MAX_DEPTH):
+    for _ in range(MAX_DEPTH):
         next_level: list[Any] = []
         for container in level:
             if isinstance(container, dict):
@@ -263,15 +274,15 @@ def _is_carriable(message: dict[str, Any]) -> bool:
                 if value_type in _ATOMS:
                     continue
                 if value_type is int:
-                    if value > _MAX_INT:
+                    if value > MAX_INT:
                         return False
                 elif value_type in _CONTAINERS:
                     next_level.append(value)
                 # From here on subclasses, such as enumerations and Django's SafeString.
                 elif isinstance(value, int):
-                    if value > _MAX_INT:
+                    if value > MAX_INT:
                         return False
-                elif _is_container(value):
+                elif is_container(value):
                     next_level.append(value)
                 elif not isinstance(value, (str, bytes, float)):
                     return False
@@ -279,92 +290,6 @@ def _is_carriable(message: dict[str, Any]) -> bool:
             return True
         level = next_level
     return False
-
-
-def _is_container(value: object) -> bool:
-    # msgpack's ExtType is a tuple, but one that it packs as something else.
-    return isinstance(value, (dict, list, tuple)) and not isinstance(value, msgpack.ExtType)
-
-
-def _raise_fault(message: dict[str, Any]) -> NoReturn:
-    """Find what in ``message`` can't be carried; raise the TypeError that names the place."""
-    # The containers between the message and where the search is: path, container
-    # and what of it is still to be looked at. No recursion: the caller may have
-    # used up most of the stack.
-    trail: list[tuple[str, object, Iterator[tuple[str, object]]]] = [
-        ("message", message, _children("message", message))
-    ]
-    while trail:
-        child = next(trail[-1][2], None)
-        if child is None:
-            trail.pop()
-            continue
-        path, value = child
-        if not _is_container(value):
-            fault = _atom_fault(value)
-            if fault is not None:
-                raise TypeError(f"{_shorten(path)} {fault}")
-        elif any(container is value for _, container, _ in trail):
-            raise TypeError(f"{_shorten(path)} contains itself")
-        elif len(trail) >= _MAX_DEPTH:
-            raise TypeError(f"{_shorten(path)} is nested deeper than {_MAX_DEPTH} levels")
-        else:
-            trail.append((path, value, _children(path, value)))
-    # A string of 4 GiB, for instance.
-    raise TypeError("message can't be encoded by msgpack")
-
-
-def _children(path: str, container: Any) -> Iterator[tuple[str, object]]:
-    """Path and value of each thing in a container; raises TypeError at a bad key."""
-    if not isinstance(container, dict):
-        for index, value in enumerate(container):
-            yield f"{path}[{index}]", value
-        return
-    for key, value in container.items():
-        if not isinstance(key, str):
-            raise TypeError(
-                f"{_shorten(path)} has a key of type {_type_name(key)}; keys must be str"
-            )
-        short_key = _shorten(key, 40)
-        quoted_key = json.dumps(short_key, ensure_ascii=not short_key.isprintable())
-        if not _is_encodable(key):
-            raise TypeError(f"{_shorten(path)} has a key, {quoted_key}, with a lone surrogate")
-        yield f"{path}[{quoted_key}]", value
-
-
-def _atom_fault(value: object) -> str | None:
-    """What is wrong with a value that isn't a container."""
-    if isinstance(value, str):
-        return None if _is_encodable(value) else "is a str with a lone surrogate"
-    if isinstance(value, int):
-        if _MIN_INT <= value <= _MAX_INT:
-            return None
-        return f"is of type {_type_name(value)} and beyond 64 bits (signed)"
-    if value is None or isinstance(value, (bytes, float)):
-        return None
-    return (
-        f"is of type {_type_name(value)}; a message can hold bytes, str, int, float, bool, "
-        "None, list, tuple and dict"
-    )
-
-
-def _shorten(text: str, limit: int = 200) -> str:
-    return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _type_name(value: object) -> str:
-    cls = type(value)
-    if cls.__module__ == "builtins":
-        return cls.__qualname__
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _unpack_map(packed: bytes) -> dict[str, Any]:

@@ -279,11 +279,11 @@ class Forwarder:
         call = Call(self._owner, lambda: make(self._get_loop_layer()), cancellable=cancellable)
         return await call.run(self._settings.operation_timeout + _GRACE)
 
-    async def send(self, channel: str, message: dict[str, Any]) -> None:
-        await self._call(lambda loop_layer: loop_layer.send(channel, message))
+    async def send(self, channel: str, body: bytes) -> None:
+        await self._call(lambda loop_layer: loop_layer.send(channel, body))
 
-    async def group_send(self, group: str, message: dict[str, Any]) -> None:
-        await self._call(lambda loop_layer: loop_layer.group_send(group, message))
+    async def group_send(self, group: str, body: bytes) -> None:
+        await self._call(lambda loop_layer: loop_layer.group_send(group, body))
 
     async def group_add(self, group: str, channel: str) -> None:
         await self._call(lambda loop_layer: loop_layer.group_add(group, channel))

@@ -116,10 +116,7 @@ class LoopLayer:
         self._prefix = self.id + "!"  # of the names of its channels
         self.counters = Counters()
         self._reporter = Reporter(logger, self.id)
-        self._codec = MessageCodec(
-            max_message_size=settings.max_message_size,
-            symmetric_encryption_keys=settings.symmetric_encryption_keys,
-        )
+        self._codec = settings.codec
         self._members = Members()
         self._router = Router(
             members=self._members,
@@ -199,9 +196,8 @@ class LoopLayer:
 
     # Sending
 
-    async def send(self, channel: str, message: dict[str, Any]) -> None:
+    async def send(self, channel: str, body: bytes) -> None:
         """Send to one channel, of this or any other process."""
-        body = self._codec.encode_for_channel(channel, message)
         deadline = self.loop.time() + self._operation_timeout
         after = None
         if channel.startswith(self._prefix):
@@ -249,9 +245,8 @@ class LoopLayer:
     def _own_exchange_route(self, id_: str) -> Route:
         return Route(self._settings.groups_exchange, direct_routing_key(id_), mandatory=True)
 
-    async def group_send(self, group: str, message: dict[str, Any]) -> None:
+    async def group_send(self, group: str, body: bytes) -> None:
         """Send to all channels of a group, in all processes."""
-        body = self._codec.encode_for_group(group, message)
         deadline = self._deadline()
         after = None
         if self._members.has_members(group) and not self._bindings.is_bound(group):

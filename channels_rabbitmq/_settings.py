@@ -20,10 +20,12 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from ._amqp.url import BrokerUrl
+from ._codec import MessageCodec
 from ._foreign_options import describe_unknown, notes_for
 from ._hosts import read_hosts
 from ._mistakes import Mistakes, collected, read_each
@@ -89,6 +91,14 @@ class Settings:
     # What to call, or its dotted path, which is imported later; None: nothing.
     on_disconnect: HookFunction | str | None
     on_reconnect: HookFunction | str | None
+
+    @cached_property
+    def codec(self) -> MessageCodec:
+        """Encodes and decodes as these settings say; made once, its keys take a while."""
+        return MessageCodec(
+            max_message_size=self.max_message_size,
+            symmetric_encryption_keys=self.symmetric_encryption_keys,
+        )
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> Settings:

@@ -46,8 +46,9 @@ class RabbitmqChannelLayer(BaseChannelLayer):
 
     A message is a ``dict`` with ``str`` keys all the way down, and values of ``bytes``, ``str``,
     ``int`` (signed, 64 bits), ``float``, ``list``, ``tuple`` (arrives as a ``list``), ``dict``,
-    ``bool`` and ``None``. Anything else is a ``TypeError`` for the sender. A name that the
-    specification doesn't allow is a ``TypeError`` too.
+    ``bool`` and ``None``. A ``bytearray`` or ``memoryview`` arrives as ``bytes``, a proxy (Django's
+    lazy objects and texts) as what it stands for. Anything else is a ``TypeError`` for the sender.
+    A name that the specification doesn't allow is a ``TypeError`` too.
     """
 
     extensions = ["groups"]  # noqa: RUF012 - the specification asks for a list
@@ -142,8 +143,11 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         require_channel_name(channel)
         if "!" not in channel:
             _refuse_normal(channel)
+        # Here and not where it is published, perhaps in another thread: a lazy text is in the
+        # language that is active in the caller's.
+        body = self._settings.codec.encode_for_channel(channel, message)
         loop_layer = self._loop_layers.serving.get(get_running_loop()) or self._loop_layer()
-        await loop_layer.send(channel, message)
+        await loop_layer.send(channel, body)
 
     async def receive(self, channel: str) -> dict[str, Any]:
         """Wait for the next message of a channel which ``new_channel`` made in this process.
@@ -252,7 +256,8 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         Raises ``MessageTooLarge``, and ``BrokerUnavailable`` as ``send`` does.
         """
         require_group_name(group)
-        await self._loop_layer().group_send(group, message)
+        body = self._settings.codec.encode_for_group(group, message)
+        await self._loop_layer().group_send(group, body)
 
     async def connect(self, *, fail_fast: bool = False) -> None:
         """Connect now, and not when the first call needs it. No error if that has happened.

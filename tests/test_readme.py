@@ -48,6 +48,7 @@ from channels_rabbitmq import (
     _direct_sender,
     _mailbox,
     _names,
+    _plain_messages,
     _probe,
     _reporter,
     _router,
@@ -257,7 +258,7 @@ def test_numbers() -> None:
         f"stays bound for {constructor['linger'].default:g} seconds",
         f"within {_reporter._FIRST_INTERVAL:g} seconds of the first event, "
         f"then once in {_reporter.INTERVAL:g} seconds",
-        f"in {_codec._MAX_DEPTH} levels at most",
+        f"in {_plain_messages.MAX_DEPTH} levels at most",
         f"at most {_names._LONGEST} ASCII letters",
         f"``local_expiry`` (seconds up to {_settings._LONGEST_LOCAL_EXPIRY:g}",
         f"messages, 1 to {_settings._LARGEST_LOCAL_CAPACITY};",
