@@ -42,6 +42,7 @@ from asgiref.sync import AsyncToSync
 from ._forwarding import Forwarder, SyncForwarder, SyncReceivers
 from ._hooks import HookFunctions
 from ._loop_layer import LoopLayer
+from ._outage import KnownOutage
 from ._settings import Settings
 from ._statistics import LoopLayerStatistics
 from .exceptions import BrokerUnavailable
@@ -79,6 +80,7 @@ class LoopLayers:
         self._ended_ids: dict[str, bool] = {}  # True: by close()
         self._for_sync_code = _ForSyncCode(self)
         self._hook_functions: HookFunctions | None = None  # as long as nobody uses the layer
+        self._known_outage = KnownOutage()
         self._is_abandoned = False
         self.process = process
         self.process.add(self)
@@ -103,6 +105,7 @@ class LoopLayers:
                     self._for_sync_code.get,
                     self._settings,
                     self.process.sync_receivers,
+                    self._known_outage,
                 )
             elif self.process.is_background(loop):
                 return self._for_sync_code.get()
@@ -115,7 +118,9 @@ class LoopLayers:
     def make(self) -> LoopLayer:
         """Make a ``LoopLayer`` for the running event loop."""
         assert self._hook_functions is not None, "serve() is called first"
-        loop_layer = LoopLayer(self._settings, self._capacity_of, self._hook_functions)
+        loop_layer = LoopLayer(
+            self._settings, self._capacity_of, self._hook_functions, self._known_outage
+        )
         self._by_id[loop_layer.id] = loop_layer
         if self._is_abandoned:  # a moment ago, by a call that is still running
             self._close_soon(loop_layer)

@@ -31,6 +31,7 @@ from channels.exceptions import StopConsumer
 from ._amqp.connection import Connection
 from ._loop_layer import LoopLayer, UserConnection, new_id
 from ._mailbox import Loan
+from ._outage import KnownOutage
 from ._settings import Settings
 from .exceptions import BrokerUnavailable
 
@@ -329,8 +330,10 @@ class SyncForwarder(Forwarder):
         get_loop_layer: Callable[[], LoopLayer],
         settings: Settings,
         sync_receivers: SyncReceivers,
+        known_outage: KnownOutage,
     ) -> None:
         super().__init__(owner, get_loop_layer, settings, sync_receivers)
+        self._known_outage = known_outage
         self._user_connection: UserConnection | None = None
         self._is_closed = False
 
@@ -354,7 +357,7 @@ class SyncForwarder(Forwarder):
         """Return an open connection of this loop's; the loop's end closes it."""
         self._require_open()
         if self._user_connection is None:
-            self._user_connection = UserConnection(self._settings, new_id())
+            self._user_connection = UserConnection(self._settings, new_id(), self._known_outage)
         deadline = asyncio.get_running_loop().time() + self._settings.operation_timeout
         return await self._user_connection.supervisor.wait_ready(deadline)
 

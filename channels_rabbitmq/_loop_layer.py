@@ -37,6 +37,7 @@ from ._direct_sender import DirectSender
 from ._hooks import Hook, HookFunctions
 from ._mailbox import Loan
 from ._members import Members
+from ._outage import KnownOutage
 from ._probe import Probe
 from ._publisher import Publisher
 from ._reporter import Reporter
@@ -80,9 +81,13 @@ class UserConnection:
 
     name = "carehare_connection"
 
-    def __init__(self, settings: Settings, id_: str) -> None:
+    def __init__(self, settings: Settings, id_: str, known_outage: KnownOutage) -> None:
         self.supervisor = Supervisor(
-            self, settings, id_=id_, connection_name=connection_name(self.name, id_)
+            self,
+            settings,
+            id_=id_,
+            connection_name=connection_name(self.name, id_),
+            known_outage=known_outage,
         )
 
     async def set_up(self, connection: Connection) -> None:
@@ -100,7 +105,8 @@ class LoopLayer:
 
     Nothing connects before it is needed: sending opens the Publisher's connection, ``new_channel``,
     ``receive`` and ``group_add`` the Subscriber's. No call but ``receive`` waits longer than
-    ``operation_timeout`` for the broker. Cancelling a call harms no other.
+    ``operation_timeout`` for the broker, nor for one that has been away for that long (``_outage``
+    has the rule). Cancelling a call harms no other.
     """
 
     def __init__(
@@ -108,6 +114,7 @@ class LoopLayer:
         settings: Settings,
         capacity_of: Callable[[str], int],
         hook_functions: HookFunctions,
+        known_outage: KnownOutage,
     ) -> None:
         self._settings = settings
         self._operation_timeout = settings.operation_timeout
@@ -145,6 +152,7 @@ class LoopLayer:
             settings,
             self._bindings,
             connection_name=connection_name(Subscriber.name, self.id),
+            known_outage=known_outage,
             on_delivery=self._accept_delivery,
             on_lost=self._router.connection_lost,
             on_disconnect=self._on_disconnect.call,
@@ -155,11 +163,12 @@ class LoopLayer:
             self.counters,
             id_=self.id,
             connection_name=connection_name(Publisher.name, self.id),
+            known_outage=known_outage,
             on_no_exchange=self._accept_no_exchange,
         )
         self._direct_sender = DirectSender(self._publisher, settings.operation_timeout)
         self._routes: dict[str, Route] = {}  # by id
-        self._user_connection = UserConnection(settings, self.id)
+        self._user_connection = UserConnection(settings, self.id, known_outage)
         # One that has reached the broker saves the others the rest of their back-off.
         self._supervisors = [
             self._subscriber.supervisor,
@@ -466,7 +475,7 @@ class LoopLayer:
             if fail_fast:
                 await supervisor.wait_tried(deadline)
             else:
-                await supervisor.wait_ready(deadline)
+                await supervisor.wait_ready(deadline, patient=True)
 
     async def close(self) -> None:
         """End everything: see ``RabbitmqChannelLayer.close``."""

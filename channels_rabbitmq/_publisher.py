@@ -19,6 +19,7 @@ import pamqp.commands
 
 from ._amqp.amqp_channels import CONFIRMED, Outcome, PublisherChannel, Route
 from ._amqp.connection import Connection
+from ._outage import KnownOutage
 from ._outbox import Confirm, Outbox, WaitingMessage
 from ._settings import Settings
 from ._statistics import Counters
@@ -49,6 +50,7 @@ class Publisher:
         *,
         id_: str,
         connection_name: str,
+        known_outage: KnownOutage,
         on_no_exchange: Callable[[], None],
     ) -> None:
         self._settings = settings
@@ -66,7 +68,13 @@ class Publisher:
         self._new_amqp_channel: PublisherChannel | None = None
         self._end_exc: Exception | None = None
         self._outbox = Outbox(self._write_waiting, asyncio.get_running_loop().time)
-        self.supervisor = Supervisor(self, settings, id_=id_, connection_name=connection_name)
+        self.supervisor = Supervisor(
+            self,
+            settings,
+            id_=id_,
+            connection_name=connection_name,
+            known_outage=known_outage,
+        )
         self._was_connected = False
         self.reconnected_at = float("-inf")  # loop time
 

@@ -20,6 +20,7 @@ from ._amqp.amqp_channels import ConsumerChannel, TopologyChannel
 from ._amqp.connection import Connection
 from ._bindings import Bindings, Command
 from ._declarations import Declarations
+from ._outage import KnownOutage
 from ._settings import Settings
 from ._supervisor import State, Supervisor, describe
 from ._waiting import Waiters
@@ -49,6 +50,7 @@ class Subscriber:
         bindings: Bindings,
         *,
         connection_name: str,
+        known_outage: KnownOutage,
         on_delivery: Callable[[bytes, int, ConsumerChannel], None],
         on_lost: Callable[[], None],
         on_disconnect: Callable[[str], None],
@@ -64,7 +66,14 @@ class Subscriber:
         self._was_ready = False
         self._loss: str | None = None  # the reason told, until all groups are bound again
         self._loop = asyncio.get_running_loop()
-        self.supervisor = Supervisor(self, settings, id_=id_, connection_name=connection_name)
+        self.supervisor = Supervisor(
+            self,
+            settings,
+            id_=id_,
+            connection_name=connection_name,
+            known_outage=known_outage,
+        )
+        self.supervisor.on_over = self._wake_all
         self.queue = ""  # the present connection's, while there is one
         self._declarations: Declarations | None = None  # of the present connection, or the last
         self._number = 0  # of the connection
@@ -176,7 +185,7 @@ class Subscriber:
             self._pump()
             waiters = self._waiters.setdefault(group, Waiters())
             try:
-                is_answered = await waiters.wait(deadline)
+                is_answered = await waiters.wait(self.supervisor.limit(deadline))
             finally:
                 if not waiters and self._waiters.get(group) is waiters:
                     del self._waiters[group]
@@ -185,11 +194,12 @@ class Subscriber:
                 raise BrokerUnavailable(
                     f"RabbitMQ refused to bind the group {group!r}: {self._refusals[group]}"
                 )
-            if not is_answered:
-                reason = self.supervisor.last_reason or "still connecting"
-                if self.supervisor.connection is not None:
-                    reason = "RabbitMQ did not confirm the binding"
-                raise BrokerUnavailable(f"The group {group!r} was not bound in time: {reason}")
+            if not is_answered and self.supervisor.is_over(deadline):
+                if self.supervisor.connection is None:
+                    raise self.supervisor.unavailable()
+                raise BrokerUnavailable(
+                    f"The group {group!r} was not bound in time: RabbitMQ did not confirm it"
+                )
 
     def _require_open(self) -> None:
         if self.supervisor.state is State.CLOSED:
@@ -251,5 +261,9 @@ class Subscriber:
         """Close the connection, in a moment; the broker deletes queue, bindings and exchange."""
         self._cancel_timer()
         self.supervisor.stop()
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        """Have those who wait for a bind look anew at what they wait for."""
         for waiters in list(self._waiters.values()):
             waiters.wake()

@@ -12,6 +12,7 @@ import asyncio
 import contextvars
 import enum
 import logging
+import math
 import random
 import re
 import ssl
@@ -23,6 +24,7 @@ import carehare
 
 from ._amqp.connection import Connection
 from ._amqp.url import BrokerUrl
+from ._outage import KnownOutage, Outage
 from ._settings import Settings
 from ._statistics import ConnectionStatistics
 from ._waiting import Waiters, run_until
@@ -41,6 +43,9 @@ _LONGEST_DELAY = 2.0
 # not found, resource locked, precondition failed, not allowed. (Others come while it starts.)
 _LONGEST_DELAY_IF_REFUSED = 10.0
 _REFUSALS = (403, 404, 405, 406, 530)
+# Seconds between two attempts, at least, if calls fail in between: a site whose calls fail at once
+# is to find the broker soon when it is back, and isn't to storm it.
+_SHORTEST_DELAY_FOR_CALLS = 0.25
 # Seconds for which the same reason for not connecting isn't logged as a warning again.
 _REMINDER_INTERVAL = 60.0
 
@@ -97,8 +102,8 @@ def _with_jitter(delay: float) -> float:
 
 
 def _is_refusal(exc: Exception) -> bool:
-    """Whether the broker has said no to what was asked of it, and would again."""
-    return (
+    """Whether the broker has said no to what was asked of it, or we to it, and would again."""
+    return isinstance(exc, ssl.SSLCertVerificationError) or (
         isinstance(exc, (carehare.ConnectionClosedByServer, carehare.ChannelClosedByServer))
         and exc.reply_code in _REFUSALS
     )
@@ -119,7 +124,15 @@ def describe(exc: BaseException) -> str:
 class Supervisor:
     """Owns the task, and the one connection that it keeps open, for a ``Role``."""
 
-    def __init__(self, role: Role, settings: Settings, *, id_: str, connection_name: str) -> None:
+    def __init__(
+        self,
+        role: Role,
+        settings: Settings,
+        *,
+        id_: str,
+        connection_name: str,
+        known_outage: KnownOutage,
+    ) -> None:
         self.name = f"{role.name} {id_}"  # in logs
         self._role = role
         self._settings = settings
@@ -130,16 +143,21 @@ class Supervisor:
         self._attempt = Waiters()  # until it is connected, or every URL was tried in vain
         # Ends with a reason when the role gives the present connection up.
         self._given_up: asyncio.Future[str] | None = None
-        self._is_refused = False  # the last attempt, in words
+        self._outage = Outage(known_outage, settings.operation_timeout)
+        self._attempted_at = float("-inf")  # loop time
+        self._is_retry_due = False  # because a call has failed
+        self._refusals = 0  # in words, by how many URLs in the present round of attempts
+        # By URL: why there is no connection to it, as far as that is known.
+        self._reasons: dict[BrokerUrl, str] = {}
         # By URL and reason: when that was last logged as a warning.
         self._warned_at: dict[tuple[BrokerUrl, str], float] = {}
         self.on_ready: Callable[[], None] = lambda: None
+        self.on_over: Callable[[], None] = lambda: None  # who waits, and isn't patient, fails now
         self.on_end: Callable[[], None] = lambda: None  # the task has ended, by whomsoever
         self.connection: Connection | None = None  # while READY
         self.state = State.IDLE
         # Since when it is connected, or isn't; by the wall clock, since it is for people.
         self._since = time.time()
-        self._away_since = 0.0  # time.monotonic(): when it was asked for, or lost
         self._url: BrokerUrl | None = None  # of the connection, while READY
         self._times_connected = 0
         self.last_reason = ""  # why there is no connection, or why the last one was lost
@@ -165,7 +183,7 @@ class Supervisor:
         """Connect, if nobody asked for it before. Must be called on the loop that it serves."""
         if self._task is None and self.state is not State.CLOSED:
             self._set_state(State.CONNECTING)
-            self._away_since = time.monotonic()
+            self._outage.begin_with_others()
             # In a context of its own: the first caller's would live as long as the connection.
             self._task = contextvars.Context().run(
                 asyncio.get_running_loop().create_task,
@@ -173,34 +191,55 @@ class Supervisor:
                 name=f"channels_rabbitmq {self._role.name}",
             )
 
-    async def wait_ready(self, deadline: float) -> Connection:
+    async def wait_ready(self, deadline: float, *, patient: bool = False) -> Connection:
         """Return the connection once it is set up.
 
-        Raises BrokerUnavailable with the last reason if that isn't so by ``deadline`` (loop time).
+        Raises BrokerUnavailable, with the reason, if that isn't so by ``deadline`` (loop time), or
+        earlier: see ``_outage``, also for ``patient``.
         """
         self.start()
         # One that has just ended is not noticed yet.
         while self.connection is None or not self.connection.is_open:
             if self.state is State.CLOSED:
                 raise BrokerUnavailable("The channel layer is closed")
-            if not await self._waiters.wait(deadline):
-                raise BrokerUnavailable(
-                    f"No connection to RabbitMQ in time: {self.last_reason or 'still connecting'}"
-                )
+            is_woken = await self._waiters.wait(self.limit(deadline, patient=patient))
+            if not is_woken and self.is_over(deadline, patient=patient):
+                raise self.unavailable()
         return self.connection
 
     async def wait_tried(self, deadline: float) -> Connection:
         """As ``wait_ready``, but doesn't wait for a second try: raises BrokerUnavailable then."""
         self.start()
         if self.connection is None and self.state is not State.CLOSED:
-            await self._attempt.wait(deadline)
+            await self._attempt.wait(self.limit(deadline))
         if self.connection is None:
-            raise BrokerUnavailable(
-                "The channel layer is closed"
-                if self.state is State.CLOSED
-                else f"No connection to RabbitMQ: {self.last_reason or 'still connecting'}"
-            )
+            if self.state is State.CLOSED:
+                raise BrokerUnavailable("The channel layer is closed")
+            raise self.unavailable()
         return self.connection
+
+    def limit(self, deadline: float, *, patient: bool = False) -> float:
+        """Return until when a call waits whose own time ends at ``deadline``: see ``_outage``.
+
+        For those who wait for what needs the connection. ``on_over`` tells when it is over early.
+        """
+        return self._outage.limit(deadline, patient=patient)
+
+    def is_over(self, deadline: float, *, patient: bool = False) -> bool:
+        """Whether such a call has waited long enough."""
+        return self.limit(deadline, patient=patient) <= asyncio.get_running_loop().time()
+
+    def unavailable(self) -> BrokerUnavailable:
+        """Return why such a call fails, and have the next attempt made soon."""
+        if not self._is_retry_due:
+            self._is_retry_due = True
+            self._pause.wake()
+        reasons = "; ".join(f"{url}: {reason}" for url, reason in self._reasons.items())
+        if not reasons:
+            reasons = f"{', '.join(map(str, self._settings.urls))}: still connecting"
+        seconds = round(self._outage.seconds)
+        lasting = f" for {seconds} s" if seconds else ""
+        return BrokerUnavailable(f"No connection to RabbitMQ{lasting}: {reasons}")
 
     def hurry(self) -> None:
         """Somebody else has reached the broker: if this one waits to try again, it tries now."""
@@ -211,6 +250,7 @@ class Supervisor:
         if self._given_up is not None and not self._given_up.done():
             self._given_up.set_result(reason)
             self.connection = None  # from now on, so that wait_ready() waits for the next one
+            self._outage.begin()
 
     def stop(self) -> None:
         """End the task and its connection, in a moment; whoever waits gets BrokerUnavailable."""
@@ -242,27 +282,50 @@ class Supervisor:
             self.on_end()
 
     async def _keep_connected(self) -> None:
-        loop = asyncio.get_running_loop()
         delays = back_off()
         delay = 0.0
         while True:
             urls = list(self._settings.urls)
             random.shuffle(urls)
-            for url in urls:
-                begun_at = loop.time()
-                if await self._connect_and_serve(url):
-                    # A success resets, but not one that is over sooner than the last delay: what is
-                    # set up and refused again and again is no success.
-                    if loop.time() - begun_at > delay:
-                        delays = back_off()
-                    break
+            # A success resets, but not one that is over sooner than the last delay: what is set up
+            # and refused again and again is no success.
+            if await self._try_each(urls) > delay:
+                delays = back_off()
             delay = next(delays)
-            if not self._is_refused:
+            if self._refusals < len(urls):
                 delay = min(delay, _with_jitter(_LONGEST_DELAY))
             self._set_state(State.WAITING)
             self._attempt.wake()
             logger.debug("%s: reconnecting in %.1f s: %s", self.name, delay, self.last_reason)
-            await self._pause.wait(loop.time() + delay)
+            await self._wait_to_retry(delay)
+
+    async def _try_each(self, urls: list[BrokerUrl]) -> float:
+        """Make an attempt at each URL until one succeeds; return, when that is lost, its seconds.
+
+        Returns 0 if none succeeds.
+        """
+        loop = asyncio.get_running_loop()
+        self._attempted_at = loop.time()
+        self._refusals = 0
+        self._reasons = {url: why for url, why in self._reasons.items() if url in urls}
+        for url in urls:
+            begun_at = loop.time()
+            if await self._connect_and_serve(url):
+                return loop.time() - begun_at
+        self._outage.note_failure(is_refusal=self._refusals > 0)
+        if self.is_over(math.inf):
+            self._waiters.wake()
+            self.on_over()
+        return 0.0
+
+    async def _wait_to_retry(self, delay: float) -> None:
+        """Wait between two attempts: ``delay`` seconds, or less if a call fails meanwhile."""
+        until = asyncio.get_running_loop().time() + delay
+        if not self._is_retry_due:
+            await self._pause.wait(until)
+        if self._is_retry_due:
+            await self._pause.wait(min(until, self._attempted_at + _SHORTEST_DELAY_FOR_CALLS))
+            self._is_retry_due = False
 
     async def _connect_and_serve(self, url: BrokerUrl) -> bool:
         """Make one attempt; return True, when the connection is lost, if there was one."""
@@ -274,7 +337,6 @@ class Supervisor:
         self._given_up = loop.create_future()
         timeout = url.connection_timeout or self._settings.connect_timeout
         was_ready = False
-        self._is_refused = False
         try:
             deadline = loop.time() + timeout
             await connection.connect(deadline)
@@ -287,6 +349,8 @@ class Supervisor:
             self._times_connected += 1
             self._set_state(State.READY)
             self._log_connected(url)
+            self._outage.end()
+            self._reasons.clear()
             self._role.ready()
             self._waiters.wake()
             self._attempt.wake()
@@ -302,7 +366,7 @@ class Supervisor:
             )
         except _CONNECTION_TROUBLE as err:
             self.last_reason = describe(err)
-            self._is_refused = _is_refusal(err)
+            self._refusals += _is_refusal(err)
         except Exception as err:
             # Not expected, so with its traceback; and survived all the same.
             self.last_reason = describe(err)
@@ -310,9 +374,10 @@ class Supervisor:
         finally:
             self.connection = self._url = None
             self._given_up = None
+            self._reasons[url] = self.last_reason
             if was_ready and self.state is not State.CLOSED:
                 self._since = time.time()
-                self._away_since = time.monotonic()
+                self._outage.begin()
             self._tell_lost()
             if self.state is not State.CLOSED:
                 self._log_loss(url, was_ready)
@@ -349,7 +414,7 @@ class Supervisor:
 
     def _log_connected(self, url: BrokerUrl) -> None:
         """Tell the end of an outage as loudly as its beginning was told."""
-        seconds = time.monotonic() - self._away_since
+        seconds = self._outage.seconds
         if self._times_connected > 1:
             logger.warning("%s: connected again to %s after %.1f s", self.name, url, seconds)
         elif self.last_reason:

@@ -38,7 +38,8 @@ class RabbitmqChannelLayer(BaseChannelLayer):
     its own, until it ends; what ``async_to_sync`` calls without one shares a background thread's,
     until the process ends. A layer that nobody refers to any more closes by itself. When the
     process has begun to end, calls raise ``BrokerUnavailable``. All coroutines may be cancelled at
-    any time, and none but ``receive`` waits longer than ``operation_timeout`` (seconds).
+    any time, and none but ``receive`` waits longer than ``operation_timeout`` (seconds). When there
+    has been no connection for that long, none waits at all.
 
     Raises ``InvalidChannelLayerError``, which tells of all options that don't exist or have a bad
     value. So does the first call on an event loop if ``on_disconnect`` or ``on_reconnect`` is a
@@ -138,7 +139,8 @@ class RabbitmqChannelLayer(BaseChannelLayer):
 
         Raises ``ChannelFull`` if the queue of the channel's process is full or the broker takes no
         messages now, ``MessageTooLarge``, and ``BrokerUnavailable`` if there is no connection
-        within ``operation_timeout``. Cancelling it may or may not take the message back.
+        within ``operation_timeout``, or hasn't been for longer, or the broker has refused it before
+        it was ever there. Cancelling it may or may not take the message back.
         """
         require_channel_name(channel)
         if "!" not in channel:
@@ -224,9 +226,9 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         """Add a channel of this process to a group; no error if it is a member.
 
         When it returns, each ``group_send`` that any process calls from then on reaches it. Raises
-        ``BrokerUnavailable`` if the broker doesn't confirm within ``operation_timeout``, and
-        ``ValueError`` as ``receive`` does. If it raises or is cancelled, the channel
-        is what it was before: a member or not.
+        ``BrokerUnavailable`` if the broker doesn't confirm within ``operation_timeout``, or as
+        ``send`` does, and ``ValueError`` as ``receive`` does. If it raises or is cancelled, the
+        channel is what it was before: a member or not.
         """
         require_group_name(group)
         require_channel_name(channel)
@@ -263,8 +265,9 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         """Connect now, and not when the first call needs it. No error if that has happened.
 
         Returns when messages can be sent and received. Raises ``BrokerUnavailable`` if that isn't
-        so within ``operation_timeout``, or, with ``fail_fast``, as soon as every URL was tried once
-        in vain. Either way the layer goes on trying.
+        so within ``operation_timeout``, or hasn't been for longer, or, with ``fail_fast``, as soon
+        as every URL was tried once in vain. Either way the layer goes on trying. A refusal doesn't
+        end its wait earlier: the broker may be starting, too.
         """
         await self._loop_layer().connect(fail_fast)
 

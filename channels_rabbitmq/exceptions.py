@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class BrokerUnavailable(ConnectionError):
-    """RabbitMQ could not be reached within ``operation_timeout``; nothing was sent.
+    """RabbitMQ could not be reached within ``operation_timeout``, or for longer; nothing was sent.
 
-    The text carries the last reason known, such as a refused login.
+    The text names the URLs, without passwords, and the reasons, such as a refused login.
     """

@@ -84,7 +84,7 @@ class TestCalls:
     ) -> None:
         layer = await open_layer(host="amqp://guest:wrong@127.0.0.1:1", operation_timeout=0.1)
         channel = await owner.run(layer.new_channel())
-        with pytest.raises(BrokerUnavailable, match="The group 'g' was not bound in time"):
+        with pytest.raises(BrokerUnavailable, match=r"No connection to RabbitMQ.*127\.0\.0\.1:1/"):
             await layer.group_add("g", channel)
 
     async def test_order_is_kept(self, open_layer: OpenLayer, owner: LoopThread) -> None:

@@ -86,7 +86,7 @@ async def test_without_a_broker_the_server_starts_later_and_the_layer_goes_on_tr
         with log_lines() as lines:
             await to_app.send_input(STARTUP)
             assert await to_app.receive_output(10) == {"type": "lifespan.startup.complete"}
-            await lines.next("started without a connection: No connection to RabbitMQ in time")
+            await lines.next("started without a connection: No connection to RabbitMQ: amqp")
         assert State.CLOSED not in states(layer)
         await to_app.send_input(SHUTDOWN)
         assert await to_app.receive_output(10) == {"type": "lifespan.shutdown.complete"}

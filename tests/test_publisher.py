@@ -196,7 +196,7 @@ async def test_an_amqp_channel_that_ends_as_the_set_up_does_is_another_attempt(
 ) -> None:
     """It ended between two turns of the loop, and publish() never let the loop have another."""
     async with AmqpProxy(broker.url) as proxy:
-        close = commands.Channel.Close(403, "ACCESS_REFUSED", 60, 40)
+        close = commands.Channel.Close(504, "CHANNEL_ERROR", 60, 40)
         proxy.rule(TO_CLIENT, commands.Basic.Ack, lambda frame: [frame, close], times=1)
         proxy.rule(
             TO_CLIENT,

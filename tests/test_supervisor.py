@@ -26,6 +26,7 @@ from channels_rabbitmq._amqp import connection as connection_module
 from channels_rabbitmq._amqp import protocol as protocol_module
 from channels_rabbitmq._amqp.amqp_channels import ConsumerChannel
 from channels_rabbitmq._amqp.connection import Connection
+from channels_rabbitmq._outage import KnownOutage
 from channels_rabbitmq._settings import Settings
 from channels_rabbitmq._supervisor import State, Supervisor, back_off, describe
 from channels_rabbitmq.exceptions import BrokerUnavailable
@@ -99,7 +100,9 @@ class FakeRole:
 
 def make(role: FakeRole, *urls: str, connect_timeout: float = 30) -> Supervisor:
     settings = Settings.from_config({"host": list(urls), "connect_timeout": connect_timeout})
-    return Supervisor(role, settings, id_="crq.a", connection_name="test role")
+    return Supervisor(
+        role, settings, id_="crq.a", connection_name="test role", known_outage=KnownOutage()
+    )
 
 
 async def end(supervisor: Supervisor) -> None:
@@ -367,7 +370,7 @@ async def test_failed_set_up_is_survived(exc: Exception, logged: pytest.LogCaptu
     async with scripted_broker(serve) as broker:
         role = FakeRole(failing(exc), failing(exc))
         supervisor = make(role, broker.url)
-        await supervisor.wait_ready(soon())
+        await supervisor.wait_ready(soon(), patient=True)
         assert (broker.accepted, broker.open) == (3, 1)
         assert role.events[2] == "ready"
         assert role.events[0] == role.events[1] == supervisor.last_reason
@@ -1005,7 +1008,7 @@ async def test_real_refusal_of_the_set_up_is_survived(
     async with AmqpProxy(broker.url) as proxy:
         role = FakeRole(declare_wrongly, declare_wrongly, declare_wrongly)
         supervisor = make(role, proxy.url)
-        await supervisor.wait_ready(soon())
+        await supervisor.wait_ready(soon(), patient=True)
         assert (proxy.opened, len(proxy.links)) == (4, 1)
         line, end_of_the_outage = warnings(logged)
         assert "RabbitMQ closed the" in line

@@ -1,0 +1,117 @@
+"""How long a call waits for a connection that isn't there.
+
+*A call waits until its own deadline, or until the outage has lasted ``operation_timeout``,
+whichever comes first.* An outage begins when a connection is first asked for, or when it is lost.
+It ends when a connection is set up. So calls bridge the restart of a broker, and a long outage
+holds up nobody: each call fails at once. (When each call waited its full time, for as long as the
+outage lasted, a page that never used the layer took 20 s: other pages' calls held all workers.)
+
+Two cases have rules of their own:
+
+- The broker refuses in words before the first success: a wrong password, a missing virtual host.
+  Waiting doesn't mend that, so calls fail at once. Only a *patient* call goes on waiting:
+  ``connect()``, for a process that starts together with its broker.
+- A connection is first asked for in the midst of an outage which other connections of the layer
+  know of (``KnownOutage``). It counts from their beginning, but the connection's first attempt gets
+  a second: nobody but that attempt can know whether the outage is over.
+
+Times are those of ``time.monotonic()``, which all threads share, unless "loop time" is said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+# Seconds that calls give the first attempt of a connection which is asked for in an outage.
+FIRST_ATTEMPT_TIMEOUT = 1.0
+# Seconds for which a failed attempt says something about the next connection's.
+_MEMORY = 60.0
+
+
+class KnownOutage:
+    """What the connections of one layer in a process, on any event loop, know together.
+
+    On event loops of ``async_to_sync`` each call has a ``carehare_connection`` of its own, and each
+    would wait anew.
+    """
+
+    def __init__(self) -> None:
+        # When it began, and when it was last seen; one object, since several threads set it.
+        self._known: tuple[float, float] | None = None
+
+    def began_at(self) -> float | None:
+        """Return when the present outage began; None: nobody knows of one."""
+        known = self._known
+        if known is None or time.monotonic() - known[1] > _MEMORY:
+            return None
+        return known[0]
+
+    def note_failure(self, began_at: float) -> None:
+        """An attempt has failed in an outage that began for its connection at ``began_at``."""
+        known = self.began_at()
+        began_at = began_at if known is None else min(known, began_at)
+        self._known = (began_at, time.monotonic())
+
+    def note_connected(self) -> None:
+        """The broker can be reached."""
+        self._known = None
+
+
+class Outage:
+    """The outages of one connection, and the one rule for all who wait for it."""
+
+    def __init__(self, known: KnownOutage, operation_timeout: float) -> None:
+        self._known = known
+        self._operation_timeout = operation_timeout
+        self._began_at: float | None = None  # None: it is connected, or nobody asked for it
+        self._first_attempt_until = 0.0
+        self._was_tried = False
+        self._was_connected = False
+        self._is_refused = False
+
+    @property
+    def seconds(self) -> float:
+        """How long it has lasted; 0: there is none."""
+        return 0.0 if self._began_at is None else time.monotonic() - self._began_at
+
+    def begin_with_others(self) -> None:
+        """The connection is asked for, for the first time."""
+        now = time.monotonic()
+        known = self._known.began_at()
+        self._began_at = now if known is None else known
+        self._first_attempt_until = now + FIRST_ATTEMPT_TIMEOUT
+
+    def begin(self) -> None:
+        """The connection is lost. Nothing happens if that is known."""
+        if self._began_at is None:
+            self._began_at = time.monotonic()
+
+    def note_failure(self, *, is_refusal: bool) -> None:
+        """An attempt, at each URL, has failed; ``is_refusal``: in the broker's words."""
+        self._was_tried = True
+        self._is_refused = is_refusal and not self._was_connected
+        if self._began_at is not None:
+            self._known.note_failure(self._began_at)
+
+    def end(self) -> None:
+        """The connection is set up."""
+        self._was_tried = self._was_connected = True
+        self._is_refused = False
+        self._began_at = None
+        self._known.note_connected()
+
+    def limit(self, deadline: float, *, patient: bool = False) -> float:
+        """Return until when a call waits for the connection whose own time ends at ``deadline``.
+
+        Both in loop time. It may be over; and it changes: who has waited asks again.
+        """
+        if self._began_at is None:
+            return deadline
+        now = time.monotonic()
+        until = self._began_at + self._operation_timeout
+        if not self._was_tried:
+            until = max(until, self._first_attempt_until)
+        elif self._is_refused and not patient:
+            until = now
+        return min(deadline, asyncio.get_running_loop().time() + until - now)

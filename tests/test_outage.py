@@ -1,0 +1,273 @@
+"""How long calls wait for a broker that is away: the rule, and its first and last seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import carehare
+import pytest
+from amqp_peer import scripted_broker
+from fake_servers import closing_server, silent_server
+from test_supervisor import FakeRole, end, failing, nothing, serve, soon
+
+from channels_rabbitmq import _outage, _supervisor
+from channels_rabbitmq._amqp import connection as connection_module
+from channels_rabbitmq._amqp import protocol as protocol_module
+from channels_rabbitmq._amqp.connection import Connection
+from channels_rabbitmq._outage import KnownOutage
+from channels_rabbitmq._settings import Settings
+from channels_rabbitmq._supervisor import Supervisor
+from channels_rabbitmq.exceptions import BrokerUnavailable
+from private_broker import free_port
+
+REFUSAL = failing(carehare.ConnectionClosedByServer(530, "NOT_ALLOWED - vhost v not found"))
+TROUBLE = failing(OSError("no"))
+
+
+@pytest.fixture
+def known() -> KnownOutage:
+    return KnownOutage()
+
+
+@pytest.fixture
+async def make(
+    known: KnownOutage, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Callable[..., Supervisor]]:
+    for module in (connection_module, protocol_module):
+        monkeypatch.setattr(module, "FAREWELL_TIMEOUT", 0.05)
+    supervisors: list[Supervisor] = []
+
+    def make_one(*urls: str, role: FakeRole | None = None, operation_timeout: float) -> Supervisor:
+        settings = Settings.from_config(
+            {"host": list(urls), "operation_timeout": operation_timeout}
+        )
+        made = Supervisor(
+            role or FakeRole(), settings, id_="crq.a", connection_name="test", known_outage=known
+        )
+        supervisors.append(made)
+        return made
+
+    yield make_one
+    for one in supervisors:
+        await end(one)
+
+
+def nobody() -> str:
+    return f"amqp://someone:secret@127.0.0.1:{free_port()}"
+
+
+async def failing_after(waiting: Awaitable[object], *, match: str = "No connection") -> float:
+    """Return the seconds after which it raises BrokerUnavailable."""
+    begun_at = time.monotonic()
+    with pytest.raises(BrokerUnavailable, match=match):
+        await waiting
+    return time.monotonic() - begun_at
+
+
+# The rule
+
+
+async def test_a_call_waits_for_the_rest_of_the_outages_first_seconds(
+    make: Callable[..., Supervisor],
+) -> None:
+    supervisor = make(nobody(), operation_timeout=1.5)
+    begun_at = time.monotonic()
+    supervisor.start()
+    await asyncio.sleep(0.5)
+    first, second = (asyncio.create_task(supervisor.wait_ready(soon(60))) for _ in range(2))
+    await failing_after(first)
+    lasted = time.monotonic() - begun_at
+    await failing_after(second)
+    assert 1.5 <= lasted < 3
+    # Whoever comes later doesn't wait at all.
+    for _ in range(3):
+        assert await failing_after(supervisor.wait_ready(soon(60))) < 0.5
+
+
+async def test_a_call_with_less_time_than_the_outage_has_waits_that_long(
+    make: Callable[..., Supervisor],
+) -> None:
+    supervisor = make(nobody(), operation_timeout=30)
+    assert 0.3 <= await failing_after(supervisor.wait_ready(soon(0.3))) < 10
+
+
+async def test_an_outage_begins_with_the_loss(make: Callable[..., Supervisor]) -> None:
+    role = FakeRole(nothing, *[TROUBLE] * 100)
+    async with scripted_broker(serve) as broker:
+        supervisor = make(broker.url, role=role, operation_timeout=0.5)
+        await supervisor.wait_ready(soon())
+        await asyncio.sleep(0.6)  # connected, for longer than that
+        supervisor.give_up_connection("for a test")
+        lost_at = time.monotonic()
+        await failing_after(supervisor.wait_ready(soon(60)))
+        assert 0.5 <= time.monotonic() - lost_at < 5
+        assert await failing_after(supervisor.wait_ready(soon(60))) < 0.5
+
+
+async def test_a_short_outage_is_bridged(make: Callable[..., Supervisor]) -> None:
+    role = FakeRole(nothing, *[TROUBLE] * 3)
+    async with scripted_broker(serve) as broker:
+        supervisor = make(broker.url, role=role, operation_timeout=30)
+        first = await supervisor.wait_ready(soon())
+        supervisor.give_up_connection("for a test")
+        assert await supervisor.wait_ready(soon(30)) is not first
+
+
+# Refused in words
+
+
+async def test_a_refusal_before_the_first_success_fails_at_once(
+    make: Callable[..., Supervisor],
+) -> None:
+    async with scripted_broker(serve) as broker:
+        supervisor = make(broker.url, role=FakeRole(*[REFUSAL] * 100), operation_timeout=60)
+        for _ in range(3):
+            assert await failing_after(supervisor.wait_ready(soon(60)), match="vhost v not") < 5
+
+
+async def test_one_refusal_among_several_urls_is_enough(make: Callable[..., Supervisor]) -> None:
+    """The error has the reason of each: whoever reads it can't know which one counts."""
+    dead = nobody()
+    async with scripted_broker(serve) as broker:
+        supervisor = make(
+            dead, broker.url, nobody(), role=FakeRole(*[REFUSAL] * 100), operation_timeout=60
+        )
+        waiting = supervisor.wait_ready(soon(60))
+        assert await failing_after(waiting, match="530 NOT_ALLOWED - vhost v not found") < 5
+    with pytest.raises(BrokerUnavailable, match=r"Connect call failed.*; amqp") as caught:
+        await supervisor.wait_ready(soon(60))
+    assert "secret" not in str(caught.value)
+
+
+async def test_who_is_patient_goes_on_waiting_for_what_is_refused(
+    make: Callable[..., Supervisor],
+) -> None:
+    """As a process that starts together with its broker, whose virtual host isn't there yet."""
+    async with scripted_broker(serve) as broker:
+        supervisor = make(broker.url, role=FakeRole(*[REFUSAL] * 3), operation_timeout=60)
+        patient = asyncio.create_task(supervisor.wait_ready(soon(60), patient=True))
+        assert await failing_after(supervisor.wait_ready(soon(60))) < 5
+        assert (await patient).is_open
+
+
+async def test_a_refusal_after_the_first_success_is_bridged(
+    make: Callable[..., Supervisor],
+) -> None:
+    """A broker that restarts may refuse for a moment, as long as it reads its definitions."""
+    async with scripted_broker(serve) as broker:
+        role = FakeRole(nothing, *[REFUSAL] * 3)
+        supervisor = make(broker.url, role=role, operation_timeout=60)
+        await supervisor.wait_ready(soon())
+        supervisor.give_up_connection("for a test")
+        assert (await supervisor.wait_ready(soon(60))).is_open
+
+
+# Attempts for calls that fail
+
+
+async def test_a_call_that_fails_has_the_next_attempt_made_soon(
+    make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_supervisor, "_FIRST_DELAY", 300.0)
+    monkeypatch.setattr(_supervisor, "_LONGEST_DELAY", 300.0)
+    async with scripted_broker(serve) as broker:
+        supervisor = make(broker.url, role=FakeRole(TROUBLE), operation_timeout=0.1)
+        await failing_after(supervisor.wait_ready(soon()))
+        waiting = asyncio.create_task(supervisor.wait_ready(soon(), patient=True))
+        await failing_after(waiting)
+        while supervisor.connection is None:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_calls_that_fail_have_four_attempts_a_second_made_at_most(
+    make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_supervisor, "_FIRST_DELAY", 300.0)
+    monkeypatch.setattr(_supervisor, "_LONGEST_DELAY", 300.0)
+    begun_at: list[float] = []
+
+    async def note(connection: Connection) -> None:
+        begun_at.append(time.monotonic())
+        raise OSError("no")
+
+    async with scripted_broker(serve) as broker:
+        supervisor = make(broker.url, role=FakeRole(*[note] * 100), operation_timeout=0.05)
+        while len(begun_at) < 6:
+            await failing_after(supervisor.wait_ready(soon()))
+            await asyncio.sleep(0.01)
+    pauses = [after - before for before, after in itertools.pairwise(begun_at)]
+    # A set-up may be quicker than the one before.
+    assert min(pauses) > 0.2
+    assert sum(pauses) >= 5 * 0.25 - 0.05
+
+
+# What a layer's connections know together
+
+
+async def test_a_connection_asked_for_in_the_midst_of_an_outage_counts_from_its_beginning(
+    make: Callable[..., Supervisor],
+) -> None:
+    url = nobody()
+    await failing_after(make(url, operation_timeout=1.5).wait_ready(soon(60)))
+    assert await failing_after(make(url, operation_timeout=1.5).wait_ready(soon(60))) < 1
+
+
+async def test_its_first_attempt_has_a_second(make: Callable[..., Supervisor]) -> None:
+    async with silent_server() as server:
+        known_from = make(nobody(), operation_timeout=0.2)
+        await failing_after(known_from.wait_ready(soon(60)))
+        waiting = make(server.url, operation_timeout=60)
+        assert known_from._outage.seconds > 0.1
+        began_at = known_from._outage._known.began_at()
+        assert began_at is not None
+        known_from._outage._known.note_failure(began_at - 60)  # of a minute ago
+        assert 1 <= await failing_after(waiting.wait_ready(soon(60)), match="still connecting") < 5
+
+
+async def test_it_connects_if_the_outage_is_over(
+    make: Callable[..., Supervisor], known: KnownOutage
+) -> None:
+    await failing_after(make(nobody(), operation_timeout=0.2).wait_ready(soon(60)))
+    async with scripted_broker(serve) as broker:
+        supervisor = make(broker.url, operation_timeout=0.2)
+        assert (await supervisor.wait_ready(soon(60))).is_open
+        assert known.began_at() is None
+
+
+def test_an_outage_that_nobody_has_seen_for_a_minute_is_forgotten(
+    known: KnownOutage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(_outage.time, "monotonic", lambda: now)
+    known.note_failure(990.0)
+    known.note_failure(995.0)
+    assert known.began_at() == 990.0
+    now += 61
+    assert known.began_at() is None
+    known.note_failure(1060.0)
+    assert known.began_at() == 1060.0
+    known.note_connected()
+    assert known.began_at() is None
+
+
+# fail_fast
+
+
+async def test_the_first_round_of_attempts_is_enough_for_who_fails_fast(
+    make: Callable[..., Supervisor],
+) -> None:
+    async with closing_server() as server:
+        supervisor = make(server.url, operation_timeout=60)
+        assert await failing_after(supervisor.wait_tried(soon(60)), match=server.url[-5:]) < 5
+
+
+async def test_in_a_long_outage_who_fails_fast_needs_no_attempt(
+    make: Callable[..., Supervisor],
+) -> None:
+    async with silent_server() as server:
+        supervisor = make(server.url, operation_timeout=1)
+        await failing_after(supervisor.wait_ready(soon(60)))
+        assert await failing_after(supervisor.wait_tried(soon(60))) < 0.5
