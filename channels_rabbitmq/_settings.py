@@ -11,9 +11,11 @@ is in the wrong place may be secret.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import inspect
+import pickle
 import re
 import ssl
 import sys
@@ -134,6 +136,45 @@ class Settings:
                 stacklevel=3,
             )
         return cls(urls=values.pop("host"), **values)
+
+    def __copy__(self) -> Settings:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Settings:
+        """Itself: nothing in it changes, and an ``ssl.SSLContext`` can't be copied."""
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Settings], tuple[dict[str, object]]]:
+        """For pickle; raises ``PicklingError``, which names the option."""
+        values: dict[str, object] = {
+            each.name: getattr(self, each.name) for each in dataclasses.fields(self)
+        }
+        values["channel_capacity"] = dict(self.channel_capacity)
+        for name, value in values.items():
+            _require_picklable(name, value)
+        return _unpickle, (values,)
+
+
+def _unpickle(values: dict[str, Any]) -> Settings:
+    capacities = MappingProxyType(values["channel_capacity"])
+    return Settings(**{**values, "channel_capacity": capacities})
+
+
+def _require_picklable(name: str, value: object) -> None:
+    try:
+        pickle.dumps(value)
+    except Exception:
+        hint = (
+            "name the certificates in the URL (cacertfile, certfile, keyfile)"
+            if name == "ssl_context"
+            else "give the dotted path of a function"
+        )
+    else:
+        return
+    raise pickle.PicklingError(
+        f"a channel layer can't be pickled if the option {name} holds a value of type "
+        f"{_type_name(value)} which can't; {hint}"
+    )
 
 
 # Options that must go together; what has a mistake of its own is left out.

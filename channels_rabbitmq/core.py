@@ -107,6 +107,14 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         weakref.finalize(self, loop_layers.abandon).atexit = False
         return loop_layers
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle: the settings, and nothing of what is open."""
+        return {name: value for name, value in self.__dict__.items() if name != "_loop_layers"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._loop_layers = self._make_loop_layers()
+
     def __repr__(self) -> str:
         hosts = ", ".join(map(str, self._settings.urls))
         return f"<{type(self).__name__}: {hosts}>"

@@ -36,7 +36,7 @@ async def test_django_test_runner(programs: Programs) -> None:
     """Async and sync tests, communicators, ``override_settings``: each test has its loops."""
     suite = await programs.start("manage.py", "test", "mysite", "--pattern", "suite.py")
     assert await suite.ended() == 0, repr(suite)
-    assert re.search(r"Ran 11 tests in .*\n\nOK\n", suite.stderr), repr(suite)
+    assert re.search(r"Ran 13 tests in .*\n\nOK\n", suite.stderr), repr(suite)
     suite.assert_quiet()
     await programs.assert_nothing_left()
 

@@ -115,6 +115,21 @@ class SyncTests(TransactionTestCase):
         assert heard == {"type": "chat.message", "text": "news"}
 
 
+class LayerInTestData(TestCase):
+    """Django gives each test a deep copy of what ``setUpTestData`` has set."""
+
+    @classmethod
+    def setUpTestData(cls) -> None:
+        cls.layer = get_channel_layer()
+
+    async def test_1(self) -> None:
+        assert self.layer is not layer
+        await use(self.layer)
+
+    async def test_2(self) -> None:
+        await use(self.layer)
+
+
 class LayerPerTest(SimpleTestCase):
     """A new layer for each test, as careful projects have it."""
 

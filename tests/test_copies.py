@@ -1,0 +1,158 @@
+"""Copies of a layer: ``copy``, ``deepcopy`` and pickle keep the settings and share nothing open."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import multiprocessing
+import pickle
+import re
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from channels_rabbitmq.core import RabbitmqChannelLayer
+
+OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
+Copy = Callable[[RabbitmqChannelLayer], RabbitmqChannelLayer]
+
+
+def pickled(layer: RabbitmqChannelLayer) -> RabbitmqChannelLayer:
+    result: RabbitmqChannelLayer = pickle.loads(pickle.dumps(layer))
+    return result
+
+
+COPIES = [copy.copy, copy.deepcopy, pickled]
+
+
+def hook(id_: str, reason: str) -> None:
+    """A function of a module, which pickle takes by its name."""
+
+
+class ProjectLayer(RabbitmqChannelLayer):
+    """With parameters and attributes of its own."""
+
+    def __init__(self, tenant: str, **config: Any) -> None:
+        super().__init__(**config)
+        self.tenant = [tenant]
+
+
+@pytest.mark.parametrize("make_copy", COPIES)
+def test_all_settings_are_kept(make_copy: Copy) -> None:
+    layer = RabbitmqChannelLayer(
+        host=["amqps://u:secret@a/v?heartbeat=3", "amqps://b"],
+        expiry=30,
+        capacity=7,
+        channel_capacity={"a.*": 8, re.compile("b"): 9},
+        symmetric_encryption_keys=["secret", b"other"],
+        on_disconnect=hook,
+        on_reconnect="os.path.join",
+    )
+    layer._settings.codec  # noqa: B018 - that it is there already may not matter
+    copied = make_copy(layer)
+    assert copied._settings == layer._settings
+    assert copied._settings.symmetric_encryption_keys == ("secret", b"other")
+    assert repr(copied) == repr(layer)
+    assert "secret" not in repr(copied)
+    assert [copied.get_capacity(name) for name in ("a.x", "b", "c")] == [8, 9, 7]
+    with pytest.raises(TypeError):
+        copied._settings.channel_capacity["c"] = 1  # type: ignore[index]  # is the point
+    message = {"type": "x"}
+    body = layer._settings.codec.encode_for_group("g", message)
+    assert copied._settings.codec.decode(body).message() == message
+
+
+@pytest.mark.parametrize("make_copy", COPIES)
+def test_a_subclass_keeps_what_it_has(make_copy: Copy) -> None:
+    layer = ProjectLayer("acme", local_capacity=3)
+    copied = make_copy(layer)
+    assert isinstance(copied, ProjectLayer)
+    assert copied.tenant == ["acme"]
+    assert (copied.tenant is layer.tenant) == (make_copy is copy.copy)
+    assert copied._settings.local_capacity == 3
+
+
+@pytest.mark.parametrize("make_copy", [copy.copy, copy.deepcopy])
+def test_what_cannot_be_pickled_can_be_copied(make_copy: Copy) -> None:
+    context = ssl.create_default_context()
+    layer = RabbitmqChannelLayer(
+        host="amqps://a", ssl_context=context, on_disconnect=lambda id_, reason: None
+    )
+    copied = make_copy(layer)
+    assert copied._settings.ssl_context is context
+    assert copied._settings == layer._settings
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (
+            {"host": "amqps://a:hush@b", "ssl_context": ssl.create_default_context()},
+            "the option ssl_context holds a value of type SSLContext which can't; name the "
+            "certificates in the URL (cacertfile, certfile, keyfile)",
+        ),
+        (
+            {"on_disconnect": lambda id_, reason: None},
+            "the option on_disconnect holds a value of type function which can't; give the dotted "
+            "path of a function",
+        ),
+    ],
+    ids=["ssl_context", "on_disconnect"],
+)
+def test_what_cannot_be_pickled_is_named(config: dict[str, Any], problem: str) -> None:
+    layer = RabbitmqChannelLayer(**config)
+    with pytest.raises(pickle.PicklingError, match=re.escape(problem)) as caught:
+        pickle.dumps(layer)
+    assert caught.value.__context__ is None
+    assert "hush" not in str(caught.value)
+
+
+async def receive(layer: RabbitmqChannelLayer, channel: str) -> dict[str, Any]:
+    return await asyncio.wait_for(layer.receive(channel), 10)
+
+
+@pytest.mark.parametrize("make_copy", COPIES)
+async def test_a_copy_has_connections_of_its_own(open_layer: OpenLayer, make_copy: Copy) -> None:
+    layer = await open_layer()
+    channel = await layer.new_channel()
+    await layer.group_add("g", channel)
+    copied = make_copy(layer)
+    assert copied.statistics() == ()
+    other = await copied.new_channel()
+    await copied.group_add("g", other)
+    assert other.partition("!")[0] != channel.partition("!")[0]
+    with pytest.raises(ValueError, match="belongs to"):
+        await copied.receive(channel)
+    await copied.group_send("g", {"type": "to.both"})
+    for each, its in ((layer, channel), (copied, other)):
+        assert await receive(each, its) == {"type": "to.both"}
+    await copied.close()
+    await layer.send(channel, {"type": "still.open"})
+    assert await receive(layer, channel) == {"type": "still.open"}
+
+
+def say_hello(layer: RabbitmqChannelLayer, channel: str) -> None:
+    """What the process does that is spawned."""
+
+    async def main() -> None:
+        await layer.send(channel, {"type": "hello"})
+        await layer.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.slow
+async def test_a_spawned_process_gets_one(open_layer: OpenLayer) -> None:
+    layer = await open_layer()
+    channel = await layer.new_channel()
+    receiving = asyncio.create_task(layer.receive(channel))
+    process = multiprocessing.get_context("spawn").Process(target=say_hello, args=(layer, channel))
+    process.start()
+    try:
+        assert await asyncio.wait_for(receiving, 30) == {"type": "hello"}
+    finally:
+        await asyncio.to_thread(process.join)
+    assert process.exitcode == 0
+    process.close()
