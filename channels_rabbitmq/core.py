@@ -81,6 +81,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         **unknown: object,
     ) -> None:
         given = locals()
+        _refuse_serializers(type(self))
         config = {
             option: given[option]
             for option, (default, _) in OPTIONS.items()
@@ -338,6 +339,17 @@ def _capacity_of(layer: weakref.ref[RabbitmqChannelLayer], channel: str) -> int:
         return 0  # Without the layer nobody receives any more, and all is about to end.
     capacity: int = found.get_capacity(channel)  # type: ignore[no-untyped-call]  # as above
     return capacity
+
+
+def _refuse_serializers(cls: type[RabbitmqChannelLayer]) -> None:
+    for name in ("serialize", "deserialize"):
+        if hasattr(cls, name):
+            raise InvalidChannelLayerError(
+                f"{cls.__name__} has a method {name}(), as one overrides it in channels_redis. "
+                "Here nothing calls it, messages are always packed with msgpack. Convert them in "
+                "your own send(), group_send() and receive(), around those of "
+                "RabbitmqChannelLayer; or, if it is for something else, rename the method"
+            )
 
 
 def _require_specific(channel: str) -> None:

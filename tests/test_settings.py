@@ -351,6 +351,24 @@ def test_the_options_are_parameters_of_the_layer() -> None:
     assert repr(RabbitmqChannelLayer()) == "<RabbitmqChannelLayer: amqp://guest@127.0.0.1:5672/%2F>"
 
 
+@pytest.mark.parametrize("method", ["serialize", "deserialize"])
+def test_a_subclass_with_a_serializer_is_refused(method: str) -> None:
+    """In channels_redis it would be called; nobody should believe that it is here."""
+
+    class Mixin:
+        pass
+
+    class Derived(Mixin, RabbitmqChannelLayer):
+        pass
+
+    assert Derived().extensions == ["groups"]
+    setattr(Mixin, method, lambda self, message: message)
+    with pytest.raises(InvalidChannelLayerError) as caught:
+        Derived()
+    assert str(caught.value).startswith(f"Derived has a method {method}(), as one overrides it in")
+    assert "Convert them in your own send(), group_send() and receive()" in str(caught.value)
+
+
 def test_options_with_the_names_of_parameters() -> None:
     with pytest.raises(InvalidChannelLayerError) as caught:
         RabbitmqChannelLayer(self=1, unknown=2, given=3)
