@@ -56,6 +56,7 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 _ID_LENGTH = 16
 _RANDOM_LENGTH = 12
 _LONGEST_NAME = 99
+_LONGEST_HOST = 255  # characters that are shown
 _MOST_ROUTES = 1000  # that are remembered
 # Seconds that a message needs, at most, from its writing to its confirm
 _TIME_TO_CONFIRM = 0.5
@@ -68,7 +69,9 @@ def new_id() -> str:
 
 def connection_name(role: str, id_: str) -> str:
     """Return what operators see in RabbitMQ's list of connections."""
-    return f"channels_rabbitmq {role} {id_} ({socket.gethostname()}, pid {os.getpid()})"
+    # A host's name need not be UTF-8; Python has lone surrogates for its bytes then.
+    host = socket.gethostname()[:_LONGEST_HOST].encode(errors="backslashreplace").decode()
+    return f"channels_rabbitmq {role} {id_} ({host}, pid {os.getpid()})"
 
 
 def _random_text(length: int) -> str:

@@ -49,6 +49,9 @@ _SHORTEST_DELAY_FOR_CALLS = 0.25
 # Seconds for which the same reason for not connecting isn't logged as a warning again.
 _REMINDER_INTERVAL = 60.0
 
+# Characters of an error's text.
+_LONGEST_REASON = 1000
+
 _CONNECTION_TROUBLE = (
     OSError,  # ssl.SSLError and TimeoutError among them
     asyncio.TimeoutError,  # until Python 3.10 not a TimeoutError
@@ -110,10 +113,11 @@ def _is_refusal(exc: Exception) -> bool:
 
 
 def describe(exc: BaseException) -> str:
-    """Return one line about an error, without secrets."""
+    """Return one line about an error, without secrets, and of a length that a log can take."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return f"TLS certificate refused: {exc.verify_message}"
-    text = " ".join(str(exc).split())
+    text = " ".join(str(exc)[:_LONGEST_REASON].split())
+    text = "".join(c if c.isprintable() else "?" for c in text)
     if isinstance(exc, (TimeoutError, asyncio.TimeoutError)) and not text:
         return "timed out"
     if isinstance(exc, _CONNECTION_TROUBLE) and text:

@@ -329,8 +329,8 @@ def test_properties_that_end_amid_an_array_are_not_read_for_ever() -> None:
 
 
 def test_error_about_damaged_bytes_holds_none_of_them() -> None:
-    data = marshal(commands.Connection.Close(320, "a secret text", 0, 0))
-    damaged = data[:-10] + b"\xff" * 9 + b"\xce"
+    data = marshal(commands.Queue.DeclareOk("a secret name", 0, 0))
+    damaged = data[:14] + b"\xff" + data[15:]
     with pytest.raises(carehare.BadBytesFromServer) as caught:
         frames.decode(damaged)
     assert "secret" not in str(caught.value)

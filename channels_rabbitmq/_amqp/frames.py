@@ -15,6 +15,9 @@ would: types, AMQP channel, sizes, ends.)
 pamqp isn't given any table, nor the properties of a message: over a table that ends amid an array,
 and over flags that announce more flags, it loops for ever (over the former it takes all memory).
 What a broker sends of these is of no use here.
+
+Texts that are for people (why something was closed or blocked) need not be UTF-8: RabbitMQ cuts a
+long one between two bytes, also of one character. They are made readable before pamqp sees them.
 """
 
 from __future__ import annotations
@@ -38,6 +41,9 @@ _SMALL_BODY = 1024
 CONSUMER_TAG = "channels"
 
 START = 10 << 16 | 10
+CONNECTION_CLOSE = 10 << 16 | 50
+BLOCKED = 10 << 16 | 60
+CHANNEL_CLOSE = 20 << 16 | 40
 PUBLISH = 60 << 16 | 40
 RETURN = 60 << 16 | 50
 DELIVER = 60 << 16 | 60
@@ -73,6 +79,9 @@ _WITH_TABLES = frozenset(
     for index, method in _METHODS.items()
     if any(method.amqp_type(argument) == "table" for argument in method.__slots__)
 )
+
+# Methods with a text for people, and where in the payload that begins, with its length.
+_TEXT_AT = {CONNECTION_CLOSE: 6, CHANNEL_CLOSE: 6, BLOCKED: 4}
 
 read_frame_head = _frame_head.unpack_from
 
@@ -271,6 +280,8 @@ def decode(data: bytes) -> Any:
         index = read_index(data, 7, end)
         if index == START:
             data = _without_properties_of_server(data, end)
+        elif index in _TEXT_AT:
+            data = _with_readable_text(data, 7 + _TEXT_AT[index], end)
         elif index in _WITH_TABLES:
             raise carehare.BadBytesFromServer("RabbitMQ sent a method that only clients send")
     try:
@@ -279,6 +290,15 @@ def decode(data: bytes) -> Any:
         raise carehare.BadBytesFromServer(
             f"RabbitMQ sent a frame that can't be read ({type(err).__name__})"
         ) from None
+
+
+def _with_readable_text(frame: bytes, at: int, end: int) -> bytes:
+    """Return the frame with nothing but printable characters in the text at ``at``."""
+    text_end = _skip(frame, at, end, 1)
+    characters = frame[at + 1 : text_end].decode(errors="surrogateescape")
+    text = "".join(c if c.isprintable() else "?" for c in characters).encode()
+    payload = frame[7:at] + bytes([len(text)]) + text + frame[text_end:end]
+    return frame[:3] + len(payload).to_bytes(4, "big") + payload + frame[end:]
 
 
 def _without_properties_of_server(start: bytes, end: int) -> bytes:

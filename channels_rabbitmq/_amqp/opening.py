@@ -110,31 +110,36 @@ class _Attempt:
                 tcp.close()
 
     async def _shake_hands(self, tcp: socket.socket) -> None:
-        url = self._url
-        loop = asyncio.get_running_loop()
-        context = self._tls.context if self._tls else None
         opened = False
         try:
-            _, protocol = await loop.create_connection(
-                self._make_protocol,
-                sock=tcp,
-                ssl=context,
-                server_hostname=(url.server_name_indication or url.host) if context else None,
-            )
+            protocol = await self._start(tcp)
+            loop = asyncio.get_running_loop()
             provoking = loop.call_at(self._provoke_at, protocol.provoke)
             # Not `await protocol.open`: cancelling that would cancel the protocol's own future.
             await asyncio.wait([protocol.open])
             provoking.cancel()
             protocol.open.result()
             opened = True
-        except ssl.SSLError as err:
-            raise explain(err, self._tls_problem) from None
-        except ConnectionError as err:
-            # Amid the handshake of TLS; later ones come by way of the protocol.
-            raise explain_end(err, tls=url.tls, problem=self._tls_problem) from None
         finally:
             if not opened:
                 self.undo()
+
+    async def _start(self, tcp: socket.socket) -> Protocol:
+        """Return the protocol when it can write: after the handshake of TLS."""
+        url = self._url
+        context = self._tls.context if self._tls else None
+        try:
+            _, protocol = await asyncio.get_running_loop().create_connection(
+                self._make_protocol,
+                sock=tcp,
+                ssl=context,
+                server_hostname=(url.server_name_indication or url.host) if context else None,
+            )
+        except ssl.SSLError as err:
+            raise explain(err, self._tls_problem) from None
+        except ConnectionError as err:
+            raise explain_end(err, tls=url.tls, problem=self._tls_problem) from None
+        return protocol
 
     def _make_protocol(self) -> Protocol:
         self.protocol = self._make(self._tls_problem)

@@ -57,6 +57,10 @@ _LARGEST_FRAME = 256 * 1024 * 1024
 # AMQP 0-9-1, section 4.2.3: what every peer can take.
 _SMALLEST_FRAME_MAX = 4096
 
+# Characters. RabbitMQ's initial_frame_max, which holds for user name and password, is 4096 bytes up
+# to 4.0, and 8192 since; a token as the password may exceed it.
+_LONG_CREDENTIALS = 3000
+
 # What the broker says in the handshake, in this order.
 _HANDSHAKE: tuple[type, ...] = (
     pamqp.commands.Connection.Start,
@@ -384,6 +388,8 @@ class Protocol(carehare._protocol.Protocol):
             )
         elif self._closing:
             reason = None  # we said goodbye
+        elif self.is_greeted and not self.open.done():
+            reason = self._why_not_open(exc)
         elif self.is_greeted:
             reason = exc or carehare.ConnectionClosed("RabbitMQ ended the connection")
         else:
@@ -404,6 +410,16 @@ class Protocol(carehare._protocol.Protocol):
         else:
             fail(self.closed, reason)
         resolve(self.ended, reason)
+
+    def _why_not_open(self, exc: Exception | None) -> Exception:
+        """It is rude in the handshake: over a frame that is too large it says nothing."""
+        hint = ""
+        if len(self._url.username) + len(self._url.password) > _LONG_CREDENTIALS:
+            hint = ": user name and password may be too long for its initial_frame_max"
+        told = f" ({exc})" if exc else ""
+        return carehare.ConnectionClosed(
+            f"RabbitMQ ended the connection during the login{hint}{told}"
+        )
 
     def _why_not_greeted(self, exc: Exception | None) -> Exception:
         if self._first_bytes:
