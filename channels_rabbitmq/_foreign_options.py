@@ -7,6 +7,7 @@ of pika; "unknown" alone would leave a project to look for each of them in the m
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterator, Mapping
 
 _FORM = "amqp://user:password@host:port/vhost"
@@ -78,10 +79,15 @@ _OF_CHANNELS_REDIS = {"hosts", "prefix", "random_prefix_length", "serializer_for
 
 
 def describe_unknown(option: object, known: Collection[str]) -> str:
-    """Say what to write in place of an option that isn't among the ``known`` ones."""
+    """Say what to write in place of an option that isn't among the ``known`` ones.
+
+    A name is shown if it looks like one: it could be a URL.
+    """
     everything = f"known are {', '.join(known)}"
     if not isinstance(option, str):
         return f"an option's name must be a str, not {type(option).__qualname__}; {everything}"
+    if not re.fullmatch("[A-Za-z0-9_. -]{1,60}", option):
+        return f"unknown option, with a name like no option's (it isn't shown here); {everything}"
     answer = _ANSWER_TO.get(option.lower())
     if answer is not None:
         return f"unknown option {option!r}: {answer}"

@@ -57,7 +57,8 @@ def read_hosts(name: str, value: object) -> tuple[BrokerUrl, ...]:
 
 def _describe_type(value: object) -> str:
     type_name = type(value).__name__
-    hint = _HINTS.get(type_name, "")
+    is_builtin = type(value).__module__ == "builtins"
+    hint = _HINTS.get(type_name, "" if is_builtin else "convert it by str()")
     return f"not {type_name}{hint and f'; {hint}'}"
 
 
@@ -73,7 +74,12 @@ def _read_text(name: str, value: object) -> list[BrokerUrl]:
         return _read_url(name, urls[0])
     urls[-1] = _ENDS_IN_SEPARATOR.sub("", urls[-1])
     numbered = [(f"{name} (URL {number})", url) for number, url in enumerate(urls, start=1)]
-    return list(chain.from_iterable(read_each(_read_url, numbered)))
+    found = list(chain.from_iterable(read_each(_read_url, numbered)))
+    if len({url.virtual_host for url in found}) > 1:
+        # "amqp://a,amqp://b/vhost" may mean one virtual host, for both. Processes in different
+        # ones would not hear each other.
+        raise ValueError(f"{name}: the URLs have different virtual hosts; write it behind each")
+    return found
 
 
 def _tidy(text: str) -> str:
@@ -92,7 +98,8 @@ def _read_url(name: str, text: object) -> list[BrokerUrl]:
         try:
             return [BrokerUrl.parse(url) for url in _for_each_host(text)]
         except ValueError as exc:
-            problem = str(exc)
+            several = f". If it is more than one: {_LIST}" if _BETWEEN_HOSTS.search(text) else ""
+            problem = f"{exc}{several}"
     raise ValueError(f"{name}: {problem}")
 
 
@@ -102,10 +109,12 @@ def _describe_start(text: str) -> str | None:
         return f"the text holds a list; {_LIST}"
     if text[0] in "${%<":
         return f"the text begins with {text[0]}, so a variable in it wasn't replaced; write {FORM}"
-    if re.match(r"(export\s+|set\s+)?[A-Za-z_][A-Za-z0-9_]*\s*=", text):
+    if re.match(r"(export\s+|set\s+)?[A-Za-z_][A-Za-z0-9_]*\s*=.*://", text):
         return "the text begins with the name of a variable and a =; remove them"
     if text[0] in _QUOTES or text[-1] in _QUOTES.values():
         return "the URL begins or ends with a quotation mark; remove it"
+    if text[-1] in ",;":
+        return f"the URL ends with a {text[-1]}; remove it"
     return None
 
 
@@ -116,7 +125,10 @@ def _for_each_host(url: str) -> list[str]:
     authority, tail = (rest[: end.start()], rest[end.start() :]) if end else (rest, "")
     credentials, at, hosts = authority.rpartition("@")
     if _SECOND_CREDENTIALS.search(credentials):
-        raise ValueError(f"the URL has several hosts with a user name each; {_LIST}")
+        raise ValueError(
+            "the URL has several hosts with a user name each, or a password with an unescaped @ "
+            "(%40) and comma (%2C)"
+        )
     if not _BETWEEN_HOSTS.search(hosts):
         return [url]
     return [

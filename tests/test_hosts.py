@@ -6,6 +6,7 @@ import asyncio
 import re
 import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -45,6 +46,7 @@ FORM = "amqp://user:password@host:port/vhost"
         ("amqp://a,b,c/v", ["amqp://a/v", "amqp://b/v", "amqp://c/v"]),
         ("amqp://a,b:9,[::1]:7?heartbeat=3", ["amqp://a", "amqp://b:9", "amqp://[::1]:7"]),
         ("amqp://u:p@a:1, b:2/v", ["amqp://u:p@a:1/v", "amqp://u:p@b:2/v"]),
+        ("amqp://a//,amqp://b/%2F", ["amqp://a", "amqp://b"]),
         ("amqps://u:p,w@a;b/v", ["amqps://u:p,w@a/v", "amqps://u:p,w@b/v"]),
         ("amqp://a,b/v;amqp://c/v", ["amqp://a/v", "amqp://b/v", "amqp://c/v"]),
         ("amqp://u:p@ss,word@a/v", ["amqp://u:p%40ss,word@a/v"]),
@@ -97,8 +99,19 @@ def test_several_hosts_share_all_else() -> None:
         ("amqp://a:hush@b  # hush", "followed by a comment"),
         ("amqp://a:hush", "port must be a number"),
         ("amqp://a:hush,b/v", "port must be a number"),
-        ("amqp://a:hush@b,a:hush@c/v", f'a user name each; several URLs go into a list: ["{FORM}"'),
+        (
+            "amqp://a:hush@b,a:hush@c/v",
+            "a user name each, or a password with an unescaped @ (%40) and comma (%2C). If it is "
+            f'more than one: several URLs go into a list: ["{FORM}"',
+        ),
+        ("amqp://a:hush@b/v,c/v", "If it is more than one: several URLs go into a list"),
+        ("amqp://a:hush@b/v,", "the URL ends with a ,; remove it"),
+        ("amqp://a:hush@b;", "the URL ends with a ;; remove it"),
+        ("host=a;username=b;password=hush", "must start with amqp:// or amqps://, such as"),
         ("amqp://a,,b/v", "the URL names no host"),
+        ("amqp://a,amqp://b/v", "host: the URLs have different virtual hosts"),
+        (["amqp://a:hush@b/v;amqp://a:hush@b/w"], "host[0]: the URLs have different virtual hosts"),
+        (Path("amqp:"), "not PosixPath; convert it by str()"),
         ("amqp://a:hush@b;redis://c", "host (URL 2): the URL must start with amqp://"),
         ("amqp://a:hu/sh@b;amqp://c", "host (URL 1): the URL has an @ after the place"),
     ],

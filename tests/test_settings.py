@@ -294,11 +294,15 @@ def test_what_is_refused(option: str, value: object, problem: str) -> None:
         ("symmetric_encryption_key", "did you mean symmetric_encryption_keys?"),
         ("zzz", "unknown option 'zzz'; known are host, ssl_context, expiry,"),
         (1, "an option's name must be a str, not int"),
+        ("host ", "unknown option 'host '; did you mean host?"),
+        ("amqp://a:hush@b", "unknown option, with a name like no option's (it isn't shown here)"),
+        (70 * "h", "unknown option, with a name like no option's"),
     ],
 )
 def test_an_unknown_option_names_the_nearest(option: Any, problem: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(problem)):
+    with pytest.raises(ValueError, match=re.escape(problem)) as caught:
         Settings.from_config({option: "hush"})
+    assert "hush" not in str(caught.value)
 
 
 def test_all_mistakes_are_in_one_error() -> None:
