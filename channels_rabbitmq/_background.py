@@ -41,6 +41,7 @@ from asgiref.sync import AsyncToSync
 
 from ._forwarding import Forwarder, SyncForwarder, SyncReceivers
 from ._hooks import HookFunctions
+from ._loop_closing import end_before_close
 from ._loop_layer import LoopLayer
 from ._outage import KnownOutage
 from ._settings import Settings
@@ -111,6 +112,7 @@ class LoopLayers:
                 return self._for_sync_code.get()
             else:
                 self.serving[loop] = loop_layer = self.make()
+                end_before_close(loop_layer, self.process.is_current)
                 if _TELL_BY_THREAD and isinstance(loop, asyncio.BaseEventLoop):
                     self.told_by_thread = loop_layer
             return self.serving[loop]
@@ -296,6 +298,10 @@ class Process:
         """Whether this is a fork's child, and Python was not told of the fork."""
         return self._pid != os.getpid()
 
+    def is_current(self) -> bool:
+        """Whether this is the process that runs now, and not one that has forked."""
+        return self is process and not self.is_inherited
+
     def add(self, loop_layers: LoopLayers) -> None:
         """Note those of a layer, until it is gone and everything closed."""
         for one in [one for one in list(self._all) if one.is_over]:
@@ -344,7 +350,7 @@ def _tell_to_leave(loop_layer: LoopLayer) -> concurrent.futures.Future[None]:
 
     async def leave() -> None:
         try:
-            await loop_layer.leave(cancel_receivers=False)
+            await loop_layer.leave(cancel_calls=False)
         finally:
             done.set_result(None)
 
@@ -360,7 +366,7 @@ def _tell_to_leave(loop_layer: LoopLayer) -> concurrent.futures.Future[None]:
 
 def _have_leave(loop_layer: LoopLayer) -> None:
     """Run a loop that has stopped, so that it can close what it has."""
-    leaving = loop_layer.leave(cancel_receivers=True)
+    leaving = loop_layer.leave(cancel_calls=True)
     try:
         loop_layer.loop.run_until_complete(leaving)
     except Exception as err:

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from ._amqp.amqp_channels import CONFIRMED, Outcome, Route
 from ._amqp.futures import resolve
 from ._publisher import Publisher
+from ._waiting import Waiters
 from .exceptions import BrokerUnavailable
 
 # Seconds for which a returned message is tried again (at most half of what the call may take), and
@@ -69,6 +70,11 @@ class _Lane:
         finally:
             timer.cancel()
 
+    def cancel(self) -> None:
+        """Cancel those who wait for their turn."""
+        for turn in self._queue:
+            turn.cancel()
+
     def leave(self) -> None:
         """Let the next one have his turn."""
         while self._queue:
@@ -89,6 +95,7 @@ class DirectSender:
         self._publisher = publisher
         self._operation_timeout = operation_timeout
         self._lanes: dict[Route, _Lane] = {}
+        self._pauses = Waiters()  # between two tries
         self._unreachable: dict[Route, float] = {}  # until when, in loop time
 
     async def send(
@@ -160,8 +167,14 @@ class DirectSender:
                 return outcome
             if now + pause > deadline - _CONFIRM_TIMEOUT:
                 raise BrokerUnavailable(_NO_QUEUE_YET)
-            await asyncio.sleep(pause)
+            await self._pauses.wait(now + pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def cancel_calls(self) -> None:
+        """Cancel the calls that wait for a receiver."""
+        self._pauses.cancel()
+        for lane in self._lanes.values():
+            lane.cancel()
 
     def _is_unreachable(self, route: Route) -> bool:
         until = self._unreachable.get(route)

@@ -194,7 +194,7 @@ class LoopLayer:
         ).encode_for_channel(self._prefix, {})
         self._probe_task: asyncio.Task[None] | None = None
         self._is_closed = False
-        self.has_ended = False  # closed, and nothing of it is left
+        self.has_ended = False  # by close(), and nothing of it is left
 
     def __repr__(self) -> str:
         return f"<LoopLayer {self.id}: {self._router!r} {self._bindings!r}>"
@@ -484,18 +484,32 @@ class LoopLayer:
         """End everything: see ``RabbitmqChannelLayer.close``."""
         self._router.close()
         await self._end()
+        self.has_ended = True
 
-    async def leave(self, *, cancel_receivers: bool) -> None:
-        """As ``close``, at the end of the process, when calls that wait are not to be told.
+    @property
+    def is_open(self) -> bool:
+        """Whether anything of it runs on its event loop, or is to be closed."""
+        return not all(supervisor.has_stopped for supervisor in self._supervisors)
 
-        An exception would only be printed. Those of an event loop that goes on running wait until
-        the process ends around them; those of one that won't run again are cancelled.
+    async def leave(self, *, cancel_calls: bool) -> None:
+        """As ``close``, at the end of the process or of the loop, when nobody is to be told.
+
+        An exception would only be printed. Calls on an event loop that goes on running wait until
+        the process ends around them; those on one that won't run again are cancelled.
         """
         self._subscriber.supervisor.on_end = lambda: None
-        if cancel_receivers:
-            self._router.cancel_receivers()
+        if cancel_calls:
+            self._cancel_calls()
             self._router.close()
         await self._end()
+        for supervisor in self._supervisors:
+            supervisor.cancels_calls = False  # Who calls later is told.
+
+    def _cancel_calls(self) -> None:
+        self._router.cancel_receivers()
+        for supervisor in self._supervisors:
+            supervisor.cancels_calls = True
+        self._direct_sender.cancel_calls()
 
     async def _end(self) -> None:
         self._is_closed = True
@@ -518,4 +532,3 @@ class LoopLayer:
             await hook.wait_stopped()
         await asyncio.sleep(0)  # lets the calls that end now say so
         self._reporter.close()
-        self.has_ended = True

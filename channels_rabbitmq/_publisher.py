@@ -193,7 +193,8 @@ class Publisher:
             raise
         if outcome is CONFIRMED:
             counters.confirmed += 1
-        elif outcome is Outcome.UNKNOWN:
+            return outcome
+        if outcome is Outcome.UNKNOWN:
             counters.unknown += 1
         elif outcome is Outcome.RETURNED:
             counters.returned += 1
@@ -201,6 +202,8 @@ class Publisher:
             counters.refused += 1
         else:
             counters.refused_by_a_queue += 1
+        if self.supervisor.cancels_calls:
+            raise asyncio.CancelledError
         return outcome
 
     async def _publish_in_turn(

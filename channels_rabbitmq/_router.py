@@ -108,6 +108,7 @@ class Router:
         self._create_future = create_future
 
         self._closed = False
+        self._closed_exc: type[BaseException] = StopConsumer  # for receivers, then
         # By channel; none is idle, but perhaps the one that was the last to hand out a message.
         self._mailboxes: dict[str, Mailbox] = {}
         self._just_idle: Mailbox | None = None
@@ -290,7 +291,7 @@ class Router:
         Raises ``StopConsumer`` if the router is closed.
         """
         if self._closed:
-            raise StopConsumer
+            raise self._closed_exc
         if channel not in self._mailboxes:
             self._mailboxes[channel] = Mailbox(channel, self._clock())
         lined_up = self.line_up(channel)
@@ -310,7 +311,7 @@ class Router:
         Raises ``StopConsumer`` if it was woken because the router was closed.
         """
         if self._closed:
-            raise StopConsumer
+            raise self._closed_exc
         mailbox.woken -= 1
         mailbox.active_at = now = self._clock()
         messages = mailbox.messages
@@ -393,7 +394,8 @@ class Router:
         self._wake(mailbox)
 
     def cancel_receivers(self) -> None:
-        """Cancel every pending ``receive()``: its event loop will never run again."""
+        """Cancel every ``receive()``, before ``close``: its event loop will never run again."""
+        self._closed_exc = asyncio.CancelledError
         for mailbox in list(self._mailboxes.values()):
             while (waiter := mailbox.pop_waiter()) is not None:
                 waiter.cancel()

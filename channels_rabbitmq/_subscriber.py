@@ -203,7 +203,7 @@ class Subscriber:
 
     def _require_open(self) -> None:
         if self.supervisor.state is State.CLOSED:
-            raise BrokerUnavailable("The channel layer is closed")
+            raise self.supervisor.closed_error()
 
     def _pump(self) -> None:
         """Write the binds and unbinds that are due."""

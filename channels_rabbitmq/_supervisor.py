@@ -158,6 +158,7 @@ class Supervisor:
         self.on_ready: Callable[[], None] = lambda: None
         self.on_over: Callable[[], None] = lambda: None  # who waits, and isn't patient, fails now
         self.on_end: Callable[[], None] = lambda: None  # the task has ended, by whomsoever
+        self.cancels_calls = False  # at the end: nobody would look at an exception
         self.connection: Connection | None = None  # while READY
         self.state = State.IDLE
         # Since when it is connected, or isn't; by the wall clock, since it is for people.
@@ -205,7 +206,7 @@ class Supervisor:
         # One that has just ended is not noticed yet.
         while self.connection is None or not self.connection.is_open:
             if self.state is State.CLOSED:
-                raise BrokerUnavailable("The channel layer is closed")
+                raise self.closed_error()
             is_woken = await self._waiters.wait(self.limit(deadline, patient=patient))
             if not is_woken and self.is_over(deadline, patient=patient):
                 raise self.unavailable()
@@ -218,7 +219,7 @@ class Supervisor:
             await self._attempt.wait(self.limit(deadline))
         if self.connection is None:
             if self.state is State.CLOSED:
-                raise BrokerUnavailable("The channel layer is closed")
+                raise self.closed_error()
             raise self.unavailable()
         return self.connection
 
@@ -245,6 +246,12 @@ class Supervisor:
         lasting = f" for {seconds} s" if seconds else ""
         return BrokerUnavailable(f"No connection to RabbitMQ{lasting}: {reasons}")
 
+    def closed_error(self) -> BaseException:
+        """Return what a call raises that meets the end."""
+        if self.cancels_calls:
+            return asyncio.CancelledError()
+        return BrokerUnavailable("The channel layer is closed")
+
     def hurry(self) -> None:
         """Somebody else has reached the broker: if this one waits to try again, it tries now."""
         self._pause.wake()
@@ -263,6 +270,11 @@ class Supervisor:
         self._attempt.wake()
         if self._task is not None:
             self._task.cancel()
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether nothing runs: it has ended, or nobody asked for it yet."""
+        return self._task is None or self._task.done()
 
     async def wait_stopped(self) -> None:
         """Wait until everything has ended after ``stop``: about a second at most."""

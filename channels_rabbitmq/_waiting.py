@@ -42,6 +42,11 @@ class Waiters:
         for future in futures:
             _wake(future, True)
 
+    def cancel(self) -> None:
+        """Cancel everybody who waits now."""
+        for future in self._futures:
+            future.cancel()
+
 
 def _wake(future: asyncio.Future[bool], result: bool) -> None:
     if not future.done():

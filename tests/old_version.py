@@ -1,4 +1,4 @@
-"""channels_rabbitmq 4 beside ours: an environment with it, and a process in that environment."""
+"""Old versions: an environment with channels_rabbitmq 4, a process in it, folders for others."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +28,51 @@ def make_environment(config: pytest.Config, tmp_path_factory: pytest.TempPathFac
 
     Raises ``RuntimeError``, with pip's words, if PyPI can't be reached.
     """
+
+    def make(new: Path) -> None:
+        _run(sys.executable, "-m", "venv", str(new))
+        _run(str(new / "bin" / "python"), "-m", "pip", "install", "--quiet", *_REQUIREMENTS)
+
+    environment = _cached(config, tmp_path_factory, f"channels_rabbitmq-{OLD_VERSION}", make)
+    return environment / "bin" / "python"
+
+
+def install(
+    config: pytest.Config,
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    requirements: list[str],
+) -> Path:
+    """Return a folder with these, to go before ours in PYTHONPATH; also kept, under ``name``."""
+
+    def make(new: Path) -> None:
+        pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(new))
+        _run(*pip, *requirements)
+
+    return _cached(config, tmp_path_factory, name, make)
+
+
+def _cached(
+    config: pytest.Config,
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    make: Callable[[Path], None],
+) -> Path:
+    """Return a folder of pytest's cache; ``make`` fills it the first time."""
     pytest_cache = getattr(config, "cache", None)
     cache = pytest_cache.mkdir("old-version") if pytest_cache else tmp_path_factory.getbasetemp()
     version = "{}.{}".format(*sys.version_info)
-    environment = cache / f"channels_rabbitmq-{OLD_VERSION}-python-{version}"
-    if not environment.exists():
+    folder: Path = cache / f"{name}-python-{version}"
+    if not folder.exists():
         # Under another name until it is complete; another test run may be doing the same.
         new = Path(tempfile.mkdtemp(prefix="new-", dir=cache))
         try:
-            _run(sys.executable, "-m", "venv", str(new))
-            _run(str(new / "bin" / "python"), "-m", "pip", "install", "--quiet", *_REQUIREMENTS)
+            make(new)
             with contextlib.suppress(OSError):  # the other one was faster
-                new.rename(environment)
+                new.rename(folder)
         finally:
             shutil.rmtree(new, ignore_errors=True)
-    return environment / "bin" / "python"
+    return folder
 
 
 def _run(*command: str) -> None:

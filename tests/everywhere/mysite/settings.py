@@ -20,13 +20,12 @@ LOGGING = {
     "root": {"handlers": ["stderr"], "level": "WARNING"},
 }
 
-CHANNEL_LAYERS = {
-    "default": {
-        "BACKEND": "channels_rabbitmq.core.RabbitmqChannelLayer",
-        "CONFIG": {
-            "host": os.environ["LAYER_HOST"],
-            "groups_exchange": os.environ["LAYER_EXCHANGE"],
-            **json.loads(os.environ.get("LAYER_CONFIG", "{}")),
-        },
+_LAYER = {
+    "BACKEND": "channels_rabbitmq.core.RabbitmqChannelLayer",
+    "CONFIG": {
+        "host": os.environ["LAYER_HOST"],
+        "groups_exchange": os.environ["LAYER_EXCHANGE"],
+        **json.loads(os.environ.get("LAYER_CONFIG", "{}")),
     },
 }
+CHANNEL_LAYERS = {"default": _LAYER, "second": _LAYER}
