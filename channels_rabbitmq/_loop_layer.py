@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import logging
 import os
 import re
@@ -182,9 +183,17 @@ class LoopLayer:
             supervisor.on_ready = self._hurry
         # Somebody may cancel all tasks and let the loop go on: nobody shall wait in vain then.
         self._subscriber.supervisor.on_end = self._router.close
+        # By turns: the ways to our queue, of messages for channels and for groups
+        self._probe_routes = itertools.cycle(
+            Route(settings.groups_exchange, key, mandatory=True)
+            for key in (direct_routing_key(self.id), groups_probe_key(self.id))
+        )
         self._probe = Probe(
             self._subscriber.supervisor,
+            settings.watchdog_interval,
             send=self._send_probe,
+            ping=self._send_ping,
+            ask=self._subscriber.ask,
             delivered=lambda: self.counters.delivered,
             is_full=lambda: self._router.in_use >= settings.local_capacity,
         )
@@ -350,10 +359,11 @@ class LoopLayer:
     def _start_subscriber(self) -> None:
         if self._probe_task is None and not self._is_closed:
             self._subscriber.supervisor.start()
-            # In a context of its own: the first caller's would live as long as the task.
-            self._probe_task = contextvars.Context().run(
-                self.loop.create_task, self._probe.run(), name="channels_rabbitmq probe"
-            )
+            if self._settings.watchdog_interval:
+                # In a context of its own: the first caller's would live as long as the task.
+                self._probe_task = contextvars.Context().run(
+                    self.loop.create_task, self._probe.run(), name="channels_rabbitmq probe"
+                )
 
     def _accept_delivery(self, body: bytes, tag: int, consumer: ConsumerChannel) -> None:
         self.counters.delivered += 1
@@ -395,14 +405,11 @@ class LoopLayer:
                 self._reporter.report_level("back-pressure", channel, messages)
 
     async def _send_probe(self) -> Outcome:
-        outcome = await self._publisher.publish(
-            self._probe_body, self._own_exchange_route(self.id), self._deadline()
-        )
-        if outcome is not CONFIRMED:
-            return outcome
-        # The other way to our queue, that of the groups
-        route = Route(self._settings.groups_exchange, groups_probe_key(self.id), mandatory=True)
+        route = next(self._probe_routes)
         return await self._publisher.publish(self._probe_body, route, self._deadline())
+
+    async def _send_ping(self) -> Outcome:
+        return await self._publisher.publish(b"", self._publisher.ping_route, self._deadline())
 
     def _accept_no_exchange(self) -> None:
         self._subscriber.supervisor.give_up_connection("the groups exchange was deleted")

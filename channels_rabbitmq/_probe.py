@@ -4,6 +4,15 @@ A queue can vanish, a consumer can be forgotten, a binding be deleted without a 
 failover in a cluster (rabbitmq-server#11000, #12597, #12949), or by an operator. Nothing arrives
 then, and nothing looks wrong. So after a silence the layer sends itself a message, the way that
 others' messages come, and reconnects if it doesn't arrive.
+
+**Never on time alone.** A broker that is frozen for a while delivers everything when it goes on,
+and whoever reconnected meanwhile has lost what waited in his queue: so the probe may take as long
+as ``Connection.is_overdue`` says, which goes by what is heard from the broker. If it is unknown
+whether the broker took the probe, that may be the fault of the connection that sends (which is
+replaced by itself), or of the queue. Only if the former works is a second probe worth a verdict.
+
+**What it costs.** There are two ways to the queue, that of the channels and that of the groups.
+They take turns: one message each time, for hosted brokers count messages.
 """
 
 from __future__ import annotations
@@ -13,36 +22,41 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from ._amqp.amqp_channels import Outcome
+from ._amqp.connection import Connection
 from ._supervisor import Supervisor
 from .exceptions import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two looks whether anything arrives, and seconds a probe may take to arrive. So a
-# deaf queue is noticed within 26 s.
-INTERVAL = 8.0
-ANSWER_TIMEOUT = 10.0
-_LOOKS = 20  # for its answer, in that time
+# Seconds between two looks for its answer
+_LOOK_INTERVAL = 0.25
 
 
 class Probe:
     """Watches one Subscriber's connection.
 
-    ``send()`` publishes the message that should arrive; ``delivered()`` counts what has arrived;
-    ``is_full()`` says that the broker may not deliver now, because all of ``local_capacity`` is in
-    use.
+    ``interval``: seconds between two looks whether anything arrives. ``send()`` publishes the
+    message that should arrive, ``ping()`` one for nobody; ``ask()`` has the broker answer something
+    on the watched connection; ``delivered()`` counts what has arrived; ``is_full()`` says that the
+    broker may not deliver now, because all of ``local_capacity`` is in use.
     """
 
     def __init__(
         self,
         subscriber: Supervisor,
+        interval: float,
         *,
         send: Callable[[], Awaitable[Outcome]],
+        ping: Callable[[], Awaitable[Outcome]],
+        ask: Callable[[], None],
         delivered: Callable[[], int],
         is_full: Callable[[], bool],
     ) -> None:
         self._subscriber = subscriber
+        self._interval = interval
         self._send = send
+        self._ping = ping
+        self._ask = ask
         self._delivered = delivered
         self._is_full = is_full
 
@@ -50,7 +64,7 @@ class Probe:
         """Watch for ever; cancel it to end."""
         while True:
             before = self._delivered()
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(self._interval)
             if self._delivered() != before:
                 continue
             try:
@@ -63,31 +77,41 @@ class Probe:
         if connection is None or self._is_full():
             return
         before = self._delivered()
+        if not connection.has_heartbeats:
+            self._ask()
         try:
-            outcome = await self._send()
+            outcome = await self._publish()
         except BrokerUnavailable:
             return
-        if outcome in (Outcome.UNKNOWN, Outcome.BLOCKED):
-            return
+        if outcome is Outcome.RETURNED:
+            self._give_up(connection, "a binding of the queue is gone")
         # A refusal (queue full) counts like a confirm: something must arrive from a full queue.
-        if outcome is not Outcome.RETURNED and (
-            await self._hears_more_than(before) or self._is_full()
-        ):
-            return
-        if self._subscriber.connection is connection:
-            self._subscriber.give_up_connection(
-                "a binding of the queue is gone"
-                if outcome is Outcome.RETURNED
-                else f"nothing arrives from the queue, not even a probe within {ANSWER_TIMEOUT:g} s"
-            )
+        elif outcome is not Outcome.BLOCKED and not await self._arrives(connection, before):
+            self._give_up(connection, "nothing arrives from the queue, not even a probe")
 
-    async def _hears_more_than(self, before: int) -> bool:
-        """Wait until more has arrived; False if that isn't so in time."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + ANSWER_TIMEOUT
+    async def _publish(self) -> Outcome:
+        """Send the probe; BLOCKED also if the publisher doesn't work."""
+        outcome = await self._send()
+        if outcome is Outcome.UNKNOWN:
+            if await self._ping() is not Outcome.CONFIRMED:
+                return Outcome.BLOCKED
+            outcome = await self._send()
+        return outcome
+
+    async def _arrives(self, connection: Connection, before: int) -> bool:
+        """Wait until more has arrived than ``before``; False if that won't be so any more."""
+        mark = connection.mark()
         # Looking now and then costs less than a word with each delivery.
-        while self._delivered() == before:
-            if loop.time() >= deadline:
+        while (
+            self._delivered() == before
+            and self._subscriber.connection is connection
+            and not self._is_full()
+        ):
+            if connection.is_overdue(mark):
                 return False
-            await asyncio.sleep(ANSWER_TIMEOUT / _LOOKS)
+            await asyncio.sleep(_LOOK_INTERVAL)
         return True
+
+    def _give_up(self, connection: Connection, reason: str) -> None:
+        if self._subscriber.connection is connection:
+            self._subscriber.give_up_connection(reason)

@@ -56,6 +56,8 @@ class Publisher:
         self._settings = settings
         self._counters = counters
         self._on_no_exchange = on_no_exchange
+        # Of a message that no queue takes, which shows whether the broker does
+        self.ping_route = Route(settings.groups_exchange, _PROBE_KEY, mandatory=False)
         self._amqp_channel: PublisherChannel | None = None  # while connected
         # For channels_rabbitmq 4.x, whose queues are on the default exchange: an AMQP channel of
         # its own, because one send without the permission for that exchange ends it.
@@ -87,16 +89,16 @@ class Publisher:
         self._refusal_logged = False
         blocked = self._blocked_at_set_up = loop.create_future()
         connection.on_blocked = self._accept_blocked
-        amqp_channel = connection.open_publisher(on_end=self._accept_end)
+        amqp_channel = connection.open_publisher(
+            on_end=self._accept_end, ping_route=self.ping_route
+        )
         await amqp_channel.call(
             pamqp.commands.Exchange.Declare(
                 exchange=self._settings.groups_exchange, exchange_type="direct"
             )
         )
         probe = amqp_channel.publish(
-            b"",
-            Route(self._settings.groups_exchange, _PROBE_KEY, mandatory=False),
-            loop.time() + self._settings.operation_timeout,
+            b"", self.ping_route, loop.time() + self._settings.operation_timeout
         )
         await asyncio.wait([probe, blocked], return_when=asyncio.FIRST_COMPLETED)
         if amqp_channel.is_ended or (probe.done() and probe.result() is not Outcome.CONFIRMED):
@@ -272,7 +274,9 @@ class Publisher:
         amqp_channel = self._default_exchange_channel
         if amqp_channel is None or amqp_channel.is_ended:
             assert self._connection is not None, "there is one when there is its AMQP channel"
-            amqp_channel = self._connection.open_publisher(on_end=self._accept_refusal)
+            amqp_channel = self._connection.open_publisher(
+                on_end=self._accept_refusal, ping_route=self.ping_route
+            )
             self._default_exchange_channel = amqp_channel
         return amqp_channel
 

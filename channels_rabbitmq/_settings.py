@@ -86,6 +86,8 @@ class Settings:
     connect_timeout: float
     # For any call's wait for the broker.
     operation_timeout: float
+    # Of silence, before the process sends itself a message; 0: it doesn't.
+    watchdog_interval: float
     # The largest encoded message.
     max_message_size: int
     # The first encrypts, all decrypt; empty: no encryption.
@@ -207,9 +209,12 @@ def _read_ssl_context(name: str, value: object) -> ssl.SSLContext | None:
     return value
 
 
-def _seconds(shortest: float, longest: float) -> Callable[[str, object], float]:
-    """``shortest`` itself is allowed, unless it is 0."""
-    limits = f"{f'from {shortest:g}' if shortest else 'above 0'} up to {longest:.0f}"
+def _seconds(
+    shortest: float, longest: float, *, or_zero: bool = False
+) -> Callable[[str, object], float]:
+    """``shortest`` itself is allowed, but 0 only with ``or_zero``."""
+    first = f"from {shortest:g}" if shortest or or_zero else "above 0"
+    limits = f"{first} up to {longest:.0f}"
 
     def read(name: str, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -217,7 +222,7 @@ def _seconds(shortest: float, longest: float) -> Callable[[str, object], float]:
                 f"{name} must be a number of seconds {limits}, not {_type_name(value)}"
             )
         # False for NaN, too.
-        if not (value > 0 and shortest <= value <= longest):
+        if not (shortest <= value <= longest and (value or or_zero)):
             raise ValueError(f"{name} must be a number of seconds {limits}, not {_show(value)}")
         return float(value)
 
@@ -373,6 +378,7 @@ OPTIONS: Mapping[str, tuple[object, Callable[[str, object], object]]] = {
     "groups_exchange": ("groups", _read_exchange_name),
     "connect_timeout": (10, _seconds(0, _LONGEST_TIMEOUT)),
     "operation_timeout": (10, _seconds(0, _LONGEST_TIMEOUT)),
+    "watchdog_interval": (30, _seconds(0, _LONGEST_TIMEOUT, or_zero=True)),
     "max_message_size": (16 * 1024 * 1024, _count()),
     "symmetric_encryption_keys": (None, _read_keys),
     "on_disconnect": (None, _read_hook),

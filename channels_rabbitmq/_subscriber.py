@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 
 import carehare
+import pamqp.commands
 
 from ._amqp.amqp_channels import ConsumerChannel, TopologyChannel
 from ._amqp.connection import Connection
@@ -155,6 +156,14 @@ class Subscriber:
 
     def _accept_end(self, exc: Exception) -> None:
         self.supervisor.give_up_connection(str(exc))
+
+    def ask(self) -> None:
+        """Have the broker answer something, so that one which doesn't is noticed.
+
+        For a connection without heartbeats, which is as silent when it is dead.
+        """
+        if self._topology is not None:
+            self._topology.call(pamqp.commands.Basic.Qos())
 
     # Bindings
 

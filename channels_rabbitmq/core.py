@@ -74,6 +74,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         groups_exchange: str = "groups",
         connect_timeout: float = 10,
         operation_timeout: float = 10,
+        watchdog_interval: float = 30,
         max_message_size: int = 16 * 1024 * 1024,
         symmetric_encryption_keys: Sequence[str | bytes] | None = None,
         on_disconnect: HookFunction | str | None = None,

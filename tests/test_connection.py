@@ -322,7 +322,7 @@ async def test_heartbeat_notices_a_broker_that_has_gone_silent() -> None:
         heartbeat = connection._protocol._heartbeat
         assert heartbeat is not None
         started_at = asyncio.get_running_loop().time()
-        heartbeat._tick_length = 0.01  # instead of 0.25
+        heartbeat._interval, heartbeat._tick_length = 0.04, 0.01  # instead of 1 and 0.25
         with pytest.raises(carehare.ConnectionClosedByHeartbeatMonitor):
             await connection.closed
         assert asyncio.get_running_loop().time() - started_at < 1.0

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp.heartbeat import Heartbeat as Frame
 
+from channels_rabbitmq._amqp import heartbeat
 from channels_rabbitmq._amqp.heartbeat import Heartbeat
 
 INTERVAL = 20.0
@@ -31,6 +32,7 @@ class FakeLoop:
 
     def __init__(self) -> None:
         self.now = 100.0
+        self.asleep = 0.0  # seconds that its clock has missed
         self._timers: list[FakeTimer] = []
 
     def time(self) -> float:
@@ -66,12 +68,15 @@ class Bench:
         self.started_at = self.loop.now
         self.written: list[tuple[float, bytes]] = []
         self.died_at: list[float] = []
+        self.ticked_at: list[float] = []
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr(asyncio, "get_running_loop", lambda: self.loop)
             self.heartbeat = Heartbeat(
                 interval,
                 write=lambda data: self.written.append((self.elapsed(), data)),
                 on_dead=lambda: self.died_at.append(self.elapsed()),
+                on_tick=lambda: self.ticked_at.append(self.elapsed()),
+                clock=lambda: self.loop.now + self.loop.asleep,
             )
 
     def elapsed(self) -> float:
@@ -143,9 +148,11 @@ def test_broker_that_stays_silent_after_a_hold_up_is_dead() -> None:
 def test_interval_of_zero_is_no_heartbeats() -> None:
     """carehare 1.0.2 takes it for "dead at once"."""
     bench = Bench(0)
-    assert not bench.loop.pending()
-    bench.heartbeat.received()
+    bench.loop.advance(1000.0)
+    assert bench.written == bench.died_at == []
+    assert bench.ticked_at == [5.0 * n for n in range(1, 201)]
     bench.heartbeat.cancel()
+    assert not bench.loop.pending()
 
 
 def test_cancelled_heartbeat_does_nothing_more() -> None:
@@ -165,3 +172,106 @@ def test_cancelling_when_dead_is_fine() -> None:
     bench.loop.advance(10 * INTERVAL)
     bench.heartbeat.cancel()
     assert not bench.loop.pending()
+
+
+# A machine that slept
+
+
+def test_machine_that_slept_gives_a_silent_broker_one_more_tick() -> None:
+    bench = Bench()
+    bench.heartbeat.received()
+    bench.loop.advance(0.3 * INTERVAL)
+    bench.loop.asleep += 10 * INTERVAL
+    bench.loop.advance(0.2 * INTERVAL)
+    assert not bench.died_at
+    bench.loop.advance(0.25 * INTERVAL)
+    assert len(bench.died_at) == 1
+
+
+def test_broker_that_is_heard_after_the_machine_slept_lives() -> None:
+    bench = Bench()
+    bench.loop.advance(0.3 * INTERVAL)
+    bench.loop.asleep += 10 * INTERVAL
+    bench.heartbeat.received()
+    for _ in range(6):
+        bench.loop.advance(0.5 * INTERVAL)
+        assert not bench.died_at
+        bench.heartbeat.received()
+
+
+def test_sleep_counts_as_silence() -> None:
+    bench = Bench()
+    bench.heartbeat.received()
+    assert not bench.heartbeat.is_silent_for(2)
+    bench.loop.asleep += 2.1 * INTERVAL
+    assert bench.heartbeat.is_silent_for(2)
+
+
+# How long an answer may take
+
+
+def test_answer_is_overdue_when_the_broker_was_heard_twice() -> None:
+    bench = Bench()
+    bench.heartbeat.received()
+    mark = bench.heartbeat.mark()
+    for heard in (False, True):
+        bench.loop.advance(INTERVAL / 2)
+        assert not bench.heartbeat.is_overdue(mark)
+        bench.heartbeat.received()
+        assert bench.heartbeat.is_overdue(mark) == heard
+
+
+def test_what_a_broker_says_at_once_when_it_thaws_counts_once() -> None:
+    bench = Bench()
+    mark = bench.heartbeat.mark()
+    bench.loop.advance(0.7 * INTERVAL)
+    for _ in range(5):
+        bench.heartbeat.received()
+        bench.loop.advance(0.05 * INTERVAL)
+    assert not bench.heartbeat.is_overdue(mark)
+
+
+@given(st.lists(st.floats(0.001, 0.5), min_size=40, max_size=60))
+def test_traffic_counts_like_heartbeats(pauses: list[float]) -> None:
+    """Pauses in intervals: RabbitMQ sends no heartbeat while it sends something else."""
+    bench = Bench()
+    mark = bench.heartbeat.mark()
+    for pause in pauses:
+        bench.loop.advance(pause * INTERVAL)
+        bench.heartbeat.received()
+        if bench.elapsed() < 0.4 * INTERVAL:
+            assert not bench.heartbeat.is_overdue(mark)
+        if bench.elapsed() >= 1.5 * INTERVAL:
+            assert bench.heartbeat.is_overdue(mark)
+
+
+def test_without_heartbeats_the_time_counts() -> None:
+    bench = Bench(0)
+    mark = bench.heartbeat.mark()
+    bench.heartbeat.received()
+    bench.loop.advance(29.9)
+    bench.heartbeat.received()
+    assert not bench.heartbeat.is_overdue(mark)
+    bench.loop.advance(0.2)
+    assert bench.heartbeat.is_overdue(mark)
+
+
+# A loop that stood still
+
+
+@pytest.mark.parametrize("interval", [INTERVAL, 0.0])
+def test_loop_that_did_not_run_for_an_interval_is_not_fresh(
+    interval: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(interval)
+    monkeypatch.setattr(heartbeat.time, "time", lambda: bench.loop.now)
+    bench.heartbeat.refresh()
+    for _ in range(20):
+        bench.loop.advance(INTERVAL / 2)
+        bench.heartbeat.received()
+        assert bench.heartbeat.fresh_until > bench.loop.now
+    bench.loop.block(1.3 * INTERVAL)
+    bench.loop.advance(0)  # the tick that was due: nothing is read yet
+    assert bench.heartbeat.fresh_until < bench.loop.now
+    bench.heartbeat.refresh()
+    assert bench.heartbeat.fresh_until > bench.loop.now

@@ -27,7 +27,7 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
-from channels_rabbitmq import _probe, _supervisor
+from channels_rabbitmq import _supervisor
 from channels_rabbitmq._amqp import amqp_channels
 from channels_rabbitmq._amqp.amqp_channels import Route
 from channels_rabbitmq._codec import MessageCodec
@@ -365,12 +365,12 @@ async def test_damaged_frames_on_the_way_of_real_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Some damage shows at once; some only in that nothing arrives, which the probe finds."""
-    monkeypatch.setattr(_probe, "INTERVAL", 0.2)
-    monkeypatch.setattr(_probe, "ANSWER_TIMEOUT", 0.5)
     # One loss so soon after the other would make the back-off long.
     monkeypatch.setattr(_supervisor, "_LONGEST_DELAY", 0.2)
-    url = proxy.url + "?heartbeat=2"
-    layer = await open_layer(host=url, operation_timeout=1, connect_timeout=1)
+    url = proxy.url + "?heartbeat=1"
+    layer = await open_layer(
+        host=url, operation_timeout=1, connect_timeout=1, watchdog_interval=0.2
+    )
     channel = await layer.new_channel()
     await layer.connect()
     numbers = itertools.count()

@@ -11,7 +11,7 @@ import pytest
 from amqp_proxy import TO_CLIENT, AmqpProxy
 from log_lines import log_lines
 
-from channels_rabbitmq import _declarations, _probe
+from channels_rabbitmq import _declarations
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from private_broker import PrivateBroker
 
@@ -172,11 +172,9 @@ async def test_who_reconnects_again_and_again_has_two_leases_at_most(
 async def test_a_way_for_all_groups_that_is_gone_is_found_by_the_probe(
     open_layer: OpenLayer,
     private_broker: PrivateBroker,
-    monkeypatch: pytest.MonkeyPatch,
     way: str,
 ) -> None:
-    monkeypatch.setattr(_probe, "INTERVAL", 0.2)
-    layer = await open_layer(host=private_broker.url)
+    layer = await open_layer(host=private_broker.url, watchdog_interval=0.2)
     channel = await layer.new_channel()
     await layer.group_add("g", channel)
     own = channel.partition("!")[0] + ".1"

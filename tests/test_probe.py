@@ -15,9 +15,24 @@ from channels_rabbitmq._supervisor import Supervisor
 from channels_rabbitmq.exceptions import BrokerUnavailable
 
 
+class FakeConnection:
+    """``is_overdue`` says whether the broker was heard long enough."""
+
+    def __init__(self, *, has_heartbeats: bool = True) -> None:
+        self.has_heartbeats = has_heartbeats
+        self.overdue = True
+
+    def mark(self) -> object:
+        return self
+
+    def is_overdue(self, mark: object) -> bool:
+        assert mark is self
+        return self.overdue
+
+
 class FakeSupervisor:
     def __init__(self) -> None:
-        self.connection: object | None = object()
+        self.connection: FakeConnection | None = FakeConnection()
         self.given_up: asyncio.Queue[str] = asyncio.Queue()
 
     def give_up_connection(self, reason: str) -> None:
@@ -29,15 +44,23 @@ class Bench:
 
     def __init__(self) -> None:
         self.supervisor = FakeSupervisor()
+        self.connection = FakeConnection()
+        self.supervisor.connection = self.connection
         self.sent: asyncio.Queue[None] = asyncio.Queue()
         self.answer: Outcome | Exception = Outcome.CONFIRMED
+        self.ping_answer = Outcome.CONFIRMED
+        self.pings = 0
+        self.asked = 0
         self.arrives = False  # with its confirm
         self.arrives_later = False
         self.full = False
         self.delivered = 0
         self.probe = Probe(
             cast(Supervisor, self.supervisor),
+            0.01,
             send=self.send,
+            ping=self.ping,
+            ask=self.ask,
             delivered=lambda: self.delivered,
             is_full=lambda: self.full,
         )
@@ -49,8 +72,15 @@ class Bench:
         if self.arrives:
             self._deliver()
         if self.arrives_later:
-            asyncio.get_running_loop().call_later(_probe.ANSWER_TIMEOUT / 2, self._deliver)
+            asyncio.get_running_loop().call_later(0.03, self._deliver)
         return self.answer
+
+    async def ping(self) -> Outcome:
+        self.pings += 1
+        return self.ping_answer
+
+    def ask(self) -> None:
+        self.asked += 1
 
     def _deliver(self) -> None:
         self.delivered += 1
@@ -62,8 +92,7 @@ class Bench:
 
 @pytest.fixture
 async def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(_probe, "INTERVAL", 0.01)
-    monkeypatch.setattr(_probe, "ANSWER_TIMEOUT", 0.01)
+    monkeypatch.setattr(_probe, "_LOOK_INTERVAL", 0.005)
     bench = Bench()
     task = asyncio.create_task(bench.probe.run())
     yield bench
@@ -86,9 +115,7 @@ async def test_a_returned_probe_gives_the_connection_up(bench: Bench) -> None:
     assert "binding" in await asyncio.wait_for(bench.supervisor.given_up.get(), 10)
 
 
-@pytest.mark.parametrize(
-    "answer", [Outcome.UNKNOWN, Outcome.BLOCKED, BrokerUnavailable("no connection")]
-)
+@pytest.mark.parametrize("answer", [Outcome.BLOCKED, BrokerUnavailable("no connection")])
 async def test_a_probe_that_could_not_be_sent_tells_nothing(
     bench: Bench, answer: Outcome | Exception
 ) -> None:
@@ -114,13 +141,51 @@ async def test_no_probe_while_local_capacity_is_in_use_or_nothing_is_connected(
     assert bench.sent.empty()
 
 
-async def test_a_probe_that_arrives_after_its_confirm_is_fine(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_probe, "ANSWER_TIMEOUT", 1.0)  # more than a busy machine is late
-    bench.arrives_later = True
-    await bench.probes(2)
+async def test_a_probe_may_take_as_long_as_the_broker_is_not_heard(bench: Bench) -> None:
+    """However long that is: a frozen broker delivers it afterwards."""
+    bench.connection.overdue = False
+    await bench.probes(1)
+    await asyncio.sleep(0.1)  # many looks
     assert bench.supervisor.given_up.empty()
+    assert bench.sent.empty()
+    bench.connection.overdue = True
+    assert "nothing arrives" in await asyncio.wait_for(bench.supervisor.given_up.get(), 10)
+
+
+async def test_a_probe_that_arrives_after_its_confirm_is_fine(bench: Bench) -> None:
+    bench.connection.overdue = False
+    bench.arrives_later = True
+    await bench.probes(3)
+    assert bench.supervisor.given_up.empty()
+
+
+@pytest.mark.parametrize("ping_answer", [Outcome.UNKNOWN, Outcome.BLOCKED])
+async def test_a_publisher_that_hangs_is_not_the_queue_s_fault(
+    bench: Bench, ping_answer: Outcome
+) -> None:
+    bench.answer = Outcome.UNKNOWN
+    bench.ping_answer = ping_answer
+    await bench.probes(3)
+    assert bench.supervisor.given_up.empty()
+    assert bench.pings >= 2
+
+
+async def test_a_queue_that_neither_confirms_nor_delivers_is_deaf(bench: Bench) -> None:
+    """Only after a second probe, since the first may have gone by a publisher that hung."""
+    bench.answer = Outcome.UNKNOWN
+    assert "nothing arrives" in await asyncio.wait_for(bench.supervisor.given_up.get(), 10)
+    assert bench.pings == 1
+    assert bench.sent.qsize() == 2
+
+
+@pytest.mark.parametrize("has_heartbeats", [True, False])
+async def test_without_heartbeats_the_watched_connection_is_asked(
+    bench: Bench, has_heartbeats: bool
+) -> None:
+    bench.connection.has_heartbeats = has_heartbeats
+    bench.arrives = True
+    await bench.probes(3)
+    assert bool(bench.asked) is not has_heartbeats
 
 
 async def test_no_probe_while_something_arrives(bench: Bench) -> None:
@@ -132,12 +197,10 @@ async def test_no_probe_while_something_arrives(bench: Bench) -> None:
         await asyncio.wait_for(bench.probes(1), 0.1)  # ten intervals
 
 
-async def test_a_connection_that_took_the_place_of_a_deaf_one_is_kept(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_probe, "ANSWER_TIMEOUT", 0.2)
+async def test_a_connection_that_took_the_place_of_a_deaf_one_is_kept(bench: Bench) -> None:
+    bench.connection.overdue = False
     await bench.probes(1)
-    bench.supervisor.connection = object()
+    bench.supervisor.connection = FakeConnection()
     bench.arrives = True  # by the new one, from the next probe on
     await bench.probes(2)
     assert bench.supervisor.given_up.empty()

@@ -602,9 +602,9 @@ async def test_heartbeat_monitors_a_real_connection() -> None:
     heartbeat = peer.protocol._heartbeat
     assert heartbeat is not None
     assert heartbeat._tick_length == 0.25
-    heartbeat._received = False
+    mark = heartbeat.mark()
     peer.feed(Heartbeat())
-    assert heartbeat._received
+    assert heartbeat.mark().beats == mark.beats + 1
     await peer.lost()
     assert heartbeat._timer is None
 

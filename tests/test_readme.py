@@ -49,12 +49,12 @@ from channels_rabbitmq import (
     _mailbox,
     _names,
     _plain_messages,
-    _probe,
     _reporter,
     _router,
     _settings,
     _supervisor,
 )
+from channels_rabbitmq._amqp import heartbeat
 from channels_rabbitmq._amqp import url as broker_url
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq._hosts import read_hosts
@@ -244,12 +244,19 @@ def plain() -> str:
 
 def test_numbers() -> None:
     constructor = inspect.signature(_bindings.Bindings).parameters
+    watchdog = Settings.from_config({}).watchdog_interval
+    two_heartbeats = broker_url.DEFAULT_HEARTBEAT  # RabbitMQ sends two in an interval
     for sentence in (
         f"message is tried again for {_direct_sender.RETRY_TIMEOUT:g} seconds",
         f"after a reconnect of the sender's own for {_direct_sender.RECONNECT_GRACE:g} seconds",
-        f"after {_probe.INTERVAL:g} to {2 * _probe.INTERVAL:g} seconds of silence",
-        f"hears nothing for {_probe.INTERVAL:g} to {2 * _probe.INTERVAL:g} seconds",
-        f"noticed within {2 * _probe.INTERVAL + _probe.ANSWER_TIMEOUT:g} seconds",
+        f"after {watchdog:g} to {2 * watchdog:g} seconds of silence",
+        f"hears nothing for {watchdog:g} to {2 * watchdog:g} seconds",
+        f"noticed within {2 * watchdog + two_heartbeats:g} seconds",
+        f"at most {30 * 86400 / watchdog:,.0f} each in a month of 30 days",
+        f"within {2 * watchdog + heartbeat._PATIENCE_WITHOUT_HEARTBEATS + 10:g} seconds if",
+        f"``watchdog_interval`` is {watchdog:g}",
+        f"isn't answered for {heartbeat._PATIENCE_WITHOUT_HEARTBEATS:g} seconds",
+        f"Notices within {1.5 * two_heartbeats:g} seconds, when it has heard two heartbeats",
         f"first after {_supervisor._FIRST_DELAY:g} seconds",
         f"every {_supervisor._LONGEST_DELAY:g} seconds",
         f"every {_supervisor._LONGEST_DELAY_IF_REFUSED:g} seconds as long as RabbitMQ refuses it",
@@ -267,7 +274,7 @@ def test_numbers() -> None:
         f"silent after {1.5 * broker_url.DEFAULT_HEARTBEAT:g} seconds",
         f"one and a half heartbeats ({1.5 * broker_url.DEFAULT_HEARTBEAT:g} seconds)",
         f"about three heartbeats ({3 * broker_url.DEFAULT_HEARTBEAT:g} seconds)",
-        f"within {2 * _probe.INTERVAL + _probe.ANSWER_TIMEOUT:g} seconds by a message to itself",
+        f"within {2 * watchdog + two_heartbeats:g} seconds by a message to itself",
         f"tried for {_direct_sender.RETRY_TIMEOUT:g} seconds and dropped",
         f"beyond ``capacity`` or {_router.UNCOUNTED_BYTES // 2**20} MiB",
         f"{_router.UNCOUNTED_BYTES // 2**20} MiB for stalled channels",

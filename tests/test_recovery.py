@@ -15,7 +15,6 @@ from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
 from lengths import Length
 from log_lines import LogLines, log_lines
 
-from channels_rabbitmq import _probe
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from private_broker import PrivateBroker
@@ -27,8 +26,11 @@ OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
 MESSAGE = {"type": "test.message"}
 
-# Seconds of silence before a probe: at full length the layer's own.
-_PROBE_INTERVAL = Length(full=_probe.INTERVAL, brief=0.2)
+# Seconds: the options watchdog_interval and heartbeat, at full length the defaults; and within how
+# many a deaf queue is to be noticed.
+_WATCHDOG_INTERVAL = Length(full=30.0, brief=1.0)
+_HEARTBEAT = Length(full=20.0, brief=1.0)
+_NOTICED = Length(full=80.0, brief=30.0)
 
 
 @pytest.fixture
@@ -185,10 +187,8 @@ async def test_a_binding_deleted_underneath_is_found_by_the_probe(
     open_layer: OpenLayer,
     groups_exchange: str,
     lines: LogLines,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_probe, "INTERVAL", 0.1)
-    sender, receiver = await open_layer(), await open_layer()
+    sender, receiver = await open_layer(), await open_layer(watchdog_interval=0.1)
     channel = await receiver.new_channel()
     await receiver.group_add("g", channel)
     await sender.group_send("g", MESSAGE)
@@ -202,22 +202,19 @@ async def test_a_binding_deleted_underneath_is_found_by_the_probe(
     assert await receiver.receive(channel) == {"n": 2}
 
 
-@pytest.fixture
-def probing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short intervals, unless the tests run at their full length: noticed within 30 s then."""
-    assert 2 * _probe.INTERVAL + _probe.ANSWER_TIMEOUT < 30
-    if _PROBE_INTERVAL.value < _probe.INTERVAL:
-        monkeypatch.setattr(_probe, "INTERVAL", _PROBE_INTERVAL.value)
-        monkeypatch.setattr(_probe, "ANSWER_TIMEOUT", 1.0)
+def watchful(url: str) -> dict[str, Any]:
+    return {
+        "host": f"{url}?heartbeat={_HEARTBEAT.count}",
+        "watchdog_interval": _WATCHDOG_INTERVAL.value,
+    }
 
 
-@pytest.mark.usefixtures("probing")
 async def test_deliveries_that_stop_without_a_word_are_found_by_the_probe(
     open_layer: OpenLayer, broker: Any, lines: LogLines
 ) -> None:
     """As after a failover in a cluster, when the broker has forgotten the consumer."""
     async with AmqpProxy(broker.url) as proxy:
-        sender, receiver = await open_layer(), await open_layer(host=proxy.url)
+        sender, receiver = await open_layer(), await open_layer(**watchful(proxy.url))
         channel = await receiver.new_channel()
         await receiver.group_add("g", channel)
         await sender.send(channel, MESSAGE)
@@ -226,7 +223,7 @@ async def test_deliveries_that_stop_without_a_word_are_found_by_the_probe(
         rule = proxy.drop(TO_CLIENT, pamqp.commands.Basic.Deliver)
         await sender.send(channel, {"swallowed": True})
         swallowed_at = asyncio.get_running_loop().time()
-        line = await lines.next("WARNING subscriber .*: lost", timeout=50)
+        line = await lines.next("WARNING subscriber .*: lost", timeout=_NOTICED.value)
         noticed = asyncio.get_running_loop().time() - swallowed_at
         assert "nothing arrives" in line
         proxy.remove(rule)
@@ -237,16 +234,15 @@ async def test_deliveries_that_stop_without_a_word_are_found_by_the_probe(
         await receiver.group_add("g", channel)
         await sender.group_send("g", {"n": 3})
         assert await asyncio.wait_for(receiver.receive(channel), 10) == {"n": 3}
-    assert noticed < 30
+    assert noticed < _NOTICED.value
 
 
-@pytest.mark.usefixtures("probing")
 async def test_a_queue_that_vanished_without_a_word_is_found_by_the_probe(
     open_layer: OpenLayer, private_broker: PrivateBroker, lines: LogLines
 ) -> None:
     async with AmqpProxy(private_broker.url) as proxy:
         sender = await open_layer(host=private_broker.url)
-        receiver = await open_layer(host=proxy.url)
+        receiver = await open_layer(**watchful(proxy.url))
         channel = await receiver.new_channel()
         await sender.send(channel, MESSAGE)
         assert await receiver.receive(channel) == MESSAGE
@@ -256,14 +252,14 @@ async def test_a_queue_that_vanished_without_a_word_is_found_by_the_probe(
         queue = receiver._loop_layer()._subscriber.queue
         await asyncio.to_thread(delete_queue, private_broker, queue)
         vanished_at = asyncio.get_running_loop().time()
-        line = await lines.next("WARNING subscriber .*: lost", timeout=50)
+        line = await lines.next("WARNING subscriber .*: lost", timeout=_NOTICED.value)
         noticed = asyncio.get_running_loop().time() - vanished_at
         assert "a binding of the queue is gone" in line
         await lines.next("WARNING subscriber .*: connected again")
         assert proxy.count(TO_CLIENT, pamqp.commands.Basic.Cancel) == 1
         await sender.send(channel, {"n": 2})
         assert await asyncio.wait_for(waiting, 10) == {"n": 2}
-    assert noticed < 30
+    assert noticed < _NOTICED.value
 
 
 async def test_refused_set_up_is_told_and_tried_again_until_it_works(

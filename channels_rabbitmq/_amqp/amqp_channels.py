@@ -13,6 +13,8 @@ import contextvars
 import enum
 from collections import deque
 from collections.abc import Callable
+from functools import partial
+from time import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import carehare
@@ -23,6 +25,7 @@ from carehare._channel import Channel
 
 from . import frames
 from .acks import AckBatch
+from .answers import AnswerWatch
 from .futures import fail, resolve
 
 if TYPE_CHECKING:
@@ -36,6 +39,11 @@ _CHANNEL_OPEN = pamqp.commands.Channel.Open()
 
 _EXCHANGE_UNBIND = pamqp.commands.Exchange.Unbind.index
 _EXCHANGE_UNBIND_OK = pamqp.commands.Exchange.UnbindOk.index
+
+# Seconds for which publishers are blocked before a ping is written, and for which that may wait for
+# its confirm: an alarm may last until somebody comes.
+_BLOCKED_BEFORE_PING = 5.0
+_PING_TIMEOUT = 86400.0
 
 # Frames of Basic.Publish that are kept (keys have at most 255 bytes)
 _MOST_METHODS = 1000
@@ -62,6 +70,10 @@ class BytesChannel(Channel):
         """
         raise NotImplementedError
 
+    def hangs(self) -> bool:
+        """Whether the broker, which is alive, answers nothing here; called now and then."""
+        raise NotImplementedError
+
 
 class CallChannel(BytesChannel):
     """Methods which the broker answers in the order they were called, so any number at once.
@@ -76,6 +88,8 @@ class CallChannel(BytesChannel):
         self._write = protocol.write
         # (index of the expected answer, who waits for it, the method)
         self._calls: deque[tuple[int, asyncio.Future[None], pamqp.base.Frame]] = deque()
+        self._heartbeat = protocol.heartbeat
+        self._answers = AnswerWatch(self._heartbeat)
         self.call(_CHANNEL_OPEN)
 
     def call(self, method: pamqp.base.Frame) -> asyncio.Future[None]:
@@ -97,8 +111,12 @@ class CallChannel(BytesChannel):
             and frames.read_index(data, start, end) == self._calls[0][0]
         ):
             resolve(self._calls.popleft()[1], None)
+            self._answers.is_answered = True
             return end + 1
         return 0
+
+    def hangs(self) -> bool:
+        return self._answers.look(is_due=bool(self._calls))
 
     def accept_frame(self, frame: Any) -> None:
         raise pamqp.exceptions.AMQPUnexpectedFrame(f"Unexpected {type(frame).__name__}")
@@ -129,6 +147,7 @@ class TopologyChannel(CallChannel):
 
     def accept_channel_closed_by_server(self, frame: pamqp.commands.Channel.Close) -> None:
         calls, self._calls = self._calls, deque()
+        self._answers.is_answered = True
         if calls:
             fail(calls.popleft()[1], closed_by_server(frame))
         try:
@@ -316,6 +335,12 @@ class PublisherChannel(CallChannel):
 
     Confirms come in any order, acks and nacks both also as *multiple*; a Basic.Return comes before
     the ack of its own message, but others may come in between.
+
+    A message by ``ping_route``, which must lead to no queue, shows whether the AMQP channel works:
+    its confirm doesn't wait for a queue. It is published when confirms stay out, and once while
+    the broker blocks publishers: RabbitMQ doesn't read a blocked connection, so the confirm proves
+    that it goes on, even if ``connection.unblocked`` got lost. One at a time: it waits in the
+    socket as long as the alarm lasts, and nobody asks again.
     """
 
     def __init__(
@@ -324,9 +349,13 @@ class PublisherChannel(CallChannel):
         amqp_channel_id: int,
         *,
         on_end: Callable[[Exception], None],
+        ping_route: Route | None = None,
     ) -> None:
         super().__init__(protocol, amqp_channel_id)
         self._on_end = on_end
+        self._ping_route = ping_route
+        self._ping: asyncio.Future[Outcome] | None = None  # the one that waits for its confirm
+        self._has_expired = False  # some message, and nothing was answered since
         self._write_now = protocol.transport.write_now
         self._loop = asyncio.get_running_loop()
         self._max_payload = frames.max_payload(protocol.frame_max)
@@ -355,7 +384,11 @@ class PublisherChannel(CallChannel):
         (For the latter there is ``call_when_writable``.)
         """
         protocol = self._protocol
-        return not self._ended and protocol.can_write and not protocol.transport.is_full()
+        if self._ended or not protocol.can_write:
+            return False
+        if time() >= self._heartbeat.fresh_until:
+            protocol.read_first()
+        return not protocol.transport.is_full()
 
     def call_when_writable(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` once when there is room to write again: see the transport."""
@@ -363,8 +396,9 @@ class PublisherChannel(CallChannel):
 
     @property
     def unconfirmed(self) -> int:
-        """How many messages wait for their confirm."""
-        return len(self._unconfirmed)
+        """How many messages, but for pings, wait for their confirm."""
+        is_pinging = self._ping is not None and not self._ping.done()
+        return len(self._unconfirmed) - is_pinging
 
     def publish(self, body: bytes, route: Route, deadline: float) -> asyncio.Future[Outcome]:
         """Write a message. ``deadline`` (loop time): when an unanswered one counts as UNKNOWN."""
@@ -423,6 +457,8 @@ class PublisherChannel(CallChannel):
             if deadline <= now:
                 del self._unconfirmed[sequence_number]
                 self._returned.discard(sequence_number)
+                # It counts as unanswered until something is answered from now on.
+                self._has_expired, self._answers.is_answered = True, False
                 resolve(future, Outcome.UNKNOWN)
         if self._unconfirmed:
             self._watch(min(deadline for _, deadline in self._unconfirmed.values()))
@@ -457,7 +493,35 @@ class PublisherChannel(CallChannel):
             raise pamqp.exceptions.AMQPUnexpectedFrame("A body longer than its header said")
         return end + 1
 
+    def hangs(self) -> bool:
+        if self._answers.is_answered:
+            self._has_expired = False
+        blocked_since = self._protocol.blocked_since
+        if blocked_since is not None:
+            # It was told a moment ago: what the broker had read before shall be answered by then.
+            if self._loop.time() - blocked_since >= _BLOCKED_BEFORE_PING:
+                self._publish_ping(blocked_since)
+            return self._answers.look(is_due=False)
+        is_due = bool(self._calls or self._unconfirmed or self._has_expired)
+        hangs = self._answers.look(is_due=is_due)
+        if self._answers.is_waiting:
+            self._publish_ping(None)
+        return hangs
+
+    def _publish_ping(self, blocked_since: float | None) -> None:
+        if self._ping is not None or self._ping_route is None or self.is_ended:
+            return
+        self._ping = self.publish(b"", self._ping_route, self._loop.time() + _PING_TIMEOUT)
+        self._ping.add_done_callback(partial(self._accept_ping, blocked_since))
+
+    def _accept_ping(self, blocked_since: float | None, ping: asyncio.Future[Outcome]) -> None:
+        self._ping = None
+        protocol = self._protocol
+        if ping.result() is CONFIRMED and blocked_since == protocol.blocked_since:
+            protocol.note_unblocked()
+
     def _confirm(self, sequence_number: int, multiple: bool, outcome: Outcome) -> None:
+        self._answers.is_answered = True
         if not multiple:
             self._settle(sequence_number, outcome)
             return

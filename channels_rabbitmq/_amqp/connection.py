@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from time import time
 
 import carehare
 
-from .amqp_channels import ConsumerChannel, PublisherChannel, TopologyChannel
+from .amqp_channels import ConsumerChannel, PublisherChannel, Route, TopologyChannel
+from .heartbeat import Mark
 from .opening import open_protocol
 from .protocol import FAREWELL_TIMEOUT, Protocol
 from .url import BrokerUrl
@@ -114,9 +116,40 @@ class Connection(carehare.Connection):
             lambda amqp_channel_id: TopologyChannel(protocol, amqp_channel_id)
         )
 
-    def open_publisher(self, *, on_end: Callable[[Exception], None]) -> PublisherChannel:
+    def open_publisher(
+        self, *, on_end: Callable[[Exception], None], ping_route: Route | None = None
+    ) -> PublisherChannel:
         """Return a new AMQP channel that publishes."""
         protocol = self._protocol
         return protocol.add_channel(
-            lambda amqp_channel_id: PublisherChannel(protocol, amqp_channel_id, on_end=on_end)
+            lambda amqp_channel_id: PublisherChannel(
+                protocol, amqp_channel_id, on_end=on_end, ping_route=ping_route
+            )
         )
+
+    # Half-dead
+
+    @property
+    def has_heartbeats(self) -> bool:
+        return self._protocol.heartbeat.has_heartbeats
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the loop has run lately, and so has read what came."""
+        return time() < self._protocol.heartbeat.fresh_until
+
+    async def read_first(self) -> None:
+        """Have the loop read what came while it stood still, and all hear of an end."""
+        self._protocol.read_first()
+        while self._protocol.is_being_read:  # noqa: ASYNC110 - a few turns of the loop
+            await asyncio.sleep(0)
+        if not self.is_open:
+            await asyncio.wait([self.ended])
+
+    def mark(self) -> Mark:
+        """Begin to wait for something that the broker is to do."""
+        return self._protocol.heartbeat.mark()
+
+    def is_overdue(self, mark: Mark) -> bool:
+        """Whether it won't do it any more: it was heard since, twice, a heartbeat apart."""
+        return self._protocol.heartbeat.is_overdue(mark)

@@ -8,13 +8,16 @@ gets wrong:
   instead of leaving it deaf;
 * handshake: heartbeat and limits are negotiated, the connection has a name, the broker may tell
   when it blocks publishers or cancels a consumer, the password is in no debug log;
-* end: whoever waits gets an answer, whatever happened and whoever was cancelled.
+* end: whoever waits gets an answer, whatever happened and whoever was cancelled. A broker that is
+  alive and doesn't answer on one of the layer's AMQP channels (``answers``) is left.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import platform
+import socket
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -42,6 +45,16 @@ from .url import BrokerUrl
 
 # How long a peer may take to read our last words before the socket is closed on it.
 FAREWELL_TIMEOUT = 1.0
+
+# Turns of the loop after which it has read what was there, and has told of an end of the connection
+# (TLS takes some of them).
+_READ_TURNS = 10
+# Heartbeat intervals after which RabbitMQ may have closed a connection on which it heard nothing.
+_BROKERS_PATIENCE = 2.0
+
+# TCP keepalive, in seconds: where no heartbeats pass, the kernel notices within a minute that the
+# other side is gone. (macOS calls the first one otherwise.)
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
 # AMQP 0-9-1, section 1.2: reply codes of connection errors.
 _FRAME_ERROR = 501
@@ -117,6 +130,8 @@ class Protocol(carehare._protocol.Protocol):
         self.can_write = True  # Nobody has said goodbye yet.
         self._is_ending = False  # one side said goodbye, or broke the rules: nothing is read now
         self._abort_timer: asyncio.TimerHandle | None = None
+        self.blocked_since: float | None = None  # loop time; None: the broker takes messages
+        self._turns_to_read = 0  # until what came in a standstill of the loop is read
         self._handlers: dict[type, Callable[[Any], None]] = {
             pamqp.heartbeat.Heartbeat: lambda frame: None,  # data_received() saw it
             pamqp.commands.Connection.Start: self._accept_start,
@@ -124,14 +139,15 @@ class Protocol(carehare._protocol.Protocol):
             pamqp.commands.Connection.OpenOk: self._accept_open_ok,
             pamqp.commands.Connection.Close: self._accept_close,
             pamqp.commands.Connection.CloseOk: self._accept_close_ok,
-            pamqp.commands.Connection.Blocked: lambda frame: self._on_blocked(frame.reason),
-            pamqp.commands.Connection.Unblocked: lambda frame: self._on_blocked(None),
+            pamqp.commands.Connection.Blocked: self._accept_blocked,
+            pamqp.commands.Connection.Unblocked: lambda frame: self.note_unblocked(),
         }
 
     # Bytes
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # A cast: uvloop's transports are like asyncio's, but not instances of them.
+        _keep_alive(cast("asyncio.Transport", transport))
         self._transport: Any = CoalescingTransport(cast("asyncio.Transport", transport))
         self.transport: CoalescingTransport = self._transport  # its type: carehare's is another
         self.write: Callable[[bytes], None] = self._transport.write
@@ -335,11 +351,71 @@ class Protocol(carehare._protocol.Protocol):
         # carehare reads frame_max here when users publish.
         self._lifecycle[pamqp.commands.Connection.Tune] = frame
         self._channel_id_store = ChannelIds(channel_max)
-        self._heartbeat = Heartbeat(heartbeat, write=self.write, on_dead=self._accept_silence)
+        self._heartbeat = Heartbeat(
+            heartbeat, write=self.write, on_dead=self._accept_silence, on_tick=self._look
+        )
 
     def _accept_open_ok(self, frame: pamqp.commands.Connection.OpenOk) -> None:
         self._expect(frame)
         resolve(self.open, None)
+
+    # Half-dead
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        assert self._heartbeat is not None, "there is one since the handshake"
+        return self._heartbeat
+
+    def _accept_blocked(self, frame: pamqp.commands.Connection.Blocked) -> None:
+        self.blocked_since = asyncio.get_running_loop().time()
+        self._on_blocked(frame.reason)
+
+    def note_unblocked(self) -> None:
+        """The broker takes messages again: it has said so, or has taken one."""
+        if self.blocked_since is not None:
+            self.blocked_since = None
+            self._on_blocked(None)
+
+    def _look(self) -> None:
+        """Leave a broker that is alive and doesn't answer."""
+        if not self.can_write:
+            return
+        for amqp_channel in list(self._bytes_channels.values()):
+            if amqp_channel.hangs():
+                why = "though it is alive" if self.heartbeat.has_heartbeats else "for too long"
+                self._crash_exc = carehare.ConnectionClosed(
+                    f"RabbitMQ answers nothing on one of the AMQP channels, {why}"
+                )
+                self.can_write = False
+                self._transport.abort()
+                return
+
+    def read_first(self) -> None:
+        """Have who wants to write wait until what has come is read: the loop stood still.
+
+        The broker may have closed the connection in that time, and what is written then is lost
+        without an error. It may also have vanished without a word.
+        """
+        if self._turns_to_read == 0 and self.can_write:
+            self._turns_to_read = _READ_TURNS
+            self._transport.hold()
+            asyncio.get_running_loop().call_soon(self._finish_turn)
+
+    @property
+    def is_being_read(self) -> bool:
+        """Whether ``read_first`` isn't done yet."""
+        return self._turns_to_read > 0
+
+    def _finish_turn(self) -> None:
+        self._turns_to_read -= 1
+        if self._turns_to_read and self.can_write:
+            asyncio.get_running_loop().call_soon(self._finish_turn)
+            return
+        self._turns_to_read = 0
+        if self.can_write and self.heartbeat.is_silent_for(_BROKERS_PATIENCE):
+            self._accept_silence()
+        self.heartbeat.refresh()
+        self._transport.release()
 
     # End
 
@@ -367,6 +443,7 @@ class Protocol(carehare._protocol.Protocol):
         self._crash_exc = carehare.ConnectionClosedByHeartbeatMonitor(
             "RabbitMQ has been silent for almost two heartbeat intervals"
         )
+        self.can_write = False
         self._transport.abort()
 
     def _accept_close_ok(self, frame: pamqp.commands.Connection.CloseOk) -> None:
@@ -375,6 +452,7 @@ class Protocol(carehare._protocol.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.can_write = False
         self._transport.resume()
+        self._transport.release()
         if self._heartbeat is not None:
             self._heartbeat.cancel()
         if self._abort_timer is not None:
@@ -512,6 +590,18 @@ class Protocol(carehare._protocol.Protocol):
             self._channels[amqp_channel_id] = amqp_channel
             self._exchange_channels[exchange_name] = amqp_channel
         return amqp_channel
+
+
+def _keep_alive(transport: asyncio.Transport) -> None:
+    tcp = transport.get_extra_info("socket")
+    if tcp is None:  # in tests
+        return
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        option = getattr(socket, name, None)
+        if option is not None:
+            with contextlib.suppress(OSError):  # The system knows it and doesn't have it.
+                tcp.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _least(ours: int, theirs: int) -> int:

@@ -32,6 +32,7 @@ class CoalescingTransport:
         self._is_flush_due = False
         self._is_paused = False  # asyncio's own buffer is above HIGH_WATER
         self._on_writable: Callable[[], None] | None = None
+        self._is_held = False  # it is to be read before anything is written
 
     def flush_soon(self) -> None:
         """Write in the loop's next turn what there will be by then.
@@ -80,8 +81,8 @@ class CoalescingTransport:
         self._tell_writable()
 
     def is_full(self) -> bool:
-        """Whether senders should wait: too much waits to be written."""
-        return self._is_paused or self._size >= HIGH_WATER
+        """Whether senders should wait: too much waits to be written, or it is to be read first."""
+        return self._is_paused or self._is_held or self._size >= HIGH_WATER
 
     def call_when_writable(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` once, instead of the last one that was given, when there is room.
@@ -102,6 +103,15 @@ class CoalescingTransport:
     def resume(self) -> None:
         """asyncio's buffer has drained, or the connection has ended."""
         self._is_paused = False
+        self._tell_writable()
+
+    def hold(self) -> None:
+        """Have those wait who can, whatever room there is."""
+        self._is_held = True
+
+    def release(self) -> None:
+        """The opposite of ``hold``."""
+        self._is_held = False
         self._tell_writable()
 
     def close(self) -> None:
