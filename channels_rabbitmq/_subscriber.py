@@ -187,6 +187,7 @@ class Subscriber:
         Returns at once if nobody wants it, or no more. Raises BrokerUnavailable if the broker
         doesn't confirm by ``deadline`` (loop time), or refuses.
         """
+        await self.supervisor.read_first()  # It may be bound for a connection that has ended.
         while self._bindings.is_wanted(group) and not self._bindings.is_bound(group):
             self._require_open()
             self._refusals.pop(group, None)

@@ -203,6 +203,7 @@ class Supervisor:
         earlier: see ``_outage``, also for ``patient``.
         """
         self.start()
+        await self.read_first()
         # One that has just ended is not noticed yet.
         while self.connection is None or not self.connection.is_open:
             if self.state is State.CLOSED:
@@ -211,6 +212,12 @@ class Supervisor:
             if not is_woken and self.is_over(deadline, patient=patient):
                 raise self.unavailable()
         return self.connection
+
+    async def read_first(self) -> None:
+        """Find out what has become of the connection if the loop stood still."""
+        connection = self.connection
+        if connection is not None and connection.is_open and not connection.is_fresh:
+            await connection.read_first()
 
     async def wait_tried(self, deadline: float) -> Connection:
         """As ``wait_ready``, but doesn't wait for a second try: raises BrokerUnavailable then."""

@@ -1,0 +1,179 @@
+"""An event loop that stood still: what is sent afterwards goes into no socket that has died."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from amqp_proxy import AmqpProxy
+from log_lines import log_lines
+
+from channels_rabbitmq._amqp.connection import Connection
+from channels_rabbitmq._amqp.url import BrokerUrl
+from channels_rabbitmq.core import RabbitmqChannelLayer
+from private_broker import PrivateBroker, TlsFiles
+
+# They last as long as RabbitMQ is patient with who says nothing.
+pytestmark = pytest.mark.slow
+
+OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
+
+# With a heartbeat of a second RabbitMQ closes a silent connection after two or three.
+HEARTBEAT = "?heartbeat=1"
+STANDSTILL = 3.5
+
+# A channel with messages from 0 on, all of which must come
+TIMES = 3
+
+
+async def must_receive(layer: RabbitmqChannelLayer, channel: str, count: int) -> None:
+    for n in range(count):
+        assert await asyncio.wait_for(layer.receive(channel), 10) == {"n": n}
+
+
+async def receiver_in_group(open_layer: OpenLayer, **config: Any) -> tuple[Any, str]:
+    """Its own connections survive: their heartbeat is long."""
+    receiver = await open_layer(**config)
+    channel = await receiver.new_channel()
+    await receiver.group_add("g", channel)
+    return receiver, channel
+
+
+async def test_nothing_is_lost_after_a_handler_that_blocked(
+    open_layer: OpenLayer, broker: Any
+) -> None:
+    receiver, channel = await receiver_in_group(open_layer)
+    sender = await open_layer(host=broker.url + HEARTBEAT)
+    await sender.connect()
+    for n in range(TIMES):
+        time.sleep(STANDSTILL)  # noqa: ASYNC251 - that is what it is about
+        await sender.group_send("g", {"n": n})
+    await must_receive(receiver, channel, TIMES)
+    (statistics,) = sender.statistics()
+    assert statistics.publisher.reconnects == TIMES
+    assert statistics.unknown == 0
+
+
+async def test_all_that_is_sent_at_once_after_a_standstill_keeps_its_order(
+    open_layer: OpenLayer, broker: Any
+) -> None:
+    receiver, channel = await receiver_in_group(open_layer)
+    sender = await open_layer(host=broker.url + HEARTBEAT)
+    await sender.connect()
+    time.sleep(STANDSTILL)  # noqa: ASYNC251 - as above
+    sending = []
+    for n in range(50):  # some before the socket is read, some in the turns in which it is
+        sending.append(asyncio.create_task(sender.group_send("g", {"n": n})))
+        if n % 3 == 0:
+            await asyncio.sleep(0)
+    await asyncio.gather(*sending)
+    await must_receive(receiver, channel, 50)
+
+
+async def test_a_loop_that_runs_now_and_then_loses_nothing(
+    open_layer: OpenLayer, broker: Any, groups_exchange: str
+) -> None:
+    receiver, channel = await receiver_in_group(open_layer)
+    sender = RabbitmqChannelLayer(host=broker.url + HEARTBEAT, groups_exchange=groups_exchange)
+
+    def send_now_and_then() -> None:
+        loop = asyncio.new_event_loop()
+        for n in range(TIMES):
+            loop.run_until_complete(sender.group_send("g", {"n": n}))
+            time.sleep(STANDSTILL)
+        loop.run_until_complete(sender.close())
+        loop.close()
+
+    await asyncio.to_thread(send_now_and_then)
+    await must_receive(receiver, channel, TIMES)
+
+
+async def test_tls_is_read_first_too(
+    open_layer: OpenLayer, private_broker_factory: Callable[..., PrivateBroker], certs: Any
+) -> None:
+    broker = await asyncio.to_thread(private_broker_factory, tls=TlsFiles.in_folder(certs))
+    receiver, channel = await receiver_in_group(open_layer, host=broker.url)
+    context = ssl.create_default_context(cafile=str(certs / "ca.pem"))
+    sender = await open_layer(host=broker.tls_url + HEARTBEAT, ssl_context=context)
+    await sender.connect()
+    for n in range(TIMES):
+        time.sleep(STANDSTILL)  # noqa: ASYNC251 - as above
+        await sender.group_send("g", {"n": n})
+    await must_receive(receiver, channel, TIMES)
+
+
+async def test_a_broker_that_vanished_meanwhile_is_left_before_anything_is_written(
+    open_layer: OpenLayer, broker: Any
+) -> None:
+    """Nothing lies in the socket then, no end either."""
+    receiver, channel = await receiver_in_group(open_layer)
+    async with AmqpProxy(broker.url) as proxy:
+        sender = await open_layer(host=proxy.url + HEARTBEAT)
+        await sender.connect()
+        proxy.vanish()
+        with log_lines() as lines:
+            time.sleep(STANDSTILL)  # noqa: ASYNC251 - as above
+            await sender.group_send("g", {"n": 0})
+            assert "has been silent" in await lines.next("WARNING publisher .*: lost")
+        await must_receive(receiver, channel, 1)
+        assert sender.statistics()[0].unknown == 0
+
+
+async def test_a_standstill_that_the_broker_bears_costs_nothing(
+    open_layer: OpenLayer, broker: Any
+) -> None:
+    receiver, channel = await receiver_in_group(open_layer)
+    sender = await open_layer(host=broker.url + "?heartbeat=2")
+    await sender.connect()
+    for n in range(TIMES):
+        time.sleep(2.2)  # noqa: ASYNC251 - as above
+        await sender.group_send("g", {"n": n})
+    await must_receive(receiver, channel, TIMES)
+    assert sender.statistics()[0].publisher.reconnects == 0
+
+
+async def test_a_group_is_bound_on_a_connection_that_lives(
+    open_layer: OpenLayer, broker: Any
+) -> None:
+    """``group_add`` of a group that was bound before: what is sent when it returns arrives."""
+    sender = await open_layer()
+    receiver = await open_layer(host=broker.url + HEARTBEAT)
+    channel, second = await receiver.new_channel(), await receiver.new_channel()
+    await receiver.group_add("g", channel)
+    await sender.connect()
+    time.sleep(STANDSTILL)  # noqa: ASYNC251 - as above
+    await receiver.group_add("g", second)
+    await sender.group_send("g", {"n": 0})
+    await must_receive(receiver, second, 1)
+
+
+async def test_a_user_gets_a_connection_that_lives(open_layer: OpenLayer, broker: Any) -> None:
+    layer = await open_layer(host=broker.url + HEARTBEAT)
+    connection = await layer.carehare_connection
+    time.sleep(STANDSTILL)  # noqa: ASYNC251 - as above
+    connection = await layer.carehare_connection
+    await connection.queue_declare("", exclusive=True)
+
+
+# Without heartbeats
+
+
+async def test_the_kernel_looks_after_a_connection(broker: Any) -> None:
+    """A firewall that has forgotten it is noticed, also where no heartbeats pass."""
+    connection = Connection(BrokerUrl.parse(broker.url + "?heartbeat=0"))
+    await connection.connect()
+    tcp = connection._protocol.transport._transport.get_extra_info("socket")
+    try:
+        assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        seconds = [
+            tcp.getsockopt(socket.IPPROTO_TCP, getattr(socket, option))
+            for option in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
+        ]
+        assert seconds == [30, 10, 3]
+    finally:
+        await connection.close()
