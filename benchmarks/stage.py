@@ -99,7 +99,7 @@ class Stage:
         self.server = server
         self.has_rabbitmq = importlib.import_module(f"layers.{layer}").SERVER == "rabbitmq"
         self.quick = quick
-        self._capacity = capacity  # ``None``: the layer's own defaults
+        self.capacity = capacity  # ``None``: the layer's own defaults
         self._pythons = pythons
         self._workers: list[WorkerHandle] = []
         self._problems: Problems = {}  # of processes that have ended
@@ -114,7 +114,7 @@ class Stage:
         """A fresh process that plays ``role`` ("module.Class" in scenarios/)."""
         layer = layer or self.layer
         worker = await WorkerHandle.start(
-            self._pythons[layer], layer, role, url or self.server.url, self._capacity
+            self._pythons[layer], layer, role, url or self.server.url, self.capacity
         )
         self._workers.append(worker)
         await worker.ready()
