@@ -1,10 +1,18 @@
 """Sending to one channel, through its process's queue, and what to do when there is none.
 
 A direct send is *mandatory*: the broker returns it if no queue is bound to its key, and then
-another try can't duplicate it. Most often the receiving process is reconnecting and back in a
-moment, so the message is tried again for a while. Meanwhile later sends to the same process wait
-behind it (a *lane*), which keeps their order. A process that stayed away is remembered for a
-minute: messages to it get one try and are dropped, until one gets through.
+another try can't duplicate it. How long it is tried again depends on what is known of the process:
+
+- It may be reconnecting, and is back in a moment: if it took a message in the last minute, for
+  ``RETRY_TIMEOUT``; if our own connection was lost a moment ago, until ``RECONNECT_GRACE``.
+- It stayed away, through all tries: for a minute each message to it gets one try, until one gets
+  through.
+- Nothing is known of it. Most often it ended long ago, and somebody's table holds its channels'
+  names still. (At two seconds for each, eight such names held up the ninth for 14.5 s.) Or it is
+  starting: ``new_channel()`` returns before there is a queue. So all processes of which nothing is
+  known share one ``_Allowance``; those who turn up get theirs back.
+
+Meanwhile later sends to the same process wait behind it (a *lane*), which keeps their order.
 
 A call that has little time left, because it waited for our own connection, says nothing about the
 receiver: it may be back in a moment. Such a call raises, and the receiver isn't held for gone.
@@ -29,6 +37,12 @@ from .exceptions import BrokerUnavailable
 # its connection too, and may be at the longest delay of its back-off.
 RETRY_TIMEOUT = 2.0
 RECONNECT_GRACE = 5.0
+# Seconds after its last message for which a process counts as alive.
+HEARD_TIMEOUT = 60.0
+# Seconds of tries for all processes of which nothing is known, and how long it takes until they
+# are there again. A process that starts has its queue after 0.02 to 0.1 s.
+STRANGERS_TIMEOUT = 0.6
+_STRANGERS_INTERVAL = 10.0
 # Seconds between two tries: the first delay, and the longest.
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.25
@@ -36,6 +50,7 @@ _LONGEST_PAUSE = 0.25
 _CONFIRM_TIMEOUT = 0.5
 # Seconds for which an id is remembered as unreachable.
 UNREACHABLE_TIMEOUT = 60.0
+_MOST_ROUTES = 1000  # that are noted as alive
 
 _NO_QUEUE_YET = (
     "The process of the channel has no queue on RabbitMQ yet: it may still be reconnecting"
@@ -85,17 +100,42 @@ class _Lane:
         self._is_taken = False
 
 
+class _Allowance:
+    """Seconds that may be spent; spent ones come back with time."""
+
+    def __init__(self) -> None:
+        self._left = STRANGERS_TIMEOUT
+        self._at = 0.0  # loop time
+
+    def spend(self, seconds: float, now: float) -> bool:
+        """Take so many; False if there aren't as many left."""
+        self.give_back((now - self._at) * STRANGERS_TIMEOUT / _STRANGERS_INTERVAL)
+        self._at = now
+        if seconds > self._left:
+            return False
+        self._left -= seconds
+        return True
+
+    def give_back(self, seconds: float) -> None:
+        self._left = min(self._left + seconds, STRANGERS_TIMEOUT)
+
+
 class DirectSender:
     """Sends bodies by a ``Publisher``; each process's channels have a route, which is mandatory.
 
     ``operation_timeout``: seconds that a call may take, which all deadlines are made of.
+    ``own_route`` leads to the caller's own process, which is alive.
     """
 
-    def __init__(self, publisher: Publisher, operation_timeout: float) -> None:
+    def __init__(self, publisher: Publisher, operation_timeout: float, own_route: Route) -> None:
         self._publisher = publisher
         self._operation_timeout = operation_timeout
+        self._own_route = own_route
+        self._loop = asyncio.get_running_loop()
         self._lanes: dict[Route, _Lane] = {}
         self._pauses = Waiters()  # between two tries
+        self._heard_at: dict[Route, float] = {}  # loop time
+        self._allowance = _Allowance()
         self._unreachable: dict[Route, float] = {}  # until when, in loop time
 
     async def send(
@@ -113,9 +153,7 @@ class DirectSender:
         """
         # Who finds publishers blocked needn't wait for a turn to hear it.
         if not self._lanes or route not in self._lanes or self._publisher.is_blocked:
-            outcome = await self._publisher.publish(body, route, deadline, after)
-            if self._unreachable:
-                self._note_outcome(route, outcome)
+            outcome = await self._publish(route, body, deadline, after)
             if (
                 outcome is CONFIRMED  # Almost always: so the rest isn't looked at.
                 or outcome is not Outcome.RETURNED
@@ -123,6 +161,7 @@ class DirectSender:
             ):
                 return outcome
         lane = self._lanes.get(route)
+        was_returned = lane is None  # just now, and nobody else has tried since
         if lane is None:
             lane = self._lanes[route] = _Lane()
         lane.users += 1
@@ -130,7 +169,12 @@ class DirectSender:
             if not await lane.enter(deadline):
                 raise BrokerUnavailable(_NO_QUEUE_YET)
             try:
-                return await self._try_again(route, body, deadline, after)
+                outcome = Outcome.RETURNED
+                if not was_returned:
+                    outcome = await self._publish(route, body, deadline, after)
+                if outcome is Outcome.RETURNED:
+                    outcome = await self._try_again(route, body, deadline, after)
+                return outcome
             finally:
                 lane.leave()
         finally:
@@ -138,9 +182,22 @@ class DirectSender:
             if not lane.users:
                 del self._lanes[route]
 
-    def _note_outcome(self, route: Route, outcome: Outcome) -> None:
-        if outcome in (Outcome.CONFIRMED, Outcome.REFUSED):
-            self._unreachable.pop(route, None)
+    async def _publish(
+        self,
+        route: Route,
+        body: bytes,
+        deadline: float,
+        after: Callable[[], Awaitable[object]] | None,
+    ) -> Outcome:
+        """Make one try, and note what it says of the process."""
+        outcome = await self._publisher.publish(body, route, deadline, after)
+        if outcome is CONFIRMED or outcome is Outcome.REFUSED:
+            if len(self._heard_at) >= _MOST_ROUTES:
+                self._heard_at.clear()  # of processes that are gone, most of them
+            self._heard_at[route] = self._loop.time()
+            if self._unreachable:
+                self._unreachable.pop(route, None)
+        return outcome
 
     async def _try_again(
         self,
@@ -149,26 +206,40 @@ class DirectSender:
         deadline: float,
         after: Callable[[], Awaitable[object]] | None,
     ) -> Outcome:
-        loop = asyncio.get_running_loop()
-        begun_at = loop.time()
-        retry_timeout = min(RETRY_TIMEOUT, (self._operation_timeout - _CONFIRM_TIMEOUT) / 2)
+        """Go on with a message that was returned, as long as its process may turn up."""
+        begun_at = self._loop.time()
         pause = _FIRST_PAUSE
-        while True:
-            outcome = await self._publisher.publish(body, route, deadline, after)
-            self._note_outcome(route, outcome)
-            if outcome is not Outcome.RETURNED or self._is_unreachable(route):
-                return outcome
-            now = loop.time()
-            # It may have reconnected since the last try.
-            if now + pause > max(
-                begun_at + retry_timeout, self._publisher.reconnected_at + RECONNECT_GRACE
-            ):
-                self._remember_unreachable(route, now)
-                return outcome
-            if now + pause > deadline - _CONFIRM_TIMEOUT:
+        spent = 0.0  # of the allowance
+        while not self._is_unreachable(route):
+            at = self._loop.time() + pause  # the next try
+            if not self._may_be_back(route, begun_at, at):
+                if self._is_too_late(begun_at, at) or not self._allowance.spend(pause, at):
+                    self._remember_unreachable(route)
+                    break
+                spent += pause
+            if at > deadline - _CONFIRM_TIMEOUT:
                 raise BrokerUnavailable(_NO_QUEUE_YET)
-            await self._pauses.wait(now + pause)
+            await self._pauses.wait(at)
             pause = min(pause * 2, _LONGEST_PAUSE)
+            outcome = await self._publish(route, body, deadline, after)
+            if outcome is not Outcome.RETURNED:
+                self._allowance.give_back(spent)
+                return outcome
+        return Outcome.RETURNED
+
+    def _may_be_back(self, route: Route, begun_at: float, at: float) -> bool:
+        """Whether what is known of a process gives reason to try it again at that moment."""
+        if at <= self._publisher.reconnected_at + RECONNECT_GRACE:
+            return True  # Our own connection may be new since the last try.
+        return self._is_alive(route, begun_at) and not self._is_too_late(begun_at, at)
+
+    def _is_too_late(self, begun_at: float, at: float) -> bool:
+        longest = min(RETRY_TIMEOUT, (self._operation_timeout - _CONFIRM_TIMEOUT) / 2)
+        return at > begun_at + longest
+
+    def _is_alive(self, route: Route, now: float) -> bool:
+        heard_at = self._heard_at.get(route)
+        return route == self._own_route or (heard_at is not None and now - heard_at < HEARD_TIMEOUT)
 
     def cancel_calls(self) -> None:
         """Cancel the calls that wait for a receiver."""
@@ -178,15 +249,15 @@ class DirectSender:
 
     def _is_unreachable(self, route: Route) -> bool:
         until = self._unreachable.get(route)
-        if until is None:
-            return False
-        return asyncio.get_running_loop().time() < until
+        return until is not None and self._loop.time() < until
 
-    def _remember_unreachable(self, route: Route, now: float) -> None:
+    def _remember_unreachable(self, route: Route) -> None:
+        now = self._loop.time()
         # Oldest first, so what is over is at the front.
         for old, until in list(self._unreachable.items()):
             if until > now:
                 break
             del self._unreachable[old]
+        self._heard_at.pop(route, None)
         self._unreachable.pop(route, None)
         self._unreachable[route] = now + UNREACHABLE_TIMEOUT

@@ -170,7 +170,9 @@ class LoopLayer:
             known_outage=known_outage,
             on_no_exchange=self._accept_no_exchange,
         )
-        self._direct_sender = DirectSender(self._publisher, settings.operation_timeout)
+        self._direct_sender = DirectSender(
+            self._publisher, settings.operation_timeout, self._own_exchange_route(self.id)
+        )
         self._routes: dict[str, Route] = {}  # by id
         self._user_connection = UserConnection(settings, self.id, known_outage)
         # One that has reached the broker saves the others the rest of their back-off.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import pytest
+from log_lines import log_lines
 
 from channels_rabbitmq import _direct_sender
 from channels_rabbitmq._amqp.amqp_channels import Outcome, Route
@@ -15,7 +18,10 @@ from channels_rabbitmq._publisher import Publisher
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 
+OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
+
 ROUTE = Route("groups", "crq.a!", mandatory=True)
+OWN = Route("groups", "crq.own!", mandatory=True)
 OTHER = Route("groups", "crq.b!", mandatory=True)
 
 
@@ -56,10 +62,10 @@ def publisher() -> FakePublisher:
 
 
 @pytest.fixture
-def sender(publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch) -> DirectSender:
+async def sender(publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch) -> DirectSender:
     monkeypatch.setattr(_direct_sender, "_FIRST_PAUSE", 0.001)
     monkeypatch.setattr(_direct_sender, "_LONGEST_PAUSE", 0.001)
-    return DirectSender(cast(Publisher, publisher), operation_timeout=10.0)
+    return DirectSender(cast(Publisher, publisher), 10.0, OWN)
 
 
 async def test_each_process_has_a_route_and_messages_by_it_are_mandatory() -> None:
@@ -187,7 +193,7 @@ async def test_a_short_time_limit_alone_is_no_error(
 ) -> None:
     monkeypatch.setattr(_direct_sender, "_FIRST_PAUSE", 0.001)
     # Half of what the confirm leaves of it is for all tries.
-    sender = DirectSender(cast(Publisher, publisher), operation_timeout=1.5)
+    sender = DirectSender(cast(Publisher, publisher), 1.5, OWN)
     assert await sender.send(ROUTE, b"lost", deadline(1.5)) is Outcome.RETURNED
     assert publisher.tries["crq.a!"] > 2
 
@@ -199,7 +205,7 @@ async def test_who_finds_publishers_blocked_does_not_wait_behind_others(
     monkeypatch.setattr(_direct_sender, "_FIRST_PAUSE", 60.0)
     publisher.reconnected_at = asyncio.get_running_loop().time() + 100
     first = asyncio.create_task(sender.send(ROUTE, b"first", deadline(200)))
-    await publisher.wait_for_tries(ROUTE, 2)  # and now it sleeps for a minute
+    await publisher.wait_for_tries(ROUTE, 1)  # and now it sleeps for a minute
     publisher.is_blocked = True
     assert await asyncio.wait_for(sender.send(ROUTE, b"m", deadline()), 10) is Outcome.BLOCKED
     first.cancel()
@@ -250,3 +256,110 @@ async def test_who_is_cancelled_on_his_turn_lets_the_next_one_have_it(
     sending[1].cancel()  # woken, and not yet running
     assert await sending[2] is Outcome.CONFIRMED
     assert not sender._lanes
+
+
+# Whose process nobody has heard of
+
+
+def route(number: int) -> Route:
+    return Route("groups", f"crq.{number}!", mandatory=True)
+
+
+@pytest.fixture
+async def slow_sender(publisher: FakePublisher) -> DirectSender:
+    """With the pauses that are the real ones."""
+    return DirectSender(cast(Publisher, publisher), 10.0, OWN)
+
+
+async def test_a_table_of_dead_names_costs_one_allowance(
+    slow_sender: DirectSender, publisher: FakePublisher
+) -> None:
+    begun_at = time.monotonic()
+    for number in range(8):
+        assert await slow_sender.send(route(number), b"lost", deadline()) is Outcome.RETURNED
+    assert 0.3 < time.monotonic() - begun_at < 1.0
+    # And from then on not even that.
+    begun_at = time.monotonic()
+    tries = sum(publisher.tries.values())
+    for number in range(8, 300):
+        assert await slow_sender.send(route(number), b"lost", deadline()) is Outcome.RETURNED
+    assert time.monotonic() - begun_at < 0.3
+    assert sum(publisher.tries.values()) - tries < 292 + 5, "one try each"
+
+
+async def test_dead_names_at_the_same_time_cost_no_more(
+    slow_sender: DirectSender, publisher: FakePublisher
+) -> None:
+    begun_at = time.monotonic()
+    sending = [slow_sender.send(route(number), b"lost", deadline()) for number in range(300)]
+    assert set(await asyncio.gather(*sending)) == {Outcome.RETURNED}
+    assert time.monotonic() - begun_at < 1.0
+    assert sum(publisher.tries.values()) < 300 + 2 * 0.6 / 0.02
+
+
+async def test_the_allowance_comes_back(slow_sender: DirectSender) -> None:
+    allowance = slow_sender._allowance
+    now = asyncio.get_running_loop().time()
+    assert allowance.spend(0.5, now)
+    assert not allowance.spend(0.2, now)
+    assert allowance.spend(0.2, now + 3)
+    assert not allowance.spend(0.7, now + 1000), "no more than there was"
+    assert allowance.spend(0.6, now + 1000)
+
+
+async def test_processes_that_turn_up_cost_nothing(
+    slow_sender: DirectSender, publisher: FakePublisher
+) -> None:
+    """As those that start one after the other: their names are known before their queues are."""
+    for number in range(20):
+        sending = asyncio.create_task(slow_sender.send(route(number), b"m", deadline()))
+        await publisher.wait_for_tries(route(number), 3)
+        publisher.reachable.add(f"crq.{number}!")
+        assert await sending is Outcome.CONFIRMED
+
+
+async def test_who_took_a_message_lately_is_tried_for_longer(
+    sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_direct_sender, "STRANGERS_TIMEOUT", 0.0)
+    monkeypatch.setattr(sender._allowance, "_left", 0.0)
+    publisher.reachable.update(("crq.a!", "crq.b!"))
+    assert await sender.send(ROUTE, b"1", deadline()) is Outcome.CONFIRMED
+    assert await sender.send(OTHER, b"1", deadline()) is Outcome.CONFIRMED
+    publisher.reachable.clear()
+    sender._heard_at[OTHER] -= _direct_sender.HEARD_TIMEOUT
+    # Not lately: one try
+    assert await sender.send(OTHER, b"2", deadline()) is Outcome.RETURNED
+    assert publisher.tries["crq.b!"] == 2
+    sending = asyncio.create_task(sender.send(ROUTE, b"2", deadline()))
+    await publisher.wait_for_tries(ROUTE, 10)
+    publisher.reachable.add("crq.a!")
+    assert await sending is Outcome.CONFIRMED
+
+
+async def test_ones_own_process_is_alive(
+    sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_direct_sender, "STRANGERS_TIMEOUT", 0.0)
+    monkeypatch.setattr(sender._allowance, "_left", 0.0)
+    sending = asyncio.create_task(sender.send(OWN, b"m", deadline()))
+    await publisher.wait_for_tries(OWN, 10)
+    publisher.reachable.add("crq.own!")
+    assert await sending is Outcome.CONFIRMED
+
+
+async def test_eight_dead_names_before_a_live_one(open_layer: OpenLayer) -> None:
+    """A table of channel names, as Channels' documentation has it, after a night."""
+    sender, receiver = await open_layer(), await open_layer()
+    alive = await receiver.new_channel()
+    await asyncio.gather(sender.connect(), receiver.connect())
+    begun_at = time.monotonic()
+    with log_lines() as lines:
+        for letter in "abcdefgh":
+            await sender.send(f"crq.{letter * 16}!specific.x", {"n": 0})
+        await sender.send(alive, {"n": 1})
+        assert await receiver.receive(alive) == {"n": 1}
+        assert time.monotonic() - begun_at < 1.0
+        await lines.next("WARNING .* dropped: the process of their channel is gone")
+    (statistics,) = sender.statistics()
+    assert statistics.dropped.unreachable == 8

@@ -248,6 +248,8 @@ def test_numbers() -> None:
     two_heartbeats = broker_url.DEFAULT_HEARTBEAT  # RabbitMQ sends two in an interval
     for sentence in (
         f"message is tried again for {_direct_sender.RETRY_TIMEOUT:g} seconds",
+        f"share {_direct_sender.STRANGERS_TIMEOUT:g} seconds of tries in all, which come back in "
+        f"{_direct_sender._STRANGERS_INTERVAL:g} seconds",
         f"after a reconnect of the sender's own for {_direct_sender.RECONNECT_GRACE:g} seconds",
         f"after {watchdog:g} to {2 * watchdog:g} seconds of silence",
         f"hears nothing for {watchdog:g} to {2 * watchdog:g} seconds",
@@ -280,7 +282,8 @@ def test_numbers() -> None:
         f"{_router.UNCOUNTED_BYTES // 2**20} MiB for stalled channels",
     ):
         assert sentence in plain(), sentence
-    assert _direct_sender.UNREACHABLE_TIMEOUT == 60
+    assert _direct_sender.UNREACHABLE_TIMEOUT == _direct_sender.HEARD_TIMEOUT == 60
+    assert "took a message from this one in the last minute" in plain()
     assert "remembered for a minute" in plain()
     assert _supervisor._REMINDER_INTERVAL == 60
     assert "told once a minute" in plain()
