@@ -158,6 +158,8 @@ class Supervisor:
         self.on_ready: Callable[[], None] = lambda: None
         self.on_over: Callable[[], None] = lambda: None  # who waits, and isn't patient, fails now
         self.on_end: Callable[[], None] = lambda: None  # the task has ended, by whomsoever
+        # The event loop was closed under the task, or is garbage: nothing more can be done on it.
+        self._is_destroyed = False
         self.cancels_calls = False  # at the end: nobody would look at an exception
         self.connection: Connection | None = None  # while READY
         self.state = State.IDLE
@@ -298,11 +300,15 @@ class Supervisor:
     async def _run(self) -> None:
         try:
             await self._keep_connected()
+        except GeneratorExit:
+            self._is_destroyed = True
+            raise
         finally:
             self._set_state(State.CLOSED)
-            self._waiters.wake()
-            self._attempt.wake()
-            self.on_end()
+            if not self._is_destroyed:
+                self._waiters.wake()
+                self._attempt.wake()
+                self.on_end()
 
     async def _keep_connected(self) -> None:
         delays = back_off()
@@ -379,7 +385,8 @@ class Supervisor:
             self._attempt.wake()
             self.on_ready()
             self.last_reason = await self._serve(connection, self._given_up)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit) as err:
+            self._is_destroyed = isinstance(err, GeneratorExit)
             self.last_reason = "closed on this side"
             self._set_state(State.CLOSED)
             raise
@@ -401,10 +408,13 @@ class Supervisor:
             if was_ready and self.state is not State.CLOSED:
                 self._since = time.time()
                 self._outage.begin()
-            self._tell_lost()
-            if self.state is not State.CLOSED:
-                self._log_loss(url, was_ready)
-            await connection.close()
+            if self._is_destroyed:
+                connection.abort()
+            else:
+                self._tell_lost()
+                if self.state is not State.CLOSED:
+                    self._log_loss(url, was_ready)
+                await connection.close()
         return was_ready
 
     async def _serve(self, connection: Connection, given_up: asyncio.Future[str]) -> str:

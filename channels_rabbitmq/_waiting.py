@@ -65,12 +65,16 @@ async def run_until(deadline: float, coroutine: Coroutine[Any, Any, T]) -> T:
     """
     loop = asyncio.get_running_loop()
     task = loop.create_task(coroutine)
+    is_destroyed = False
     try:
         await asyncio.wait([task], timeout=max(0.0, deadline - loop.time()))
+    except GeneratorExit:  # The event loop was closed: nothing more can be awaited.
+        is_destroyed = True
+        raise
     finally:
         # asyncio shall not complain of an exception that nobody sees because this is cancelled.
         task.add_done_callback(_look_at)
-        if not task.done():
+        if not task.done() and not is_destroyed:
             task.cancel()
             await asyncio.wait([task])
     if task.cancelled():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 
 import pytest
@@ -53,6 +54,18 @@ async def test_a_forks_child_does_nothing_to_its_parents_connections(programs: P
     program = await programs.start("closed_loops.py", "in_a_child", python=python)
     assert await program.result() == {"type": "n"}
     await programs.assert_nothing_left()
+
+
+async def test_by_a_close_looked_up_before(programs: Programs) -> None:
+    """Nobody is told of that; what asyncio says of such tasks is all there is."""
+    python = [sys.executable]
+    program = await programs.start(
+        "closed_loops.py", "by_a_close_looked_up_before", "3", python=python
+    )
+    assert await program.ended() == 0
+    lines = re.sub(r"Task was destroyed but it is pending!\ntask: <.*>\n", "", program.stderr)
+    assert lines == "", repr(program)
+    await programs.assert_nothing_left(farewell=False)
 
 
 @pytest.mark.parametrize("is_silent", [False, True])

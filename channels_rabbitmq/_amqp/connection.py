@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Callable
 from time import time
@@ -80,7 +81,13 @@ class Connection(carehare.Connection):
             protocol.send_close_if_allowed()
             await asyncio.wait([protocol.ended], timeout=FAREWELL_TIMEOUT)
         finally:
-            protocol.abort()
+            self.abort()
+
+    def abort(self) -> None:
+        """Close the socket at once, without a word to the broker. Raises nothing."""
+        if hasattr(self, "_protocol"):
+            with contextlib.suppress(RuntimeError):  # The event loop is closed.
+                self._protocol.abort()
 
     @property
     def is_open(self) -> bool:

@@ -162,6 +162,17 @@ def in_a_child(_: str = "") -> None:
     gc.collect()
 
 
+def by_a_close_looked_up_before(times: str) -> None:
+    """``unittest``'s ``addCleanup(loop.close)``, for instance, at the beginning of a test."""
+    for _ in range(int(times)):
+        loop = asyncio.new_event_loop()
+        close = loop.close
+        loop.run_until_complete(use())
+        close()
+        del loop, close
+        gc.collect()
+
+
 def without_a_broker(turns: str) -> None:
     """Nobody answers, or nobody is there: see the test."""
 
