@@ -52,6 +52,9 @@ logger = logging.getLogger(__name__)
 
 # Seconds that all closing may take when the process ends.
 _EXIT_TIMEOUT = 3.0
+# Seconds after which a loop that has stopped, and that nobody closes, keeps no connections: as long
+# as RabbitMQ is patient by default. Told when another loop begins to use the layer.
+_LONGEST_STANDSTILL = 60.0
 # How many ids of loops that have ended are remembered, for the sake of the error's text.
 _REMEMBERED_IDS = 1000
 # Whether get_running_loop() is slow. That these versions' loops have a _thread_id won't change.
@@ -139,6 +142,10 @@ class LoopLayers:
                 self._ended_ids[id_] = loop_layer.has_ended
         while len(self._ended_ids) > _REMEMBERED_IDS:
             del self._ended_ids[next(iter(self._ended_ids))]
+        if self.process.is_current():  # else the sockets are its parent's
+            for loop_layer in self.all():
+                if not loop_layer.loop.is_running():
+                    loop_layer.shut_down_if_stopped(_LONGEST_STANDSTILL)
 
     def owner(self, channel: str) -> LoopLayer | Forwarder:
         """Return who serves a channel, on whichever event loop it was made.

@@ -495,6 +495,16 @@ class LoopLayer:
         await self._end()
         self.has_ended = True
 
+    def shut_down_if_stopped(self, seconds: float) -> None:
+        """End the connections of an event loop that hasn't run for so long. From any thread.
+
+        Nothing of the loop is touched. Should it run again, its connections are found to be lost.
+        """
+        for supervisor in self._supervisors:
+            connection = supervisor.connection
+            if connection is not None and connection.stood_still >= seconds:
+                connection.shut_down()
+
     @property
     def is_open(self) -> bool:
         """Whether anything of it runs on its event loop, or is to be closed."""

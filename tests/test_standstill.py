@@ -13,6 +13,8 @@ import pytest
 from amqp_proxy import AmqpProxy
 from log_lines import log_lines
 
+from channels_rabbitmq import _background
+from channels_rabbitmq._amqp import heartbeat
 from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq.core import RabbitmqChannelLayer
@@ -177,3 +179,44 @@ async def test_the_kernel_looks_after_a_connection(broker: Any) -> None:
         assert seconds == [30, 10, 3]
     finally:
         await connection.close()
+
+
+# Loops that nobody runs any more, and nobody closes
+
+
+@pytest.mark.parametrize("library", ["asyncio", "uvloop"])
+async def test_a_loop_that_is_never_closed_keeps_no_connections(
+    broker: Any, groups_exchange: str, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    """Without heartbeats, which RabbitMQ would miss."""
+    new_event_loop = pytest.importorskip(library).new_event_loop
+    monkeypatch.setattr(_background, "_LONGEST_STANDSTILL", 0.5)
+    monkeypatch.setattr(heartbeat, "_INTERVAL_WITHOUT_HEARTBEATS", 0.4)
+    async with AmqpProxy(broker.url) as proxy:
+        layer = RabbitmqChannelLayer(
+            host=proxy.url + "?heartbeat=0", groups_exchange=groups_exchange
+        )
+        loops = [new_event_loop() for _ in range(3)]
+
+        def send_by_each() -> None:
+            for loop in loops:
+                loop.run_until_complete(layer.group_send("g", {"n": 0}))
+                time.sleep(1)
+
+        try:
+            await asyncio.to_thread(send_by_each)
+            assert proxy.opened == 3
+            await layer.group_send("g", {"n": 0})  # by another loop
+            await proxy.until(lambda: len(proxy.links) == 1)
+
+            # They can be run all the same, and lose nothing.
+            channel = await layer.new_channel()
+            await layer.group_add("g", channel)
+            for n in range(2):
+                sending = layer.group_send("g", {"n": n})
+                await asyncio.to_thread(loops[n].run_until_complete, sending)
+                assert await asyncio.wait_for(layer.receive(channel), 10) == {"n": n}
+        finally:
+            for loop in loops:
+                await asyncio.to_thread(loop.close)
+            await layer.close()

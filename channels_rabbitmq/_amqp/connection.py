@@ -145,6 +145,15 @@ class Connection(carehare.Connection):
         """Whether the loop has run lately, and so has read what came."""
         return time() < self._protocol.heartbeat.fresh_until
 
+    @property
+    def stood_still(self) -> float:
+        """Seconds for which its event loop has not run. From any thread."""
+        return self._protocol.heartbeat.late_by
+
+    def shut_down(self) -> None:
+        """Have the system end it; its event loop hears of that when it runs. From any thread."""
+        self._protocol.transport.shut_down()
+
     async def read_first(self) -> None:
         """Have the loop read what came while it stood still, and all hear of an end."""
         self._protocol.read_first()

@@ -116,6 +116,11 @@ class Heartbeat:
         """Note that the loop runs, so that all that came has been read."""
         self.fresh_until = time.time() + self._interval
 
+    @property
+    def late_by(self) -> float:
+        """Seconds for which the next tick has been due. From any thread."""
+        return self._loop.time() - self._tick_deadline
+
     def is_silent_for(self, intervals: float) -> bool:
         """Whether the broker hasn't been heard for so long; never without heartbeats."""
         silence = self._loop.time() - self._heard_at + self._time_asleep() - self._asleep

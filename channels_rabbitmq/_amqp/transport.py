@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import socket
 from collections.abc import Callable, Sequence
 
 # Bytes that may wait to be written before senders have to wait: enough that a broker which is
@@ -118,6 +121,18 @@ class CoalescingTransport:
         """Close once everything that was written has gone out."""
         self._flush()
         self._transport.close()
+
+    def shut_down(self) -> None:
+        """Have the system end the connection, whoever the event loop belongs to.
+
+        asyncio's objects aren't touched: they find the end when the loop runs again.
+        """
+        tcp = self._transport.get_extra_info("socket")
+        with (
+            contextlib.suppress(OSError, ValueError),  # It is closed already.
+            socket.socket(fileno=os.dup(tcp.fileno())) as duplicate,
+        ):
+            duplicate.shutdown(socket.SHUT_RDWR)
 
     def abort(self) -> None:
         """Close at once."""
