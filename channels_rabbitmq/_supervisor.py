@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import carehare
 
+from ._advice import advise
 from ._amqp.connection import Connection
 from ._amqp.url import BrokerUrl
 from ._outage import KnownOutage, Outage
@@ -395,7 +396,8 @@ class Supervisor:
                 describe(err) if str(err) else f"no answer from {url} within {timeout:g} s"
             )
         except _CONNECTION_TROUBLE as err:
-            self.last_reason = describe(err)
+            advice = advise(err, url)
+            self.last_reason = f"{describe(err)} ({advice})" if advice else describe(err)
             self._refusals += _is_refusal(err)
         except Exception as err:
             # Not expected, so with its traceback; and survived all the same.
