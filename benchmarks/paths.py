@@ -23,6 +23,7 @@ import msgpack
 
 from channels_rabbitmq._amqp import frames
 from channels_rabbitmq._amqp.amqp_channels import ConsumerChannel, PublisherChannel
+from channels_rabbitmq._amqp.heartbeat import Heartbeat
 from channels_rabbitmq._amqp.protocol import ChannelIds, Protocol
 from channels_rabbitmq.core import RabbitmqChannelLayer
 
@@ -71,6 +72,10 @@ class Paths:
         protocol.connection_made(_NoTransport())
         protocol._channel_id_store = ChannelIds(0)
         protocol.frame_max = 131072
+        protocol.is_greeted = True
+        protocol._heartbeat = Heartbeat(
+            60, write=protocol.write, on_dead=lambda: None, on_tick=lambda: None
+        )
         return protocol
 
     def _consumer(self) -> tuple[Any, Any]:
