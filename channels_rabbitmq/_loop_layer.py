@@ -245,7 +245,7 @@ class LoopLayer:
     def _wait_for_own_queue(self, deadline: float) -> Callable[[], Awaitable[object]] | None:
         """Return what to wait for before a message to a channel of ours is published, if at all."""
         supervisor = self._subscriber.supervisor
-        if supervisor.connection is not None and supervisor.connection.is_open:
+        if supervisor.is_usable:
             return None
         # The rest is for those behind it, whose time may be over as soon.
         rest = min(_TIME_TO_CONFIRM, self._operation_timeout / 2)
@@ -272,8 +272,11 @@ class LoopLayer:
         """Send to all channels of a group, in all processes."""
         deadline = self._deadline()
         after = None
-        if self._members.has_members(group) and not self._bindings.is_bound(group):
-            after = partial(self._wait_bound, group, deadline)  # after a reconnect
+        if self._members.has_members(group) and not (
+            self._bindings.is_bound(group) and self._subscriber.supervisor.is_usable
+        ):
+            # After a reconnect; or the loop stood still, and there may be one in a moment.
+            after = partial(self._wait_bound, group, deadline)
         outcome = await self._publisher.publish(
             body, Route(self._settings.groups_exchange, group, mandatory=False), deadline, after
         )

@@ -206,7 +206,8 @@ class Supervisor:
         earlier: see ``_outage``, also for ``patient``.
         """
         self.start()
-        await self.read_first()
+        if not self.is_usable:
+            await self.read_first()
         # One that has just ended is not noticed yet.
         while self.connection is None or not self.connection.is_open:
             if self.state is State.CLOSED:
@@ -215,6 +216,12 @@ class Supervisor:
             if not is_woken and self.is_over(deadline, patient=patient):
                 raise self.unavailable()
         return self.connection
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the connection is open, as far as a loop can know that has not stood still."""
+        connection = self.connection
+        return connection is not None and connection.is_open and connection.is_fresh
 
     async def read_first(self) -> None:
         """Find out what has become of the connection if the loop stood still."""

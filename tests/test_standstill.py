@@ -154,6 +154,22 @@ async def test_a_group_is_bound_on_a_connection_that_lives(
     await must_receive(receiver, second, 1)
 
 
+@pytest.mark.parametrize("to", ["channel", "group"])
+async def test_a_process_hears_itself(open_layer: OpenLayer, broker: Any, to: str) -> None:
+    """Both connections are dead; the message waits for the one that receives, too."""
+    layer = await open_layer(host=broker.url + HEARTBEAT)
+    channel = await layer.new_channel()
+    await layer.group_add("g", channel)
+    await layer.connect()
+    for n in range(TIMES):
+        time.sleep(STANDSTILL)  # noqa: ASYNC251 - as above
+        if to == "channel":
+            await layer.send(channel, {"n": n})
+        else:
+            await layer.group_send("g", {"n": n})
+        assert await asyncio.wait_for(layer.receive(channel), 10) == {"n": n}
+
+
 async def test_a_user_gets_a_connection_that_lives(open_layer: OpenLayer, broker: Any) -> None:
     layer = await open_layer(host=broker.url + HEARTBEAT)
     connection = await layer.carehare_connection
