@@ -41,6 +41,7 @@ from asgiref.sync import AsyncToSync
 
 from ._forwarding import Forwarder, SyncForwarder, SyncReceivers
 from ._hooks import HookFunctions
+from ._host_function import with_imported_host
 from ._loop_closing import end_before_close
 from ._loop_layer import LoopLayer
 from ._outage import KnownOutage
@@ -92,12 +93,13 @@ class LoopLayers:
     def serve(self) -> LoopLayer | SyncForwarder:
         """Decide who serves the running event loop, which isn't in ``serving``.
 
-        Raises BrokerUnavailable when the process is ending, and InvalidChannelLayerError for a hook
-        that can't be imported.
+        Raises BrokerUnavailable when the process is ending, and InvalidChannelLayerError for a
+        dotted path that can't be imported.
         """
         loop = asyncio.get_running_loop()
         if self._hook_functions is None:
             # Not with the lock: a module that is imported may use the layer.
+            self._settings = with_imported_host(self._settings)
             self._hook_functions = HookFunctions.load(self._settings)
         with self.process.lock:
             if self.process.is_ending:

@@ -20,16 +20,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import importlib
 import inspect
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from asgiref.sync import SyncToAsync, iscoroutinefunction
-from channels.exceptions import InvalidChannelLayerError
+from asgiref.sync import SyncToAsync
 
+from ._functions import import_function, is_async
 from ._settings import NO_MESSAGE_TYPE, HookFunction, Settings, check_hook
 from ._threads import DaemonThreads
 
@@ -58,13 +55,7 @@ class HookFunctions:
 def _load(option: str, value: HookFunction | str | None) -> HookFunction | None:
     if not isinstance(value, str):
         return value
-    module_name, _, name = value.rpartition(".")
-    try:
-        return check_hook(option, getattr(importlib.import_module(module_name), name))
-    except Exception as err:  # whatever the module does
-        raise InvalidChannelLayerError(
-            f"{option}: cannot use {value!r}: {type(err).__name__}: {err}; {NO_MESSAGE_TYPE}"
-        ) from err
+    return import_function(option, value, check_hook, note=f"; {NO_MESSAGE_TYPE}")
 
 
 class Hook:
@@ -103,7 +94,7 @@ class Hook:
     async def _call(self, reason: str) -> None:
         function = self._function
         assert function is not None
-        if not _is_async(function):
+        if not is_async(function):
             in_thread = SyncToAsync(
                 function,
                 thread_sensitive=False,
@@ -127,9 +118,3 @@ class Hook:
         task = self._task
         if task is not None and task is not asyncio.current_task():
             await asyncio.wait([task], timeout=_CANCEL_TIMEOUT)
-
-
-def _is_async(function: Callable[..., Any]) -> bool:
-    return iscoroutinefunction(function) or iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - the method itself: of an object
-    )

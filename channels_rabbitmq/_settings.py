@@ -26,7 +26,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from ._amqp.url import BrokerUrl
+from ._amqp.url import FORM, BrokerUrl
 from ._codec import MessageCodec
 from ._foreign_options import describe_unknown, notes_for
 from ._hosts import read_hosts
@@ -55,6 +55,10 @@ NO_MESSAGE_TYPE = "in channels_redis it is the type of a message, here a functio
 
 # Called with the id of a LoopLayer and a reason; what an async one returns is awaited.
 HookFunction = Callable[[str, str], object]
+# Returns what the option ``host`` may be, or an awaitable of it.
+HostFunction = Callable[[], object]
+
+_DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 _T = TypeVar("_T")
 
@@ -63,7 +67,7 @@ _T = TypeVar("_T")
 class Settings:
     """What a layer is to do. Times are in seconds, sizes in bytes."""
 
-    # At least one; the nodes of one cluster.
+    # At least one, the nodes of one cluster; none if a function is asked for them.
     urls: tuple[BrokerUrl, ...]
     # None: made from each URL's parameters, if that is amqps://.
     ssl_context: ssl.SSLContext | None
@@ -95,6 +99,19 @@ class Settings:
     # What to call, or its dotted path, which is imported later; None: nothing.
     on_disconnect: HookFunction | str | None
     on_reconnect: HookFunction | str | None
+    # Whom to ask for the URLs (see _host_function), or its dotted path, to be imported later.
+    host_function: HostFunction | str | None = None
+
+    @property
+    def host(self) -> str:
+        """Where the broker is, for people, without passwords."""
+        function = self.host_function
+        if function is None:
+            return ", ".join(map(str, self.urls))
+        if isinstance(function, str):
+            return f"the URL of {function}"
+        name = getattr(function, "__qualname__", type(function).__qualname__)
+        return f"the URL of {getattr(function, '__module__', None) or '?'}.{name}"
 
     @cached_property
     def codec(self) -> MessageCodec:
@@ -137,7 +154,9 @@ class Settings:
                 DeprecationWarning,
                 stacklevel=3,
             )
-        return cls(urls=values.pop("host"), **values)
+        host = values.pop("host")
+        urls, function = (host, None) if isinstance(host, tuple) else ((), host)
+        return cls(urls=urls, host_function=function, **values)
 
     def __copy__(self) -> Settings:
         return self
@@ -192,7 +211,13 @@ def _check_remote_capacity_bytes(values: Mapping[str, Any]) -> None:
 
 
 def _check_ssl_context(values: Mapping[str, Any]) -> None:
-    context, urls = values.get("ssl_context"), values.get("host", ())
+    urls = values.get("host")
+    if isinstance(urls, tuple):
+        check_ssl_context(values.get("ssl_context"), urls)
+
+
+def check_ssl_context(context: ssl.SSLContext | None, urls: tuple[BrokerUrl, ...]) -> None:
+    """Raise ValueError if a context doesn't go with these URLs."""
     for url in urls if context is not None else ():
         if not url.tls:
             raise ValueError(f"ssl_context needs amqps:// in host, but that has {url}")
@@ -201,6 +226,22 @@ def _check_ssl_context(values: Mapping[str, Any]) -> None:
                 "ssl_context excludes the parameters cacertfile, certfile, keyfile and "
                 "verify_none in host: they would be ignored"
             )
+
+
+def _read_host(name: str, value: object) -> tuple[BrokerUrl, ...] | HostFunction | str:
+    if isinstance(value, str) and _DOTTED_PATH.fullmatch(value):
+        if not _has_module(value):
+            raise ValueError(
+                f"{name}: the URL must start with amqp:// or amqps://, such as {FORM}; and for the "
+                f"dotted path of a function there is no module {value.partition('.')[0]!r}"
+            )
+        return value
+    return check_host_function(name, value) if callable(value) else read_hosts(name, value)
+
+
+def check_host_function(name: str, value: object) -> HostFunction:
+    """Return what can be called without arguments; else raise ValueError."""
+    return _check_function(name, value, (), "without arguments")
 
 
 def _read_ssl_context(name: str, value: object) -> ssl.SSLContext | None:
@@ -314,22 +355,34 @@ def _read_hook(name: str, value: object) -> HookFunction | str | None:
         return None
     if not isinstance(value, str):
         return check_hook(name, value)
-    parts = value.split(".")
-    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+    if not _DOTTED_PATH.fullmatch(value):
         raise ValueError(
             f"{name} must be a callable or the dotted path of one, such as mysite.hooks.{name}; "
             f"{NO_MESSAGE_TYPE}"
         )
-    # Nothing is imported now (see _hooks), and to look for a top-level module imports nothing.
-    if parts[0] not in sys.modules and importlib.util.find_spec(parts[0]) is None:
+    if not _has_module(value):
+        module = value.partition(".")[0]
         raise ValueError(
-            f"{name} is a dotted path, but there is no module {parts[0]!r}; {NO_MESSAGE_TYPE}"
+            f"{name} is a dotted path, but there is no module {module!r}; {NO_MESSAGE_TYPE}"
         )
     return value
 
 
+def _has_module(path: str) -> bool:
+    """Whether a dotted path can be right. Nothing is imported now (see _hooks)."""
+    module = path.partition(".")[0]
+    # To look for a top-level module imports nothing.
+    return module in sys.modules or importlib.util.find_spec(module) is not None
+
+
 def check_hook(name: str, value: object) -> HookFunction:
     """Return what can be called with two arguments; else raise ValueError."""
+    return _check_function(name, value, ("id", "reason"), "with two arguments, an id and a reason")
+
+
+def _check_function(
+    name: str, value: object, arguments: tuple[str, ...], how: str
+) -> Callable[..., object]:
     if not callable(value):
         raise ValueError(
             f"{name} must be a callable or the dotted path of one, not {_type_name(value)}"
@@ -339,12 +392,12 @@ def check_hook(name: str, value: object) -> HookFunction:
     except (TypeError, ValueError):
         return value  # Some that are built in have none.
     try:
-        signature.bind("id", "reason")
+        signature.bind(*arguments)
     except TypeError as err:
         problem = str(err)
     else:
         return value
-    raise ValueError(f"{name} is called with two arguments, an id and a reason: {problem}")
+    raise ValueError(f"{name} is called {how}: {problem}")
 
 
 def _show(number: float) -> str:
@@ -366,7 +419,7 @@ def _type_name(value: object) -> str:
 
 # What a project may set: the default, and what reads a value.
 OPTIONS: Mapping[str, tuple[object, Callable[[str, object], object]]] = {
-    "host": (DEFAULT_HOST, read_hosts),
+    "host": (DEFAULT_HOST, _read_host),
     "ssl_context": (None, _read_ssl_context),
     "expiry": (60, _or_none(_seconds(_SHORTEST_EXPIRY, _LONGEST_EXPIRY))),
     "local_expiry": (None, _or_none(_seconds(0, _LONGEST_LOCAL_EXPIRY))),

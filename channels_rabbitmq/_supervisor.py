@@ -25,6 +25,7 @@ import carehare
 from ._advice import advise
 from ._amqp.connection import Connection
 from ._amqp.url import BrokerUrl
+from ._host_function import NoUrl, current_urls
 from ._outage import KnownOutage, Outage
 from ._settings import Settings
 from ._statistics import ConnectionStatistics
@@ -152,10 +153,10 @@ class Supervisor:
         self._attempted_at = float("-inf")  # loop time
         self._is_retry_due = False  # because a call has failed
         self._refusals = 0  # in words, by how many URLs in the present round of attempts
-        # By URL: why there is no connection to it, as far as that is known.
-        self._reasons: dict[BrokerUrl, str] = {}
+        # By URL, without its password: why there is no connection to it, as far as that is known.
+        self._reasons: dict[str, str] = {}
         # By URL and reason: when that was last logged as a warning.
-        self._warned_at: dict[tuple[BrokerUrl, str], float] = {}
+        self._warned_at: dict[tuple[str, str], float] = {}
         self.on_ready: Callable[[], None] = lambda: None
         self.on_over: Callable[[], None] = lambda: None  # who waits, and isn't patient, fails now
         self.on_end: Callable[[], None] = lambda: None  # the task has ended, by whomsoever
@@ -258,7 +259,7 @@ class Supervisor:
             self._pause.wake()
         reasons = "; ".join(f"{url}: {reason}" for url, reason in self._reasons.items())
         if not reasons:
-            reasons = f"{', '.join(map(str, self._settings.urls))}: still connecting"
+            reasons = f"{self._settings.host}: still connecting"
         seconds = round(self._outage.seconds)
         lasting = f" for {seconds} s" if seconds else ""
         return BrokerUnavailable(f"No connection to RabbitMQ{lasting}: {reasons}")
@@ -322,19 +323,30 @@ class Supervisor:
         delays = back_off()
         delay = 0.0
         while True:
-            urls = list(self._settings.urls)
-            random.shuffle(urls)
+            urls = await self._choose_urls()
             # A success resets, but not one that is over sooner than the last delay: what is set up
             # and refused again and again is no success.
             if await self._try_each(urls) > delay:
                 delays = back_off()
             delay = next(delays)
-            if self._refusals < len(urls):
+            if self._refusals < max(1, len(urls)):
                 delay = min(delay, _with_jitter(_LONGEST_DELAY))
             self._set_state(State.WAITING)
             self._attempt.wake()
             logger.debug("%s: reconnecting in %.1f s: %s", self.name, delay, self.last_reason)
             await self._wait_to_retry(delay)
+
+    async def _choose_urls(self) -> list[BrokerUrl]:
+        """Return the URLs to try now, in their order; none if the project's function has none."""
+        self._set_state(State.CONNECTING)
+        try:
+            urls = list(await current_urls(self._settings))
+        except NoUrl as err:
+            self.last_reason = self._reasons[self._settings.host] = describe(err)
+            self._log_failure(self._settings.host)
+            return []
+        random.shuffle(urls)
+        return urls
 
     async def _try_each(self, urls: list[BrokerUrl]) -> float:
         """Make an attempt at each URL until one succeeds; return, when that is lost, its seconds.
@@ -344,7 +356,9 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         self._attempted_at = loop.time()
         self._refusals = 0
-        self._reasons = {url: why for url, why in self._reasons.items() if url in urls}
+        if urls:
+            shown = set(map(str, urls))
+            self._reasons = {url: why for url, why in self._reasons.items() if url in shown}
         for url in urls:
             begun_at = loop.time()
             if await self._connect_and_serve(url):
@@ -413,7 +427,7 @@ class Supervisor:
         finally:
             self.connection = self._url = None
             self._given_up = None
-            self._reasons[url] = self.last_reason
+            self._reasons[str(url)] = self.last_reason
             if was_ready and self.state is not State.CLOSED:
                 self._since = time.time()
                 self._outage.begin()
@@ -465,10 +479,13 @@ class Supervisor:
             logger.info("%s: connected to %s", self.name, url)
 
     def _log_loss(self, url: BrokerUrl, was_ready: bool) -> None:
-        """Warn of a loss; of an attempt that failed only when there is news, or now and then."""
         if was_ready:
             logger.warning("%s: lost the connection to %s: %s", self.name, url, self.last_reason)
-            return
+        else:
+            self._log_failure(str(url))
+
+    def _log_failure(self, url: str) -> None:
+        """Warn of an attempt that failed only when there is news, or now and then."""
         now = time.monotonic()
         recent = {key: at for key, at in self._warned_at.items() if now - at < _REMINDER_INTERVAL}
         self._warned_at = recent

@@ -25,7 +25,7 @@ from ._background import LoopLayers
 from ._forwarding import Forwarder, SyncForwarder
 from ._loop_layer import LoopLayer
 from ._names import require_channel_name, require_group_name
-from ._settings import DEFAULT_HOST, OPTIONS, HookFunction, Settings
+from ._settings import DEFAULT_HOST, OPTIONS, HookFunction, HostFunction, Settings
 from ._statistics import LoopLayerStatistics
 from .exceptions import BrokerUnavailable
 
@@ -42,8 +42,8 @@ class RabbitmqChannelLayer(BaseChannelLayer):
     has been no connection for that long, none waits at all.
 
     Raises ``InvalidChannelLayerError``, which tells of all options that don't exist or have a bad
-    value. So does the first call on an event loop if ``on_disconnect`` or ``on_reconnect`` is a
-    dotted path that can't be imported.
+    value. So does the first call on an event loop if ``host``, ``on_disconnect`` or
+    ``on_reconnect`` is a dotted path that can't be imported.
 
     A message is a ``dict`` with ``str`` keys all the way down, and values of ``bytes``, ``str``,
     ``int`` (signed, 64 bits), ``float``, ``list``, ``tuple`` (arrives as a ``list``), ``dict``,
@@ -62,7 +62,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         self,
         /,
         *,
-        host: str | Sequence[str] = DEFAULT_HOST,
+        host: str | Sequence[str] | HostFunction = DEFAULT_HOST,
         ssl_context: ssl.SSLContext | None = None,
         expiry: float | None = 60,
         local_expiry: float | None = None,
@@ -118,8 +118,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         self._loop_layers = self._make_loop_layers()
 
     def __repr__(self) -> str:
-        hosts = ", ".join(map(str, self._settings.urls))
-        return f"<{type(self).__name__}: {hosts}>"
+        return f"<{type(self).__name__}: {self._settings.host}>"
 
     def _loop_layer(self) -> LoopLayer | SyncForwarder:
         """Return who serves the running event loop."""
@@ -317,7 +316,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         nothing, may be called any number of times; cancelled, it ends everything all the same, a
         moment later.
         """
-        # If there is nothing to close: the process is ending, or a hook can't be imported.
+        # If there is nothing to close: the process is ending, or a dotted path can't be imported.
         with contextlib.suppress(BrokerUnavailable, InvalidChannelLayerError):
             await self._loop_layer().close()
 

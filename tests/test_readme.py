@@ -472,6 +472,32 @@ async def test_encryption_by_another_program(open_layer: OpenLayer) -> None:
     assert codec.decode(body).message() == {"type": "t"}
 
 
+async def test_host_function(
+    open_from_settings: OpenFromSettings,
+    broker: Broker,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    password, address = "guest", broker.url.rpartition("@")[2]
+    secret = tmp_path / "password"
+    secret.write_text(f"{password}\n")
+    module = types.ModuleType("mysite.rabbitmq")
+    module.__dict__.update(
+        run(
+            "host-function",
+            ("/run/secrets/rabbitmq-password", str(secret)),
+            ("web:", "guest:"),
+            ("rabbit.example.com/asgi", address),
+        )
+    )
+    monkeypatch.setitem(sys.modules, "mysite", types.ModuleType("mysite"))
+    monkeypatch.setitem(sys.modules, "mysite.rabbitmq", module)
+    layer = await open_from_settings(run("host-function-settings"))
+    await must_work(layer)
+    await reconnect(layer)
+    await must_work(layer)
+
+
 async def test_cluster(open_from_settings: OpenFromSettings, broker: Broker) -> None:
     """Two nodes are down, the third takes it."""
     [last] = re.findall(r"amqp://web:secret@rabbit3.*?(?=\")", block("cluster"))
