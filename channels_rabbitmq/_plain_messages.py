@@ -89,8 +89,7 @@ def plain_copy(message: object) -> dict[str, Any]:
         path, key, value = child
         content = _resolve(path, value)
         if not is_container(content):
-            _require_atom(path, content)
-            levels[-1].put(key, content)
+            levels[-1].put(key, _check_atom(path, content))
         elif any(level.original is value for level in levels):
             raise TypeError(f"{_shorten(path)} contains itself")
         elif len(levels) >= MAX_DEPTH:
@@ -156,7 +155,7 @@ def _children(path: str, container: Any) -> Iterator[tuple[str, str, object]]:
             yield f"{path}[{index}]", "", value
         return
     keys: set[str] = set()
-    for original, value in _ask(path, container, lambda mapping: list(mapping.items())):
+    for original, value in _ask(path, container, _items):
         key = _resolve(f"a key of {path}", original)
         if not _is_a(key, str):
             raise TypeError(
@@ -172,18 +171,25 @@ def _children(path: str, container: Any) -> Iterator[tuple[str, str, object]]:
         yield f"{path}[{quoted_key}]", key, value
 
 
-def _require_atom(path: str, value: Any) -> None:
-    """Raise TypeError for what isn't a container and can't be sent."""
-    problem = None
+def _items(mapping: Any) -> list[tuple[object, object]]:
+    return [(key, value) for key, value in mapping.items()]
+
+
+def _check_atom(path: str, value: Any) -> object:
+    """Return a value that isn't a container; raise TypeError for what can't be sent."""
+    problem = f"is of type {_type_name(value)}; {_ALLOWED}"
     if _is_a(value, str):
-        problem = None if _is_encodable(value) else "is a str with a lone surrogate"
-    elif _is_a(value, int):
+        problem = "" if _is_encodable(value) else "is a str with a lone surrogate"
+    elif _is_a(value, int) and not _is_a(value, bool):
+        original, value = value, int.__index__(value)  # A subclass may compare as it likes.
+        problem = ""
         if not _MIN_INT <= value <= MAX_INT:
-            problem = f"is of type {_type_name(value)} and beyond 64 bits (signed)"
-    elif value is not None and not _is_a(value, bytes, float):
-        problem = f"is of type {_type_name(value)}; {_ALLOWED}"
-    if problem is not None:
+            problem = f"is of type {_type_name(original)} and beyond 64 bits (signed)"
+    elif value is None or _is_a(value, bool, bytes, float):
+        problem = ""
+    if problem:
         raise TypeError(f"{_shorten(path)} {problem}")
+    return value
 
 
 def _is_a(value: object, *classes: type) -> bool:

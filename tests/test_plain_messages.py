@@ -299,8 +299,27 @@ def test_a_dict_that_can_not_be_read() -> None:
         def items(self) -> Any:
             raise LookupError("hush")
 
-    assert 'message["a"]' in encoding_error({"a": Broken(b=1)})
-    assert "LookupError was raised" in encoding_error({"a": Broken(b=1)})
+    class Strange(dict[str, Any]):
+        def items(self) -> Any:
+            return [("hush", 1, 2)]
+
+    for broken, problem in ((Broken(b=1), "LookupError"), (Strange(b=1), "ValueError")):
+        text = encoding_error({"a": broken})
+        assert text.startswith('message["a"] is of type test_plain_messages.')
+        assert f"{problem} was raised" in text
+
+
+def test_a_number_that_can_not_be_compared() -> None:
+    class Incomparable(int):
+        def __gt__(self, other: object) -> bool:
+            raise LookupError("hush")
+
+        __lt__ = __ge__ = __le__ = __gt__
+
+    assert same(plain([Incomparable(5)]), [5])
+    text = encoding_error({"a": Incomparable(2**63)})
+    assert text.startswith('message["a"] is of type test_plain_messages.')
+    assert text.endswith("beyond 64 bits (signed)")
 
 
 def test_a_proxy_in_a_copy_of_a_message_is_asked_once_for_each_message() -> None:
