@@ -27,7 +27,8 @@ from dataclasses import dataclass
 from asgiref.sync import SyncToAsync
 
 from ._functions import import_function, is_async
-from ._settings import NO_MESSAGE_TYPE, HookFunction, Settings, check_hook
+from ._readers import NO_MESSAGE_TYPE, HookFunction, check_hook
+from ._settings import Settings
 from ._threads import DaemonThreads
 
 logger = logging.getLogger(__name__)

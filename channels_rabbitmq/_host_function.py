@@ -22,7 +22,8 @@ from typing import Any
 from ._amqp.url import BrokerUrl
 from ._functions import import_function, is_async
 from ._hosts import read_hosts
-from ._settings import HostFunction, Settings, check_host_function, check_ssl_context
+from ._readers import HostFunction, check_host_function
+from ._settings import Settings, check_ssl_context
 from ._threads import call_once
 
 # Seconds that an async function may take to end when it was cancelled.

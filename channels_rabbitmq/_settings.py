@@ -3,7 +3,7 @@
 All mistakes that can be seen without a broker are told here, in words that
 name the option: at construction, instead of in a log line an hour later, and
 all in one error. An option is a line of ``OPTIONS``, a field of ``Settings``
-and a parameter of ``RabbitmqChannelLayer``.
+and a parameter of ``RabbitmqChannelLayer``; ``_readers`` holds what reads it.
 No error and no ``repr`` shows a password or a key. So errors quote only
 numbers and names of types, and what can only be a module's name; a value that
 is in the wrong place may be secret.
@@ -12,25 +12,34 @@ is in the wrong place may be secret.
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
-import inspect
 import pickle
 import re
 import ssl
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
-from ._amqp.url import FORM, BrokerUrl
+from ._amqp.url import BrokerUrl
 from ._codec import MessageCodec
 from ._foreign_options import describe_unknown, notes_for
-from ._hosts import read_hosts
-from ._mistakes import Mistakes, collected, read_each
+from ._mistakes import Mistakes, collected
+from ._readers import (
+    HookFunction,
+    HostFunction,
+    count,
+    or_none,
+    read_channel_capacity,
+    read_exchange_name,
+    read_hook,
+    read_host,
+    read_keys,
+    read_ssl_context,
+    seconds,
+    type_name,
+)
 
 # As a new RabbitMQ has it.
 DEFAULT_HOST = "amqp://guest:guest@127.0.0.1/"
@@ -48,19 +57,6 @@ _LARGEST_LOCAL_CAPACITY = 2**16 - 1
 _LARGEST_REMOTE_CAPACITY = 2**31 - 1
 # RabbitMQ takes 64 bits; nobody's queue holds a tebibyte.
 _LARGEST_REMOTE_CAPACITY_BYTES = 2**40
-_LONGEST_EXCHANGE_NAME = 127
-
-# What channels_redis has under these names.
-NO_MESSAGE_TYPE = "in channels_redis it is the type of a message, here a function that may send one"
-
-# Called with the id of a LoopLayer and a reason; what an async one returns is awaited.
-HookFunction = Callable[[str, str], object]
-# Returns what the option ``host`` may be, or an awaitable of it.
-HostFunction = Callable[[], object]
-
-_DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -172,8 +168,12 @@ class Settings:
         }
         values["channel_capacity"] = dict(self.channel_capacity)
         for name, value in values.items():
-            _require_picklable(name, value)
+            _require_picklable(_OPTION_OF_FIELD.get(name, name), value)
         return _unpickle, (values,)
+
+
+# Fields that aren't called like their option.
+_OPTION_OF_FIELD = {"urls": "host", "host_function": "host"}
 
 
 def _unpickle(values: dict[str, Any]) -> Settings:
@@ -194,7 +194,7 @@ def _require_picklable(name: str, value: object) -> None:
         return
     raise pickle.PicklingError(
         f"a channel layer can't be pickled if the option {name} holds a value of type "
-        f"{_type_name(value)} which can't; {hint}"
+        f"{type_name(value)} which can't; {hint}"
     )
 
 
@@ -228,212 +228,23 @@ def check_ssl_context(context: ssl.SSLContext | None, urls: tuple[BrokerUrl, ...
             )
 
 
-def _read_host(name: str, value: object) -> tuple[BrokerUrl, ...] | HostFunction | str:
-    if isinstance(value, str) and _DOTTED_PATH.fullmatch(value):
-        if not _has_module(value):
-            raise ValueError(
-                f"{name}: the URL must start with amqp:// or amqps://, such as {FORM}; and for the "
-                f"dotted path of a function there is no module {value.partition('.')[0]!r}"
-            )
-        return value
-    return check_host_function(name, value) if callable(value) else read_hosts(name, value)
-
-
-def check_host_function(name: str, value: object) -> HostFunction:
-    """Return what can be called without arguments; else raise ValueError."""
-    return _check_function(name, value, (), "without arguments")
-
-
-def _read_ssl_context(name: str, value: object) -> ssl.SSLContext | None:
-    if value is not None and not isinstance(value, ssl.SSLContext):
-        raise ValueError(f"{name} must be None or an ssl.SSLContext, not {_type_name(value)}")
-    return value
-
-
-def _seconds(
-    shortest: float, longest: float, *, or_zero: bool = False
-) -> Callable[[str, object], float]:
-    """``shortest`` itself is allowed, but 0 only with ``or_zero``."""
-    first = f"from {shortest:g}" if shortest or or_zero else "above 0"
-    limits = f"{first} up to {longest:.0f}"
-
-    def read(name: str, value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(
-                f"{name} must be a number of seconds {limits}, not {_type_name(value)}"
-            )
-        # False for NaN, too.
-        if not (shortest <= value <= longest and (value or or_zero)):
-            raise ValueError(f"{name} must be a number of seconds {limits}, not {_show(value)}")
-        return float(value)
-
-    return read
-
-
-def _count(largest: int | None = None) -> Callable[[str, object], int]:
-    limits = "of at least 1" if largest is None else f"from 1 to {largest}"
-
-    def read(name: str, value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{name} must be a whole number {limits}, not {_type_name(value)}")
-        if value < 1 or (largest is not None and value > largest):
-            raise ValueError(f"{name} must be a whole number {limits}, not {_show(value)}")
-        return int(value)
-
-    return read
-
-
-def _or_none(read: Callable[[str, object], _T]) -> Callable[[str, object], _T | None]:
-    return lambda name, value: None if value is None else read(name, value)
-
-
-def _read_channel_capacity(name: str, value: object) -> Mapping[str | re.Pattern[str], int]:
-    if value is None:
-        return MappingProxyType({})
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{name} must be a dict, not {_type_name(value)}")
-
-    def read(pattern: object, capacity: object) -> tuple[str | re.Pattern[str], int]:
-        if isinstance(pattern, re.Pattern) and isinstance(pattern.pattern, str):
-            shown = pattern.pattern
-        elif isinstance(pattern, str):
-            shown = pattern
-        else:
-            raise ValueError(
-                f"a key of {name} must be a str or a compiled pattern of str, "
-                f"not {_type_name(pattern)}"
-            )
-        return pattern, _count()(f"{name}[{shown!r}]", capacity)
-
-    return MappingProxyType(dict(read_each(read, value.items())))
-
-
-def _read_exchange_name(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be a str, not {_type_name(value)}")
-    if not value:
-        raise ValueError(f"{name} must not be empty")
-    if value.startswith("amq."):
-        raise ValueError(f"{name} must not start with amq., which the broker reserves")
-    # What pamqp lets pass; AMQP allows even less.
-    if not re.fullmatch("[a-zA-Z0-9-_.:@#,/ ]+", value):
-        raise ValueError(f"{name} must hold nothing but ASCII letters, digits, spaces and -_.:@#,/")
-    if len(value) > _LONGEST_EXCHANGE_NAME:
-        raise ValueError(f"{name} must not exceed {_LONGEST_EXCHANGE_NAME} characters")
-    return value
-
-
-def _read_keys(name: str, value: object) -> tuple[str | bytes, ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, (list, tuple)):
-        raise ValueError(f"{name} must be a list of str or bytes, not {_type_name(value)}")
-    keys = read_each(_read_key, [(f"{name}[{i}]", key) for i, key in enumerate(value)])
-    if keys:
-        try:
-            importlib.import_module("cryptography.fernet")
-        except ImportError as exc:
-            raise ValueError(
-                f"{name} needs the package cryptography: "
-                "pip install channels_rabbitmq[cryptography]"
-            ) from exc
-    return tuple(keys)
-
-
-def _read_key(name: str, value: object) -> str | bytes:
-    if not isinstance(value, (str, bytes)):
-        raise ValueError(f"{name} must be a str or bytes, not {_type_name(value)}")
-    if not value:
-        raise ValueError(f"{name} must not be empty")
-    if isinstance(value, str) and not _is_encodable(value):
-        raise ValueError(f"{name} is a str with a lone surrogate")
-    return value
-
-
-def _read_hook(name: str, value: object) -> HookFunction | str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        return check_hook(name, value)
-    if not _DOTTED_PATH.fullmatch(value):
-        raise ValueError(
-            f"{name} must be a callable or the dotted path of one, such as mysite.hooks.{name}; "
-            f"{NO_MESSAGE_TYPE}"
-        )
-    if not _has_module(value):
-        module = value.partition(".")[0]
-        raise ValueError(
-            f"{name} is a dotted path, but there is no module {module!r}; {NO_MESSAGE_TYPE}"
-        )
-    return value
-
-
-def _has_module(path: str) -> bool:
-    """Whether a dotted path can be right. Nothing is imported now (see _hooks)."""
-    module = path.partition(".")[0]
-    # To look for a top-level module imports nothing.
-    return module in sys.modules or importlib.util.find_spec(module) is not None
-
-
-def check_hook(name: str, value: object) -> HookFunction:
-    """Return what can be called with two arguments; else raise ValueError."""
-    return _check_function(name, value, ("id", "reason"), "with two arguments, an id and a reason")
-
-
-def _check_function(
-    name: str, value: object, arguments: tuple[str, ...], how: str
-) -> Callable[..., object]:
-    if not callable(value):
-        raise ValueError(
-            f"{name} must be a callable or the dotted path of one, not {_type_name(value)}"
-        )
-    try:
-        signature = inspect.signature(value)
-    except (TypeError, ValueError):
-        return value  # Some that are built in have none.
-    try:
-        signature.bind(*arguments)
-    except TypeError as err:
-        problem = str(err)
-    else:
-        return value
-    raise ValueError(f"{name} is called {how}: {problem}")
-
-
-def _show(number: float) -> str:
-    # Python refuses to print an int of thousands of digits.
-    return "so large a number" if abs(number) > 10**18 else repr(number)
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _type_name(value: object) -> str:
-    return type(value).__qualname__
-
-
 # What a project may set: the default, and what reads a value.
 OPTIONS: Mapping[str, tuple[object, Callable[[str, object], object]]] = {
-    "host": (DEFAULT_HOST, _read_host),
-    "ssl_context": (None, _read_ssl_context),
-    "expiry": (60, _or_none(_seconds(_SHORTEST_EXPIRY, _LONGEST_EXPIRY))),
-    "local_expiry": (None, _or_none(_seconds(0, _LONGEST_LOCAL_EXPIRY))),
-    "remote_capacity": (10_000, _or_none(_count(_LARGEST_REMOTE_CAPACITY))),
-    "remote_capacity_bytes": (32 * 1024 * 1024, _or_none(_count(_LARGEST_REMOTE_CAPACITY_BYTES))),
-    "local_capacity": (100, _count(_LARGEST_LOCAL_CAPACITY)),
-    "capacity": (100, _count()),
-    "channel_capacity": (None, _read_channel_capacity),
-    "groups_exchange": ("groups", _read_exchange_name),
-    "connect_timeout": (10, _seconds(0, _LONGEST_TIMEOUT)),
-    "operation_timeout": (10, _seconds(0, _LONGEST_TIMEOUT)),
-    "watchdog_interval": (30, _seconds(0, _LONGEST_TIMEOUT, or_zero=True)),
-    "max_message_size": (16 * 1024 * 1024, _count()),
-    "symmetric_encryption_keys": (None, _read_keys),
-    "on_disconnect": (None, _read_hook),
-    "on_reconnect": (None, _read_hook),
+    "host": (DEFAULT_HOST, read_host),
+    "ssl_context": (None, read_ssl_context),
+    "expiry": (60, or_none(seconds(_SHORTEST_EXPIRY, _LONGEST_EXPIRY))),
+    "local_expiry": (None, or_none(seconds(0, _LONGEST_LOCAL_EXPIRY))),
+    "remote_capacity": (10_000, or_none(count(_LARGEST_REMOTE_CAPACITY))),
+    "remote_capacity_bytes": (32 * 1024 * 1024, or_none(count(_LARGEST_REMOTE_CAPACITY_BYTES))),
+    "local_capacity": (100, count(_LARGEST_LOCAL_CAPACITY)),
+    "capacity": (100, count()),
+    "channel_capacity": (None, read_channel_capacity),
+    "groups_exchange": ("groups", read_exchange_name),
+    "connect_timeout": (10, seconds(0, _LONGEST_TIMEOUT)),
+    "operation_timeout": (10, seconds(0, _LONGEST_TIMEOUT)),
+    "watchdog_interval": (30, seconds(0, _LONGEST_TIMEOUT, or_zero=True)),
+    "max_message_size": (16 * 1024 * 1024, count()),
+    "symmetric_encryption_keys": (None, read_keys),
+    "on_disconnect": (None, read_hook),
+    "on_reconnect": (None, read_hook),
 }

@@ -25,7 +25,8 @@ from ._background import LoopLayers
 from ._forwarding import Forwarder, SyncForwarder
 from ._loop_layer import LoopLayer
 from ._names import require_channel_name, require_group_name
-from ._settings import DEFAULT_HOST, OPTIONS, HookFunction, HostFunction, Settings
+from ._readers import HookFunction, HostFunction
+from ._settings import DEFAULT_HOST, OPTIONS, Settings
 from ._statistics import LoopLayerStatistics
 from .exceptions import BrokerUnavailable
 

@@ -98,8 +98,12 @@ def test_what_cannot_be_pickled_can_be_copied(make_copy: Copy) -> None:
             "the option on_disconnect holds a value of type function which can't; give the dotted "
             "path of a function",
         ),
+        (
+            {"host": lambda: "amqp://a:hush@b"},
+            "the option host holds a value of type function which can't; give the dotted path",
+        ),
     ],
-    ids=["ssl_context", "on_disconnect"],
+    ids=["ssl_context", "on_disconnect", "host"],
 )
 def test_what_cannot_be_pickled_is_named(config: dict[str, Any], problem: str) -> None:
     layer = RabbitmqChannelLayer(**config)
