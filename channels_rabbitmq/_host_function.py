@@ -75,12 +75,16 @@ async def _ask(function: HostFunction, timeout: float) -> Any:
     task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(
         _call(function), name="channels_rabbitmq host"
     )
+    is_destroyed = False
     try:
         await asyncio.wait([task], timeout=timeout)
         is_late = not task.done()
+    except GeneratorExit:  # The event loop was closed: nothing more can be awaited.
+        is_destroyed = True
+        raise
     finally:
         task.add_done_callback(_look_at)
-        if not task.done():
+        if not task.done() and not is_destroyed:
             task.cancel()
             await asyncio.wait([task], timeout=_CANCEL_TIMEOUT)
     if is_late:

@@ -24,11 +24,13 @@ import carehare
 
 from ._advice import advise
 from ._amqp.connection import Connection
+from ._amqp.racing import Race
 from ._amqp.url import BrokerUrl
 from ._host_function import NoUrl, current_urls
 from ._outage import KnownOutage, Outage
 from ._settings import Settings
 from ._statistics import ConnectionStatistics
+from ._url_attempt import UrlAttempt, deadline_of
 from ._waiting import Waiters, run_until
 from .exceptions import BrokerUnavailable
 
@@ -153,6 +155,7 @@ class Supervisor:
         self._attempted_at = float("-inf")  # loop time
         self._is_retry_due = False  # because a call has failed
         self._refusals = 0  # in words, by how many URLs in the present round of attempts
+        self._failed: set[BrokerUrl] = set()  # of those that race, before there was a connection
         # By URL, without its password: why there is no connection to it, as far as that is known.
         self._reasons: dict[str, str] = {}
         # By URL and reason: when that was last logged as a warning.
@@ -359,10 +362,14 @@ class Supervisor:
         if urls:
             shown = set(map(str, urls))
             self._reasons = {url: why for url, why in self._reasons.items() if url in shown}
-        for url in urls:
-            begun_at = loop.time()
-            if await self._connect_and_serve(url):
+        begun_at = loop.time()
+        while urls:
+            attempt = await self._reach_one(urls)
+            if attempt is None:
+                break
+            if await self._set_up_and_serve(attempt):
                 return loop.time() - begun_at
+            urls = [url for url in urls if url != attempt.url and url not in self._failed]
         self._outage.note_failure(is_refusal=self._refusals > 0)
         if self.is_over(math.inf):
             self._waiters.wake()
@@ -378,20 +385,58 @@ class Supervisor:
             await self._pause.wait(min(until, self._attempted_at + _SHORTEST_DELAY_FOR_CALLS))
             self._is_retry_due = False
 
-    async def _connect_and_serve(self, url: BrokerUrl) -> bool:
-        """Make one attempt; return True, when the connection is lost, if there was one."""
+    async def _reach_one(self, urls: list[BrokerUrl]) -> UrlAttempt | None:
+        """Connect to the URL that is the first to let us in; None if none does."""
         self._set_state(State.CONNECTING)
+        self._failed.clear()
+        attempts = [self._make_attempt(url) for url in urls]
+        try:
+            return await Race(attempts).run(deadline_of(attempts))
+        except asyncio.CancelledError:
+            self.last_reason = "closed on this side"
+            self._set_state(State.CLOSED)
+            self._tell_lost()
+            raise
+        except Exception:  # Each has told its own.
+            return None
+
+    def _make_attempt(self, url: BrokerUrl) -> UrlAttempt:
         connection = Connection(
             url, ssl_context=self._settings.ssl_context, connection_name=self._connection_name
         )
-        loop = asyncio.get_running_loop()
-        self._given_up = loop.create_future()
         timeout = url.connection_timeout or self._settings.connect_timeout
+        return UrlAttempt(url, connection, timeout, on_failure=self._accept_failure)
+
+    def _accept_failure(self, attempt: UrlAttempt, err: Exception) -> None:
+        """An attempt has failed before there was a connection."""
+        self._failed.add(attempt.url)
+        self._note_reason(attempt, err)
+        self._tell_lost()
+        self._log_failure(str(attempt.url))
+
+    def _note_reason(self, attempt: UrlAttempt, err: Exception) -> None:
+        url = attempt.url
+        self.last_reason = describe(err)
+        if isinstance(err, (TimeoutError, asyncio.TimeoutError)):
+            if not str(err):
+                self.last_reason = f"no answer from {url} within {attempt.timeout:g} s"
+        elif isinstance(err, _CONNECTION_TROUBLE):
+            advice = advise(err, url)
+            if advice:
+                self.last_reason += f" ({advice})"
+            self._refusals += _is_refusal(err)
+        else:
+            # Not expected, so with its traceback; and survived all the same.
+            logger.error("%s: unexpected error", self.name, exc_info=err)
+        self._reasons[str(url)] = self.last_reason
+
+    async def _set_up_and_serve(self, attempt: UrlAttempt) -> bool:
+        """Return True, when the connection is lost, if it could be set up."""
+        url, connection = attempt.url, attempt.connection
+        self._given_up = asyncio.get_running_loop().create_future()
         was_ready = False
         try:
-            deadline = loop.time() + timeout
-            await connection.connect(deadline)
-            await run_until(deadline, self._set_up(connection))
+            await run_until(attempt.deadline, self._set_up(connection))
             if self._given_up.done():  # while it was set up, or in the turn since
                 raise carehare.ConnectionClosed(self._given_up.result())
             was_ready = True
@@ -407,27 +452,17 @@ class Supervisor:
             self._attempt.wake()
             self.on_ready()
             self.last_reason = await self._serve(connection, self._given_up)
+            self._reasons[str(url)] = self.last_reason
         except (asyncio.CancelledError, GeneratorExit) as err:
             self._is_destroyed = isinstance(err, GeneratorExit)
             self.last_reason = "closed on this side"
             self._set_state(State.CLOSED)
             raise
-        except (TimeoutError, asyncio.TimeoutError) as err:
-            self.last_reason = (
-                describe(err) if str(err) else f"no answer from {url} within {timeout:g} s"
-            )
-        except _CONNECTION_TROUBLE as err:
-            advice = advise(err, url)
-            self.last_reason = f"{describe(err)} ({advice})" if advice else describe(err)
-            self._refusals += _is_refusal(err)
         except Exception as err:
-            # Not expected, so with its traceback; and survived all the same.
-            self.last_reason = describe(err)
-            logger.exception("%s: unexpected error", self.name)
+            self._note_reason(attempt, err)
         finally:
             self.connection = self._url = None
             self._given_up = None
-            self._reasons[str(url)] = self.last_reason
             if was_ready and self.state is not State.CLOSED:
                 self._since = time.time()
                 self._outage.begin()

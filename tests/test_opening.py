@@ -35,7 +35,7 @@ def _no_memory() -> Iterator[None]:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is overtaken; the second address is only tried when the first has failed."""
     monkeypatch.setattr(racing, "_PATIENCE", 1000.0)
-    monkeypatch.setattr(racing, "_PATIENCE_ONCE_ANSWERED", 1000.0)
+    monkeypatch.setattr(racing, "PATIENCE_ONCE_ANSWERED", 1000.0)
 
 
 async def serve(client: Client) -> None:
@@ -115,7 +115,7 @@ async def test_an_address_that_says_nothing_does_not_win_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It accepts at once, so it would win each race to the first TCP connection."""
-    monkeypatch.setattr(racing, "_PATIENCE_ONCE_ANSWERED", 0.3)
+    monkeypatch.setattr(racing, "PATIENCE_ONCE_ANSWERED", 0.3)
     serve_names(monkeypatch, broker=lambda: [SICK, GOOD])
     async with scripted_broker(serve) as broker:
         silent = ScriptedBroker(say_nothing)

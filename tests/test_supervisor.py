@@ -18,12 +18,13 @@ from amqp_peer import START, Client, ScriptedBroker, close_connection, delivery,
 from amqp_proxy import TO_BROKER, AmqpProxy
 from changes import Changes
 from conftest import Broker
-from fake_servers import closing_server, fake_server, silent_server
+from fake_servers import closing_server, fake_server, silent_server, swallowing_address
 from pamqp import commands
 
 from channels_rabbitmq import _supervisor
 from channels_rabbitmq._amqp import connection as connection_module
 from channels_rabbitmq._amqp import protocol as protocol_module
+from channels_rabbitmq._amqp import racing
 from channels_rabbitmq._amqp.amqp_channels import ConsumerChannel
 from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._outage import KnownOutage
@@ -113,6 +114,11 @@ async def end(supervisor: Supervisor) -> None:
 async def serve(client: Client) -> None:
     await client.greet()
     await client.answer()
+
+
+async def hear_end_only(client: Client) -> None:
+    """Accepts, and says nothing."""
+    await client.hear_end()
 
 
 async def hear_nothing_more(client: Client) -> None:
@@ -277,6 +283,108 @@ async def test_urls_are_tried_one_after_the_other() -> None:
             await supervisor.wait_ready(soon())
             await end(supervisor)
             assert role.events[-2:] == ["ready", "closed on this side"]
+
+
+def in_this_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """URLs are tried as the test has them."""
+    monkeypatch.setattr(_supervisor.random, "shuffle", lambda urls: None)
+
+
+async def test_a_node_that_is_gone_costs_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_this_order(monkeypatch)
+    port = free_port()
+    async with scripted_broker(serve) as broker:
+        with swallowing_address("127.0.0.2", port):
+            role = FakeRole()
+            supervisor = make(role, f"amqp://127.0.0.2:{port}", broker.url)
+            started_at = time.monotonic()
+            await supervisor.wait_ready(soon())
+            assert time.monotonic() - started_at < 5  # of 30
+            assert role.events == ["ready"]
+            await end(supervisor)
+
+
+async def test_a_node_that_hangs_is_left_alone_when_another_answers(
+    monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
+) -> None:
+    in_this_order(monkeypatch)
+    monkeypatch.setattr(racing, "PATIENCE_ONCE_ANSWERED", 0.3)
+    async with scripted_broker(hear_end_only) as frozen, scripted_broker(serve) as broker:
+        role = FakeRole()
+        supervisor = make(role, frozen.url, broker.url)
+        await supervisor.wait_ready(soon())
+        assert frozen.accepted == 1
+        await frozen.until_gone()
+        assert role.events == ["ready"]
+        assert not warnings(logged)
+        await end(supervisor)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_if_set_up_fails_the_node_that_was_left_alone_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The one that was slow to let us in may be the one that works."""
+    in_this_order(monkeypatch)
+    monkeypatch.setattr(racing, "PATIENCE_ONCE_ANSWERED", 0.1)
+    is_awake = asyncio.Event()
+
+    async def serve_later(client: Client) -> None:
+        await is_awake.wait()
+        await serve(client)
+
+    async def fail_and_wake(connection: Connection) -> None:
+        is_awake.set()
+        raise carehare.ConnectionClosed("no majority")
+
+    async with scripted_broker(serve_later) as slow, scripted_broker(serve) as sick:
+        role = FakeRole(fail_and_wake)
+        supervisor = make(role, slow.url, sick.url)
+        await supervisor.wait_ready(soon())
+        assert (slow.accepted, sick.accepted) == (2, 1)
+        assert role.events == ["no majority", "ready"]
+        assert supervisor.statistics().url.endswith(f":{slow.port}/%2F")
+        await end(supervisor)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_each_url_that_fails_is_told(
+    monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
+) -> None:
+    in_this_order(monkeypatch)
+
+    async def refuse(client: Client) -> None:
+        client.say(START)
+        await client.hear(commands.Connection.StartOk)
+        client.say(close_connection(403, "ACCESS_REFUSED - no"))
+        await client.hear_end()
+
+    port = free_port()
+    async with scripted_broker(refuse) as refusing:
+        supervisor = make(FakeRole(), f"amqp://127.0.0.1:{port}", refusing.url)
+        with pytest.raises(BrokerUnavailable) as caught:
+            await supervisor.wait_tried(soon())
+        await end(supervisor)
+    for text in (str(caught.value), "\n".join(warnings(logged))):
+        assert re.search(rf"127.0.0.1:{port}/%2F: .*Connect call failed", text)
+        assert f"127.0.0.1:{refusing.port}/%2F: RabbitMQ closed the connection: 403" in text
+
+
+@pytest.mark.parametrize("turns", range(0, 30, 3))
+async def test_stopped_while_urls_race_it_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    monkeypatch.setattr(racing, "_PATIENCE", 0.0)
+    async with scripted_broker(serve) as one, scripted_broker(serve) as two:
+        supervisor = make(FakeRole(), one.url, two.url)
+        supervisor.start()
+        await (one if turns % 2 else two).until_accepted()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await end(supervisor)
+        for broker in (one, two):
+            if broker.accepted:
+                await broker.until_gone()
 
 
 @pytest.mark.usefixtures("fast")

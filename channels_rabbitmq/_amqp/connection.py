@@ -42,6 +42,7 @@ class Connection(carehare.Connection):
         self._broker_url = url
         self._ssl_context = ssl_context
         self._connection_name = connection_name
+        self.has_answered = False  # Somebody has accepted the connection, the broker perhaps.
         self.on_blocked: Callable[[str | None], None] = lambda reason: None
 
     def __repr__(self) -> str:
@@ -57,8 +58,15 @@ class Connection(carehare.Connection):
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + _LONGEST_CONNECT
         self._protocol = await open_protocol(
-            self._broker_url, self._ssl_context, self._make_protocol, deadline
+            self._broker_url,
+            self._ssl_context,
+            self._make_protocol,
+            deadline,
+            on_answer=self._accept_answer,
         )
+
+    def _accept_answer(self) -> None:
+        self.has_answered = True
 
     def _make_protocol(self, tls_problem: str) -> Protocol:
         return Protocol(

@@ -8,6 +8,7 @@ the first in the next race, so that a dead address costs a process its moment on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections.abc import Callable
@@ -37,11 +38,13 @@ async def open_protocol(
     ssl_context: ssl.SSLContext | None,
     make_protocol: MakeProtocol,
     deadline: float,
+    *,
+    on_answer: Callable[[], None],
 ) -> Protocol:
     """Connect, log in, and open the virtual host, by ``deadline`` (loop time).
 
-    Raises OSError (TimeoutError, ssl.SSLError) or an exception of carehare's. Then, or cancelled,
-    no socket is left open.
+    ``on_answer`` is called when somebody has accepted a connection. Raises OSError (TimeoutError,
+    ssl.SSLError) or an exception of carehare's. Then, or cancelled, no socket is left open.
     """
     begun_at = asyncio.get_running_loop().time()
     addresses = await resolve(url.host, url.port, deadline)
@@ -52,7 +55,10 @@ async def open_protocol(
         tls = Tls(ssl_context) if ssl_context is not None else await read_tls(url, deadline)
     provoke_at = deadline - min(_PROVOKE_BEFORE, _PROVOKE_SHARE * (deadline - begun_at))
     race = Race(
-        [_Attempt(address, url, tls, make_protocol, provoke_at) for address in addresses],
+        [
+            _Attempt(address, url, tls, make_protocol, provoke_at, on_answer)
+            for address in addresses
+        ],
         # What it refuses in words (login, virtual host) it would refuse at each address.
         final=(carehare.ConnectionClosedByServer,),
     )
@@ -86,6 +92,7 @@ class _Attempt:
         tls: Tls | None,
         make_protocol: MakeProtocol,
         provoke_at: float,
+        on_answer: Callable[[], None],
     ) -> None:
         self.address = address
         self._url = url
@@ -93,6 +100,7 @@ class _Attempt:
         self._tls_problem = tls.problem if tls else ""
         self._make = make_protocol
         self._provoke_at = provoke_at
+        self._on_answer = on_answer
         self.protocol: Protocol | None = None
         self.has_answered = False
 
@@ -104,6 +112,7 @@ class _Attempt:
             loop = asyncio.get_running_loop()
             await loop.sock_connect(tcp, self.address.socket_address)
             self.has_answered = True
+            self._on_answer()
             await self._shake_hands(tcp)
         finally:
             if self.protocol is None:  # else the socket is its transport's
@@ -147,7 +156,8 @@ class _Attempt:
 
     def undo(self) -> None:
         if self.protocol is not None and hasattr(self.protocol, "_transport"):
-            self.protocol.abort()
+            with contextlib.suppress(RuntimeError):  # The event loop is closed.
+                self.protocol.abort()
 
     @property
     def silence(self) -> str:

@@ -16,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 # Seconds; the first is RFC 8305's recommendation. The second lets a crowd in: of 200 processes that
 # reconnected at once to a broker on two cores, all had their connections after 1.6 s.
 _PATIENCE = 0.25
-_PATIENCE_ONCE_ANSWERED = 2.0
+PATIENCE_ONCE_ANSWERED = 2.0
 
 
 class Attempt(Protocol):
@@ -39,7 +39,7 @@ A = TypeVar("A", bound=Attempt)
 class Race(Generic[A]):
     """Runs attempts, the likeliest first. ``final`` are the errors that all would end in."""
 
-    def __init__(self, attempts: Sequence[A], *, final: tuple[type[Exception], ...]) -> None:
+    def __init__(self, attempts: Sequence[A], *, final: tuple[type[Exception], ...] = ()) -> None:
         self._untried = list(reversed(attempts))
         self._final = final
         self._running: dict[asyncio.Task[None], A] = {}
@@ -56,6 +56,8 @@ class Race(Generic[A]):
         """
         try:
             winner = await self._find_winner(deadline)
+        except GeneratorExit:  # The event loop was closed: nothing more can be awaited.
+            raise
         except BaseException:
             self._stop_others()
             if self._running:
@@ -99,7 +101,7 @@ class Race(Generic[A]):
         # Each has its share of the time at least.
         share = (deadline - now) / len(self._untried)
         self._next_at = now + min(_PATIENCE, share)
-        self._next_at_once_answered = now + min(_PATIENCE_ONCE_ANSWERED, share)
+        self._next_at_once_answered = now + min(PATIENCE_ONCE_ANSWERED, share)
         self._newest = self._untried.pop()
         self._running[asyncio.get_running_loop().create_task(self._newest.run())] = self._newest
 
