@@ -10,9 +10,9 @@ here takes a lock, and what one says to the other arrives in order. ::
       if cancelled   ------------------>   cancels the task
 
 **Receiving** takes a step more, since a caller that is cancelled must have taken nothing. The
-router *lends* the message, and the owner's half answers with it. The caller takes it in the moment
-in which it returns, and says so; or it is cancelled, before or after the answer has come, and says
-that. The owner's half then acks, or gives the message back.
+router *hands over* the message, and the owner's half answers with it. The caller accepts it in the
+moment in which it returns, and says so; or it is cancelled, before or after the answer has come,
+and says that. The owner's half then has the message requeued.
 
 Either loop may end meanwhile. A caller whose loop is closed under it says "cancelled" when its
 coroutine is destroyed. An owner's half that its loop's end cancels answers with an error. And a
@@ -30,8 +30,8 @@ from channels.exceptions import StopConsumer
 
 from ._amqp.connection import Connection
 from ._loop_layer import LoopLayer, UserConnection, new_id
-from ._mailbox import Loan
 from ._outage import KnownOutage
+from ._router import HandedOver
 from ._settings import Settings
 from .exceptions import BrokerUnavailable
 
@@ -91,7 +91,7 @@ class Call:
             exc = None  # breaks the cycle of an exception, its traceback and this frame
             if self._timer is not None:
                 self._timer.cancel()
-        self._take()
+        self._accept()
         return result
 
     def _watch(self) -> None:
@@ -111,7 +111,7 @@ class Call:
     def _owner_ended(self) -> Exception:
         return BrokerUnavailable("The event loop that served this call has ended")
 
-    def _take(self) -> None:
+    def _accept(self) -> None:
         """The caller returns now."""
 
     def _settle(self, result: Any, exc: Exception | None) -> None:
@@ -161,11 +161,11 @@ class ReceiveCall(Call):
     def __init__(
         self, owner: asyncio.AbstractEventLoop, make: Callable[[], LoopLayer], channel: str
     ) -> None:
-        super().__init__(owner, self._lend)
+        super().__init__(owner, self._hand_over)
         self._make_loop_layer = make
         self._channel = channel
         self._loop_layer: LoopLayer | None = None
-        self._loan: Loan | None = None
+        self._handed_over: HandedOver | None = None
         self._caller_task = asyncio.current_task()
 
     # The caller's half
@@ -184,43 +184,43 @@ class ReceiveCall(Call):
             # Perhaps nobody looks at it any more, and asyncio would print that.
             self._caller_task.add_done_callback(_look_at)
 
-    def _take(self) -> None:
-        self._tell_owner(self._accept_taken)
+    def _accept(self) -> None:
+        self._tell_owner(self._on_accepted)
 
     # The owner's half
 
-    async def _lend(self) -> Any:
+    async def _hand_over(self) -> Any:
         self._loop_layer = self._make_loop_layer()
         try:
-            self._loan = await self._loop_layer.lend(self._channel)
+            self._handed_over = await self._loop_layer.hand_over(self._channel)
         except asyncio.CancelledError:
             # To a receiver the end of the owner's loop is the end of the layer.
             if self._is_cancelled:
                 raise
             raise StopConsumer from None
-        return self._loan.message()
+        return self._handed_over.message()
 
     def _say(self, result: Any, exc: Exception | None) -> bool:
         is_told = super()._say(result, exc)
         if not is_told:
-            self._give_back()
+            self._requeue()
         return is_told
 
-    def _accept_taken(self) -> None:
-        loan, self._loan = self._loan, None
-        if loan is not None:
+    def _on_accepted(self) -> None:
+        handed_over, self._handed_over = self._handed_over, None
+        if handed_over is not None:
             assert self._loop_layer is not None
-            self._loop_layer.take(loan)
+            self._loop_layer.accept(handed_over)
 
-    def _give_back(self) -> None:
-        loan, self._loan = self._loan, None
-        if loan is not None:
+    def _requeue(self) -> None:
+        handed_over, self._handed_over = self._handed_over, None
+        if handed_over is not None:
             assert self._loop_layer is not None
-            self._loop_layer.give_back(loan)
+            self._loop_layer.requeue(handed_over)
 
     def _cancel(self) -> None:
         super()._cancel()
-        self._give_back()
+        self._requeue()
 
 
 def _look_at(task: asyncio.Task[Any]) -> None:
@@ -350,7 +350,7 @@ class SyncForwarder(Forwarder):
     def receive_nowait(self, channel: str) -> None:
         """Nothing: as for a channel of another event loop."""
 
-    def line_up(self, channel: str) -> None:
+    def add_waiter(self, channel: str) -> None:
         """The same."""
 
     async def user_connection(self) -> Connection:

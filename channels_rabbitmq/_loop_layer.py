@@ -18,10 +18,12 @@ import asyncio
 import contextvars
 import itertools
 import logging
+import math
 import os
 import re
 import secrets
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
@@ -29,20 +31,21 @@ from typing import Any
 
 from channels.exceptions import ChannelFull
 
+from ._ages import Ages
 from ._amqp.amqp_channels import CONFIRMED, ConsumerChannel, Outcome, Route
 from ._amqp.connection import Connection
 from ._bindings import Bindings
 from ._codec import MalformedBody, MessageCodec
+from ._culprits import Culprits
 from ._declarations import direct_routing_key, groups_probe_key
 from ._direct_sender import DirectSender
 from ._hooks import Hook, HookFunctions
-from ._mailbox import Loan
 from ._members import Members
 from ._outage import KnownOutage
 from ._probe import Probe
 from ._publisher import Publisher
 from ._reporter import Reporter
-from ._router import TICK_INTERVAL, Router
+from ._router import TICK_INTERVAL, HandedOver, Router
 from ._settings import Settings
 from ._statistics import Counters, DroppedStatistics, GroupStatistics, LoopLayerStatistics
 from ._subscriber import Subscriber
@@ -126,27 +129,33 @@ class LoopLayer:
         self.id = new_id()
         self._prefix = self.id + "!"  # of the names of its channels
         self.counters = Counters()
-        self._reporter = Reporter(logger, self.id)
         self._codec = settings.codec
         self._members = Members()
+        self._reporter = Reporter(logger, self.id, Culprits(self._members).describe)
+        self._ages = Ages(
+            warn_above=math.inf if settings.expiry is None else settings.expiry / 2,
+            report=lambda age, channel: self._reporter.report_level("late", channel, round(age)),
+        )
         self._router = Router(
             members=self._members,
             local_capacity=settings.local_capacity,
             local_expiry=settings.local_expiry,
             capacity_of=capacity_of,
             counters=self.counters,
+            ages=self._ages,
             report=self._reporter.report,
             clock=self.loop.time,
             create_future=self.loop.create_future,
+            call_soon=self.loop.call_soon,
         )
         # Without calls between: this is the path of each message.
         self.receive_nowait = self._router.receive_nowait
-        self.knows = self._router.knows
-        self.line_up = self._router.line_up
-        self.open_and_line_up = self._router.open_and_line_up
-        self.line_up_again = self._router.line_up_again
-        self.collect = self._router.collect
-        self.give_up = self._router.give_up
+        self.has_channel = self._router.has_channel
+        self.add_waiter = self._router.add_waiter
+        self.open_and_add_waiter = self._router.open_and_add_waiter
+        self.add_waiter_again = self._router.add_waiter_again
+        self.pop_reserved = self._router.pop_reserved
+        self.discard_waiter = self._router.discard_waiter
         self._tick_timer: asyncio.TimerHandle | None = None
         self._bindings = Bindings(clock=self.loop.time)
         self._on_disconnect = Hook("on_disconnect", hook_functions.on_disconnect, self.id)
@@ -197,7 +206,7 @@ class LoopLayer:
             ping=self._send_ping,
             ask=self._subscriber.ask,
             delivered=lambda: self.counters.delivered,
-            is_full=lambda: self._router.in_use >= settings.local_capacity,
+            is_full=lambda: self._router.unacked >= settings.local_capacity,
         )
         # Whatever max_message_size is.
         self._probe_body = MessageCodec(
@@ -231,7 +240,10 @@ class LoopLayer:
         if outcome is CONFIRMED:
             return
         if outcome is Outcome.REFUSED:
-            raise ChannelFull(f"The queue of the process that serves {channel} is full")
+            raise ChannelFull(
+                f"The queue of the process that serves {channel} is full: its consumers don't keep "
+                "up (remote_capacity, remote_capacity_bytes)"
+            )
         if outcome is Outcome.BLOCKED:
             raise ChannelFull(
                 "RabbitMQ takes no messages: it is low on memory or disk space, or too slow"
@@ -339,18 +351,19 @@ class LoopLayer:
         """Whether a channel was made here."""
         return channel.startswith(self._prefix)
 
-    async def lend(self, channel: str) -> Loan:
-        """As ``receive``, for a receiver on another event loop: see ``Router.lend``."""
+    async def hand_over(self, channel: str) -> HandedOver:
+        """As ``receive``, for a receiver on another event loop: see ``Router.hand_over``."""
         self.prepare_to_receive(channel)
-        return await self._router.lend(channel)
+        return await self._router.hand_over(channel)
 
-    def take(self, loan: Loan) -> None:
+    def accept(self, handed_over: HandedOver) -> None:
         """The receiver has the message."""
-        self._router.take(loan)
+        self._router.accept(handed_over)
 
-    def give_back(self, loan: Loan) -> None:
+    def requeue(self, handed_over: HandedOver) -> None:
         """The receiver won't have the message."""
-        self._router.give_back(loan)
+        self._router.requeue(handed_over)
+        self._start_ticking()
 
     def _require_own(self, channel: str) -> None:
         if channel == self._prefix:  # The probe's.
@@ -370,7 +383,9 @@ class LoopLayer:
                     self.loop.create_task, self._probe.run(), name="channels_rabbitmq probe"
                 )
 
-    def _accept_delivery(self, body: bytes, tag: int, consumer: ConsumerChannel) -> None:
+    def _accept_delivery(
+        self, body: bytes, tag: int, published: int, consumer: ConsumerChannel
+    ) -> None:
         self.counters.delivered += 1
         try:
             envelope = self._codec.decode(body)
@@ -381,7 +396,7 @@ class LoopLayer:
             return
         channel = envelope.channel
         if channel is not None and not (
-            self.knows(channel)
+            self.has_channel(channel)
             or (
                 channel.startswith(self._prefix)
                 and len(self._prefix) < len(channel) <= _LONGEST_NAME
@@ -392,7 +407,12 @@ class LoopLayer:
                 self._reporter.report("foreign", channel[:_LONGEST_NAME])
             consumer.ack(tag)
             return
-        self._router.deliver(envelope, tag, consumer)
+        # A clock that is ahead of ours gives an age below 0.
+        age = max(0.0, time.time() - published / 1000) if published else 0.0
+        self._router.deliver(envelope, tag, consumer, age)
+        self._start_ticking()
+
+    def _start_ticking(self) -> None:
         if self._tick_timer is None:
             self._schedule_tick(self._router.next_tick_at())
 
@@ -405,7 +425,9 @@ class LoopLayer:
         assert self._tick_timer is not None
         self._tick_timer.cancel()
         self._schedule_tick(at)
-        if self._router.in_use >= self._settings.local_capacity:
+        for channel, messages in self._router.channels_behind():
+            self._reporter.report_level("behind", channel, messages)
+        if self._router.unacked >= self._settings.local_capacity:
             for channel, messages in self._router.fullest_channels():
                 self._reporter.report_level("back-pressure", channel, messages)
 
@@ -453,14 +475,15 @@ class LoopLayer:
                 foreign=counters.foreign,
                 malformed=counters.malformed,
             ),
+            highest_age=self._ages.newest(self.loop.time()),
             waiting=router.waiting_messages,
-            lent=router.lent_messages,
+            in_handoff=router.messages_in_handoff,
             channels=router.channels,
             receivers=router.receivers,
             stalled_channels=router.stalled_channels,
-            in_use=router.in_use,
+            unacked=router.unacked,
             local_capacity=self._settings.local_capacity,
-            uncounted_bytes=router.uncounted_bytes,
+            early_acked_bytes=router.early_acked_bytes,
             groups=GroupStatistics(
                 wanted=self._bindings.wanted,
                 bound=self._bindings.bound,

@@ -92,6 +92,10 @@ class Members:
         """All groups with members; a live view."""
         return self._groups.keys()
 
+    def groups_of(self, channel: str) -> list[str]:
+        """The groups of one channel. Looks at all groups, so it isn't for what happens often."""
+        return [group for group, channels in self._groups.items() if channel in channels]
+
     def __len__(self) -> int:
         """The number of groups with members."""
         return len(self._groups)

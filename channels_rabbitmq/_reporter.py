@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import logging
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 
 # Seconds between two lines about the same, and before the first: one incident, one line.
 INTERVAL = 5.0
@@ -16,26 +17,38 @@ _LONGEST_NAME = 100
 
 _SENTENCES = {
     "back-pressure": "all of local_capacity is in use by %d messages: receivers are too slow",
+    "behind": "%d messages wait in memory for receivers that are stuck or too slow",
     "blocked": "%d group messages dropped: RabbitMQ blocks publishers",
     "expired": "%d messages dropped: no receive() took them within local_expiry",
     "foreign": "%d messages dropped: for channels of another process",
     "malformed": "%d messages dropped: not in this layer's format",
-    "overflowed": "%d messages dropped: channels that nobody reads hold more than their capacity",
+    "late": "messages were up to %d s old when they were received, more than half of expiry",
+    "overflowed": "%d messages dropped: channels that are behind hold more than their capacity",
     "refused by a queue": "%d group messages refused by at least one full queue",
     "unknown": "%d messages written but not confirmed: they may or may not arrive",
     "unreachable": "%d messages dropped: the process of their channel is gone",
 }
 
 
+# Those whose names are channels of this event loop, of which more can be said.
+_OF_OWN_CHANNELS = frozenset({"back-pressure", "behind", "expired", "late", "overflowed"})
+
+
 class Reporter:
     """Warns of events in a moment, and of more of the same in one line every few seconds.
 
-    Serves one event loop.
+    Serves one event loop. ``describe(channels)`` returns more about each of them, or nothing.
     """
 
-    def __init__(self, logger: logging.Logger, owner: str) -> None:
+    def __init__(
+        self,
+        logger: logging.Logger,
+        owner: str,
+        describe: Callable[[Iterable[str]], Mapping[str, str]] = lambda channels: {},
+    ) -> None:
         self._logger = logger
         self._owner = owner
+        self._describe = describe
         self._counts: dict[str, Counter[str]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -68,11 +81,16 @@ class Reporter:
         self._schedule(reason, INTERVAL)
 
     def _log(self, reason: str, counts: Counter[str]) -> None:
-        worst = ", ".join(f"{_plain(name)} ({n})" for name, n in counts.most_common(_SHOWN))
+        shown = counts.most_common(_SHOWN)
+        said = self._describe([name for name, _ in shown]) if reason in _OF_OWN_CHANNELS else {}
+        worst = ", ".join(
+            f"{_plain(name)} ({n}{f'; {said[name]}' if said.get(name) else ''})"
+            for name, n in shown
+        )
         more = f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else ""
-        total = sum(counts.values())
+        total = max(counts.values()) if reason == "late" else sum(counts.values())
         text = _SENTENCES[reason] % total
-        if total == 1:
+        if total == 1 and reason != "late":
             text = text.replace("messages", "message", 1)
         self._logger.warning("%s: %s: %s%s", self._owner, text, worst, more)
 

@@ -78,7 +78,7 @@ class Settings:
     remote_capacity_bytes: int | None
     # Unacked messages held by one process.
     local_capacity: int
-    # Messages kept for one stalled channel, and overrides by glob or pattern of its name.
+    # Messages kept for one channel that is behind, and overrides by glob or pattern of its name.
     capacity: int
     channel_capacity: Mapping[str | re.Pattern[str], int]
     groups_exchange: str
@@ -237,7 +237,7 @@ OPTIONS: Mapping[str, tuple[object, Callable[[str, object], object]]] = {
     "remote_capacity": (10_000, or_none(count(_LARGEST_REMOTE_CAPACITY))),
     "remote_capacity_bytes": (32 * 1024 * 1024, or_none(count(_LARGEST_REMOTE_CAPACITY_BYTES))),
     "local_capacity": (100, count(_LARGEST_LOCAL_CAPACITY)),
-    "capacity": (100, count()),
+    "capacity": (10_000, count()),
     "channel_capacity": (None, read_channel_capacity),
     "groups_exchange": ("groups", read_exchange_name),
     "connect_timeout": (10, seconds(0, _LONGEST_TIMEOUT)),

@@ -34,7 +34,7 @@ class Counters:
     foreign: int = 0  # deliveries for channels of other processes
     malformed: int = 0  # deliveries whose body isn't a channel-layer message
     expired: int = 0  # messages that waited local_expiry seconds in a channel
-    overflowed: int = 0  # messages of a stalled channel dropped beyond its capacity
+    overflowed: int = 0  # messages dropped beyond the capacity of a channel that was behind
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class DroppedStatistics:
     """To channels whose process is gone."""
 
     overflowed: int
-    """Of stalled channels, beyond their capacity."""
+    """Of channels that were behind while others waited, beyond their capacity."""
 
     unwanted: int
     """Deliveries to groups without members here: most often they have just left."""
@@ -152,7 +152,8 @@ class LoopLayerStatistics:
     unconfirmed: int
     """Now: written, without an answer so far."""
 
-    # Received. routed is the sum of received, expired, dropped.overflowed, waiting and lent.
+    # Received. routed is the sum of received, expired, dropped.overflowed, waiting and
+    # in_handoff.
 
     delivered: int
     """Deliveries from the broker; a group's message counts once."""
@@ -169,12 +170,16 @@ class LoopLayerStatistics:
     dropped: DroppedStatistics
     """Dropped for other reasons."""
 
+    highest_age: float
+    """Seconds: how old the oldest message was, since its publishing, that ``receive()`` returned in
+    the last half minute or minute. 0 if there was none. By the clocks of the machines."""
+
     # Now
 
     waiting: int
     """Messages in channels, for ``receive()``."""
 
-    lent: int
+    in_handoff: int
     """Messages on their way to a ``receive()`` on another event loop."""
 
     channels: int
@@ -184,16 +189,18 @@ class LoopLayerStatistics:
     """Calls of ``receive()`` that wait."""
 
     stalled_channels: int
-    """Channels that hold messages and that nobody reads, so that they don't count any more."""
+    """Channels that hold messages which don't count any more: they were behind, while others
+    waited, or the connection was lost."""
 
-    in_use: int
+    unacked: int
     """How much of ``local_capacity`` is in use: deliveries not yet acked."""
 
     local_capacity: int
     """The option."""
 
-    uncounted_bytes: int
-    """Size of what is held without counting: for stalled channels, or since before a reconnect."""
+    early_acked_bytes: int
+    """Size in memory of what is held without counting: for stalled channels, or since before a
+    reconnect."""
 
     groups: GroupStatistics
     """Its groups."""

@@ -35,8 +35,9 @@ _NOT_FOUND = 404  # AMQP 0-9-1, section 1.2
 class Subscriber:
     """Receives for one ``LoopLayer``, whose id is ``id_``.
 
-    ``on_delivery(body, tag, consumer)`` is called for each message, in order; ``consumer.ack(tag)``
-    may be called at any time, and does nothing once the connection that delivered it is gone.
+    ``on_delivery(body, tag, published, consumer)`` is called for each message, in order (see
+    ``ConsumerChannel``); ``consumer.ack(tag)`` may be called at any time, and does nothing once the
+    connection that delivered it is gone.
     ``on_lost()`` is called when nothing more comes from the connection that delivered until now.
     ``on_disconnect(reason)`` and ``on_reconnect(reason)`` take turns: see ``_hooks``; both get the
     reason of the loss.
@@ -52,7 +53,7 @@ class Subscriber:
         *,
         connection_name: str,
         known_outage: KnownOutage,
-        on_delivery: Callable[[bytes, int, ConsumerChannel], None],
+        on_delivery: Callable[[bytes, int, int, ConsumerChannel], None],
         on_lost: Callable[[], None],
         on_disconnect: Callable[[str], None],
         on_reconnect: Callable[[str], None],

@@ -70,7 +70,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         remote_capacity: int | None = 10_000,
         remote_capacity_bytes: int | None = 32 * 1024 * 1024,
         local_capacity: int = 100,
-        capacity: int = 100,
+        capacity: int = 10_000,
         channel_capacity: Mapping[Any, int] | None = None,
         groups_exchange: str = "groups",
         connect_timeout: float = 10,
@@ -189,25 +189,25 @@ class RabbitmqChannelLayer(BaseChannelLayer):
             raise
         if message is not None:
             return message
-        lined_up = loop_layer.line_up(channel)
-        if lined_up is None:
+        added = loop_layer.add_waiter(channel)
+        if added is None:
             require_channel_name(channel)
             if isinstance(loop_layer, SyncForwarder) or not loop_layer.owns(channel):
                 return await self._receive_from_owner(channel)
             loop_layer.prepare_to_receive(channel)
-            lined_up = loop_layer.open_and_line_up(channel)
-        assert isinstance(loop_layer, LoopLayer), "a forwarder lines nobody up"
-        mailbox, waiter = lined_up
+            added = loop_layer.open_and_add_waiter(channel)
+        assert isinstance(loop_layer, LoopLayer), "a forwarder has no waiters"
+        mailbox, waiter = added
         while True:
             try:
                 await waiter
             except BaseException:
-                loop_layer.give_up(mailbox, waiter)
+                loop_layer.discard_waiter(mailbox, waiter)
                 raise
-            message = loop_layer.collect(mailbox)
+            message = loop_layer.pop_reserved(mailbox)
             if message is not None:
                 return message
-            waiter = loop_layer.line_up_again(mailbox)
+            waiter = loop_layer.add_waiter_again(mailbox)
 
     async def _receive_from_owner(self, channel: str) -> dict[str, Any]:
         require_channel_name(channel)

@@ -188,7 +188,7 @@ class Peer:
 
     def consumer(
         self,
-        on_delivery: Callable[[bytes, int, ConsumerChannel], None] = lambda *delivery: None,
+        on_delivery: Callable[[bytes, int, int, ConsumerChannel], None] = lambda *delivery: None,
         on_end: Callable[[Exception], None] = lambda exc: None,
     ) -> ConsumerChannel:
         channel = self.protocol.add_channel(

@@ -19,13 +19,11 @@ def remains(layer: RabbitmqChannelLayer) -> dict[str, int]:
     router, bindings = loop_layer._router, loop_layer._bindings
     publisher = loop_layer._publisher._amqp_channel
     found = {
-        "mailboxes": sum(not mailbox.is_idle for mailbox in router._mailboxes.values()),
-        # One may be kept, for the receiver that was the last to get a message.
-        "idle mailboxes": max(0, sum(box.is_idle for box in router._mailboxes.values()) - 1),
+        "mailboxes": router.channels,
         "messages": router.waiting_messages,
-        "loans": len(router._loans),
-        "deliveries in use": router.in_use,
-        "receivers": router._waiting,
+        "messages in hand-off": router.messages_in_handoff,
+        "deliveries unacked": router.unacked,
+        "receivers": router.receivers,
         "groups with members": len(loop_layer._members),
         "groups wanted": bindings.wanted,
         "groups bound": bindings.bound,

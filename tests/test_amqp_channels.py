@@ -220,7 +220,7 @@ class Deliveries:
         self.got: list[tuple[bytes, int]] = []
         self.ended: list[Exception] = []
         self.channel = self.peer.consumer(
-            lambda body, tag, consumer: self.got.append((body, tag)), self.ended.append
+            lambda body, tag, published, consumer: self.got.append((body, tag)), self.ended.append
         )
 
     def deliver(self, *tags: int) -> None:
@@ -356,7 +356,9 @@ async def test_acks_of_a_turn_are_written_together() -> None:
 async def test_those_who_are_woken_by_a_read_ack_in_their_own_turn(pieces: int) -> None:
     bench = Deliveries()
     loop = asyncio.get_running_loop()
-    bench.channel._on_delivery = lambda body, tag, consumer: loop.call_soon(consumer.ack, tag)
+    bench.channel._on_delivery = lambda body, tag, published, consumer: loop.call_soon(
+        consumer.ack, tag
+    )
     await asyncio.sleep(0)  # lets what opened it be written
     writes = bench.peer.transport.writes
     both = [*delivery(1, b"body", pieces=pieces), *delivery(2, b"body")]
@@ -369,7 +371,7 @@ async def test_those_who_are_woken_by_a_read_ack_in_their_own_turn(pieces: int) 
 async def test_nothing_is_acked_behind_the_brokers_farewell() -> None:
     """AMQP allows no frame after Connection.CloseOk, even for what came in the same read."""
     bench = Deliveries()
-    bench.channel._on_delivery = lambda body, tag, consumer: consumer.ack(tag)
+    bench.channel._on_delivery = lambda body, tag, published, consumer: consumer.ack(tag)
     bench.peer.protocol.data_received(
         marshal(*delivery(1, b"body"), channel=1) + marshal(close_connection())
     )
@@ -822,7 +824,8 @@ async def test_broker_refuses_one_bind_amid_good_ones(connection: Connection, qu
     # The others are bound: a message for each arrives.
     got: asyncio.Queue[bytes] = asyncio.Queue()
     consumer = connection.open_consumer(
-        on_delivery=lambda body, tag, consumer: got.put_nowait(body), on_end=lambda exc: None
+        on_delivery=lambda body, tag, published, consumer: got.put_nowait(body),
+        on_end=lambda exc: None,
     )
     await consumer.consume(queue, 100)
     publisher = connection.open_publisher(on_end=lambda exc: None)
@@ -845,7 +848,7 @@ class RealConsumer:
         self.got: asyncio.Queue[tuple[bytes, int]] = asyncio.Queue()
         self.ended: asyncio.Queue[Exception] = asyncio.Queue()
         self.channel: ConsumerChannel = connection.open_consumer(
-            on_delivery=lambda body, tag, consumer: self.got.put_nowait((body, tag)),
+            on_delivery=lambda body, tag, published, consumer: self.got.put_nowait((body, tag)),
             on_end=self.ended.put_nowait,
         )
         self.publisher: PublisherChannel = connection.open_publisher(on_end=self.ended.put_nowait)

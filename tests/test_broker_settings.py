@@ -75,7 +75,7 @@ async def test_a_message_that_nobody_takes_does_not_make_the_process_deaf(
         await sender.group_send("g", MESSAGE)
         assert await receive(receiver, channel) == MESSAGE
         # It is in memory still, and there only: the next connection has nothing to time out.
-        assert receiver._loop_layer()._router.in_use == 0
+        assert receiver._loop_layer()._router.unacked == 0
         assert await receive(receiver, untaken) == {"n": 1}
         await sender.send(untaken, {"n": 2})
         assert await receive(receiver, untaken) == {"n": 2}

@@ -49,15 +49,15 @@ async def until_waiting(layer: RabbitmqChannelLayer, owner: LoopThread, count: i
         await asyncio.sleep(0.001)
 
 
-def lend(
+def hand_over(
     layer: RabbitmqChannelLayer, owner: LoopThread, channel: str, message: dict[str, Any]
 ) -> None:
     """Have a message answer the ``receive()`` that waits, and the answer wait on the caller's loop.
 
-    For this stands still until the owner's loop has sent the message, got it and lent it.
+    For this stands still until the owner's loop has sent the message, got it and handed it over.
     """
     owner.submit_from_thread(layer.send(channel, message))
-    owner.block_until(lambda: bool(router_of(layer, owner)._loans))
+    owner.block_until(lambda: bool(router_of(layer, owner).messages_in_handoff))
 
 
 class TestCalls:
@@ -209,7 +209,7 @@ class TestCancelledReceivers:
     ) -> None:
         layer = await open_layer()
         channel, receiving = await start_receiving(layer, owner)
-        lend(layer, owner, channel, {"n": 1})
+        hand_over(layer, owner, channel, {"n": 1})
         if has_arrived:
             # After the callback that brings the answer, and before the task that waits for it.
             asyncio.get_running_loop().call_soon(receiving.cancel)
@@ -220,17 +220,18 @@ class TestCancelledReceivers:
         await layer.send(channel, {"n": 2})
         assert [(await receive(layer, channel))["n"] for _ in range(2)] == [1, 2]
 
-    async def test_what_was_lent_is_acked_when_it_is_taken(
+    async def test_what_is_handed_over_is_acked_and_counts_as_received_when_it_is_accepted(
         self, open_layer: OpenLayer, owner: LoopThread
     ) -> None:
         layer = await open_layer()
         channel, receiving = await start_receiving(layer, owner)
-        lend(layer, owner, channel, {"n": 1})
+        hand_over(layer, owner, channel, {"n": 1})
         router = router_of(layer, owner)
-        assert router.in_use == 1
+        counters = layer._loop_layers.serving[owner.loop].counters  # type: ignore[union-attr]
+        assert (router.unacked, counters.received) == (0, 0)
         await receiving
-        owner.block_until(lambda: not router._loans)
-        assert router.in_use == 0
+        owner.block_until(lambda: not router.messages_in_handoff)
+        assert (router.unacked, counters.received) == (0, 1)
 
     async def test_at_any_moment(self, open_layer: OpenLayer, owner: LoopThread) -> None:
         layer = await open_layer(local_capacity=1000, remote_capacity=1000)
@@ -307,7 +308,7 @@ class TestEnds:
             # This test destroys it while it is pending.
             receiving._log_destroy_pending = False  # type: ignore[attr-defined]
             loop.run_until_complete(until_waiting(layer, owner, 1))
-            lend(layer, owner, channel, {"n": 1})
+            hand_over(layer, owner, channel, {"n": 1})
             loop.close()
 
         await asyncio.to_thread(call_and_end)

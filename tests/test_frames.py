@@ -51,13 +51,15 @@ def pamqps_publish(
     exchange: str,
     key: str,
     body: bytes,
+    published: int,
     sequence_number: int | None,
     max_payload: int,
 ) -> bytes:
+    headers = {"timestamp_in_ms": published}
     if sequence_number is None:
-        properties = commands.Basic.Properties()
+        properties = commands.Basic.Properties(headers=headers)
     else:
-        properties = commands.Basic.Properties(correlation_id=str(sequence_number))
+        properties = commands.Basic.Properties(headers=headers, correlation_id=str(sequence_number))
     return marshal(
         commands.Basic.Publish(0, exchange, key, mandatory=sequence_number is not None),
         ContentHeader(body_size=len(body), properties=properties),
@@ -70,6 +72,7 @@ def pamqps_publish(
     channel=channel_numbers,
     exchange=exchanges,
     key=short_strings(),
+    published=st.integers(2**40, 2**62),  # pamqp writes smaller numbers in less
     sequence_number=st.none() | st.integers(1, 2**63),
     max_payload=st.integers(1, 300) | st.just(3000),
     data=st.data(),
@@ -78,6 +81,7 @@ def test_publish_is_pamqps(
     channel: int,
     exchange: str,
     key: str,
+    published: int,
     sequence_number: int | None,
     max_payload: int,
     data: st.DataObject,
@@ -92,11 +96,12 @@ def test_publish_is_pamqps(
         channel,
         frames.encode_publish_method(channel, exchange, key, sequence_number is not None),
         body,
+        published=published,
         sequence_number=sequence_number,
         max_payload=max_payload,
     )
     assert b"".join(encoded) == pamqps_publish(
-        channel, exchange, key, body, sequence_number, max_payload
+        channel, exchange, key, body, published, sequence_number, max_payload
     )
 
 
@@ -110,6 +115,7 @@ def test_no_frame_is_larger_than_frame_max(frame_max: int, more: int) -> None:
         1,
         frames.encode_publish_method(1, "e", "key", True),
         body,
+        published=1,
         sequence_number=7,
         max_payload=frames.max_payload(frame_max),
     )
@@ -120,7 +126,9 @@ def test_no_frame_is_larger_than_frame_max(frame_max: int, more: int) -> None:
 
 def test_empty_body_has_no_body_frame() -> None:
     method = frames.encode_publish_method(1, "e", "key", False)
-    encoded = frames.encode_publish(1, method, b"", sequence_number=None, max_payload=100)
+    encoded = frames.encode_publish(
+        1, method, b"", published=1, sequence_number=None, max_payload=100
+    )
     assert [plain(frame)[0] for _, frame in unmarshal(b"".join(encoded))] == [
         "Basic.Publish",
         "header",
@@ -213,6 +221,25 @@ def test_content_header_is_what_pamqp_reads(
     assert frames.read_correlation_id(*where) == (int(text) if is_number else None)
 
 
+@pytest.mark.parametrize("headers", [{}, {"a": 1, "timestamp": 7}, {"x-death": "y" * 50}])
+@pytest.mark.parametrize("sequence_number", [None, "12"])
+def test_time_of_publishing_is_found_whatever_else_was_added(
+    headers: dict[str, object], sequence_number: str | None
+) -> None:
+    published = 1_764_000_000_123
+    for added in (headers, {"content": "type", **headers}):
+        properties = commands.Basic.Properties(
+            content_type="text/plain" if added else None,
+            headers={**added, "timestamp_in_ms": published, "z": 3},
+            correlation_id=sequence_number,
+        )
+        frame = marshal(ContentHeader(body_size=7, properties=properties))
+        assert frames.read_published(*payload(frame, b"before", b"behind")) == published
+        without = commands.Basic.Properties(headers=added, correlation_id=sequence_number)
+        frame = marshal(ContentHeader(body_size=7, properties=without))
+        assert frames.read_published(*payload(frame)) == 0
+
+
 def methods_of_each_message() -> list[tuple[object, object]]:
     header = ContentHeader(
         body_size=7, properties=commands.Basic.Properties(correlation_id="1" * 20)
@@ -257,6 +284,14 @@ def test_truncated_payload_is_not_read_on_into_the_next_frame(
             results.append(read(*payload(cut, behind=next_frame)))
     assert set(results) <= {complete}
     assert len(results) < len(whole) - 8 - shortest
+
+
+def test_time_of_publishing_is_not_read_on_into_the_next_frame() -> None:
+    properties = commands.Basic.Properties(headers={"timestamp_in_ms": 2**50})
+    whole = marshal(ContentHeader(body_size=7, properties=properties))
+    for end in range(7, len(whole) - 1):
+        assert frames.read_published(whole, 7, end) == 0
+    assert frames.read_published(whole, 7, len(whole) - 1) == 2**50
 
 
 # pamqp's part

@@ -269,7 +269,7 @@ async def test_any_frames_in_any_order_leave_nobody_waiting(
     peer = Peer()
     got: list[bytes] = []
     ended: list[Exception] = []
-    consumer = peer.consumer(lambda body, tag, consumer: got.append(body), ended.append)
+    consumer = peer.consumer(lambda body, tag, published, consumer: got.append(body), ended.append)
     topology = peer.topology()
     publisher = peer.publisher(ended.append)
     waiting: list[asyncio.Future[Any]] = [
@@ -299,7 +299,7 @@ async def test_a_body_larger_than_any_broker_lets_through_is_not_waited_for() ->
     """Else whoever sends it could fill all memory, one frame after the other."""
     peer = Peer()
     got: list[bytes] = []
-    peer.consumer(lambda body, tag, consumer: got.append(body), lambda exc: None)
+    peer.consumer(lambda body, tag, published, consumer: got.append(body), lambda exc: None)
     deliver = commands.Basic.Deliver("channels", 1, False, "e", "key")
     peer.feed(deliver, ContentHeader(body_size=amqp_channels.LARGEST_BODY + 1), channel=1)
     assert peer.protocol.ended.done() or peer.transport.is_closing()

@@ -163,7 +163,7 @@ async def test_overload_is_told_to_senders_and_bounded_everywhere(
     ended = loop.time()
 
     # As soon as it's over everything is as before: nothing is refused, nothing has to wait.
-    while layer._loop_layer()._router.in_use:
+    while layer._loop_layer()._router.unacked:
         await asyncio.sleep(0.01)
         assert loop.time() < ended + 2.0
     recovered = loop.time() - ended
@@ -215,7 +215,11 @@ async def test_overload_is_told_to_senders_and_bounded_everywhere(
 
     # One line about each kind in a few seconds
     most = lasted / _REPORT_INTERVAL + 2
-    assert list(warnings) == ["all of local_capacity is in use by N messages"]
+    assert set(warnings) <= {
+        "all of local_capacity is in use by N messages",
+        "N messages wait in memory for receivers that are stuck or too slow",
+    }
+    assert "all of local_capacity is in use by N messages" in warnings
     assert list(overload["warnings"]) == ["N group messages refused by at least one full queue"]
     for counts in (warnings, overload["warnings"]):
         assert 1 <= max(counts.values()) <= most

@@ -231,7 +231,7 @@ class Talk:
         self.got: list[tuple[bytes, int]] = []
         self.ended: list[Exception] = []
         self.consumer = self.peer.consumer(
-            lambda body, tag, consumer: self.got.append((body, tag)), self.ended.append
+            lambda body, tag, published, consumer: self.got.append((body, tag)), self.ended.append
         )
         self.topology = self.peer.topology()
         self.publisher = self.peer.publisher(self.ended.append)
@@ -327,7 +327,7 @@ async def test_large_body_in_many_frames_and_reads() -> None:
 async def test_frame_of_frame_max_is_taken(frame_max: int) -> None:
     got: list[bytes] = []
     peer = Peer(frame_max=frame_max)
-    peer.consumer(lambda body, tag, consumer: got.append(body))
+    peer.consumer(lambda body, tag, published, consumer: got.append(body))
     body = b"x" * (frame_max - 8)
     peer.feed(*delivery(1, body), channel=1)
     assert got == [body]
@@ -483,7 +483,7 @@ async def test_random_damage_to_the_handshake_never_goes_unhandled(
 
 
 async def test_bug_of_ours_ends_the_connection_and_is_told() -> None:
-    def buggy(body: bytes, tag: int, consumer: ConsumerChannel) -> None:
+    def buggy(body: bytes, tag: int, published: int, consumer: ConsumerChannel) -> None:
         raise ZeroDivisionError("a bug")
 
     peer = Peer()

@@ -43,10 +43,10 @@ from test_interop import receive, reconnect
 import channels_rabbitmq
 import channels_rabbitmq.exceptions
 from channels_rabbitmq import (
+    _ages,
     _bindings,
     _codec,
     _direct_sender,
-    _mailbox,
     _names,
     _plain_messages,
     _reporter,
@@ -262,8 +262,6 @@ def test_numbers() -> None:
         f"first after {_supervisor._FIRST_DELAY:g} seconds",
         f"every {_supervisor._LONGEST_DELAY:g} seconds",
         f"every {_supervisor._LONGEST_DELAY_IF_REFUSED:g} seconds as long as RabbitMQ refuses it",
-        f"{_router.UNCOUNTED_BYTES // 2**20} MiB for the process",
-        f"up to {_mailbox.MAX_PATIENCE:g}.)",
         f"stays bound for {constructor['linger'].default:g} seconds",
         f"within {_reporter._FIRST_INTERVAL:g} seconds of the first event, "
         f"then once in {_reporter.INTERVAL:g} seconds",
@@ -278,8 +276,10 @@ def test_numbers() -> None:
         f"about three heartbeats ({3 * broker_url.DEFAULT_HEARTBEAT:g} seconds)",
         f"within {2 * watchdog + two_heartbeats:g} seconds by a message to itself",
         f"tried for {_direct_sender.RETRY_TIMEOUT:g} seconds and dropped",
-        f"beyond ``capacity`` or {_router.UNCOUNTED_BYTES // 2**20} MiB",
-        f"{_router.UNCOUNTED_BYTES // 2**20} MiB for stalled channels",
+        f"beyond ``capacity`` or {_router.EARLY_ACKED_BYTES // 2**20} MiB",
+        f"{_router.EARLY_ACKED_BYTES // 2**20} MiB for stalled channels",
+        f"{_router.EARLY_ACKED_BYTES // 2**20} MiB for the process",
+        f"with {_router.MESSAGE_OVERHEAD} bytes for each message beyond its body",
     ):
         assert sentence in plain(), sentence
     assert _direct_sender.UNREACHABLE_TIMEOUT == _direct_sender.HEARD_TIMEOUT == 60
@@ -287,8 +287,10 @@ def test_numbers() -> None:
     assert "remembered for a minute" in plain()
     assert _supervisor._REMINDER_INTERVAL == 60
     assert "told once a minute" in plain()
-    assert _mailbox.PATIENCE == 1
-    assert "holds a message older than a second" in plain()
+    assert _router.BEHIND == 1
+    assert "messages so for more than a second" in plain()
+    assert _ages.WINDOW == 30
+    assert "in the last half minute or minute" in plain()
     defaults = Settings.from_config({})
     assert defaults.remote_capacity is not None
     assert f"{defaults.remote_capacity + defaults.local_capacity:,} by default" in plain()

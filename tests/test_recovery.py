@@ -338,7 +338,7 @@ async def test_what_is_in_memory_when_the_connection_is_lost_arrives_and_takes_n
         channel = await receiver.new_channel()
         for n in range(6):
             if n in (2, 4):
-                assert receiver._loop_layer()._router.in_use == 2  # all of local_capacity
+                assert receiver._loop_layer()._router.unacked == 2  # all of local_capacity
                 proxy.cut(name="subscriber")
                 await lines.next("WARNING subscriber .*: lost")
                 await lines.next("WARNING subscriber .*: connected again")
@@ -350,7 +350,7 @@ async def test_what_is_in_memory_when_the_connection_is_lost_arrives_and_takes_n
         assert [(await receiver.receive(channel))["n"] for _ in range(6)] == list(range(6))
         await sender.send(channel, {"n": 6})
         assert await asyncio.wait_for(receiver.receive(channel), 10) == {"n": 6}
-        assert receiver._loop_layer()._router.in_use == 0
+        assert receiver._loop_layer()._router.unacked == 0
 
 
 async def test_foreign_bodies_are_counted_logged_and_forgotten(

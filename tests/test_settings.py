@@ -32,7 +32,7 @@ def test_defaults() -> None:
         remote_capacity=10_000,
         remote_capacity_bytes=32 * 1024 * 1024,
         local_capacity=100,
-        capacity=100,
+        capacity=10_000,
         channel_capacity={},
         groups_exchange="groups",
         connect_timeout=10.0,

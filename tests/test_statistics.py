@@ -88,15 +88,15 @@ def routed(statistics: LoopLayerStatistics) -> int:
         + statistics.expired
         + statistics.dropped.overflowed
         + statistics.waiting
-        + statistics.lent
+        + statistics.in_handoff
     )
 
 
 def must_have_nothing_left(statistics: LoopLayerStatistics) -> None:
     """No channel, receiver, message or group is there any more."""
-    assert statistics.waiting == statistics.lent == statistics.in_use == 0
+    assert statistics.waiting == statistics.in_handoff == statistics.unacked == 0
     assert statistics.channels == statistics.receivers == statistics.stalled_channels == 0
-    assert statistics.unconfirmed == statistics.uncounted_bytes == 0
+    assert statistics.unconfirmed == statistics.early_acked_bytes == 0
     assert statistics.groups == NO_GROUPS
 
 
@@ -140,14 +140,15 @@ class TestWhere:
             received=0,
             expired=0,
             dropped=NOTHING_DROPPED,
+            highest_age=0.0,
             waiting=0,
-            lent=0,
+            in_handoff=0,
             channels=0,
             receivers=0,
             stalled_channels=0,
-            in_use=0,
+            unacked=0,
             local_capacity=7,
-            uncounted_bytes=0,
+            early_acked_bytes=0,
             groups=NO_GROUPS,
         )
         await layer.close()
@@ -204,7 +205,7 @@ class TestWhere:
             waiting.result()
         statistics = of(layer)
         assert (statistics.published, statistics.routed) == (before.published, before.routed)
-        assert statistics.waiting == statistics.in_use == statistics.unconfirmed == 0
+        assert statistics.waiting == statistics.unacked == statistics.unconfirmed == 0
         assert statistics.channels == statistics.receivers == 0
         for connection in (statistics.publisher, statistics.subscriber):
             assert (connection.state, connection.url) == ("closed", "")
@@ -301,7 +302,7 @@ asyncio.run(main())
         await until(lambda: of(layer).waiting == 1)
         loop_layer = layer._loop_layer()
         names = {
-            loop_layer._router: ("_mailboxes", "_holding", "_loans"),
+            loop_layer._router: ("_mailboxes", "_holding"),
             loop_layer._bindings: ("_wanted", "_lingering"),
             loop_layer._publisher._amqp_channel: ("_unconfirmed",),
         }
@@ -506,15 +507,15 @@ class TestReceived:
         await layer.group_send("g", MESSAGE)
         await until(lambda: of(layer).waiting == 3)
         statistics = of(layer)
-        assert (statistics.delivered, statistics.routed, statistics.in_use) == (1, 3, 1)
+        assert (statistics.delivered, statistics.routed, statistics.unacked) == (1, 3, 1)
         assert (statistics.channels, statistics.receivers) == (3, 0)
         await receive(layer, channels[0])
         statistics = of(layer)
-        assert (statistics.received, statistics.waiting, statistics.in_use) == (1, 2, 1)
+        assert (statistics.received, statistics.waiting, statistics.unacked) == (1, 2, 1)
         for channel in channels[1:]:
             await receive(layer, channel)
         statistics = of(layer)
-        assert (statistics.received, statistics.waiting, statistics.in_use) == (3, 0, 0)
+        assert (statistics.received, statistics.waiting, statistics.unacked) == (3, 0, 0)
         assert statistics.routed == routed(statistics)
         assert statistics.channels == 0
 
@@ -533,7 +534,7 @@ class TestReceived:
         await asyncio.wait(waiting)
         must_have_nothing_left(of(layer))
 
-    async def test_lent(self, open_layer: OpenLayer) -> None:
+    async def test_in_handoff(self, open_layer: OpenLayer) -> None:
         layer = await open_layer()
         with LoopThread() as owner:
             channel = await owner.run(layer.new_channel())
@@ -544,10 +545,10 @@ class TestReceived:
             receiving = asyncio.create_task(layer.receive(channel))
             await until(lambda: owners().receivers == 1)
             owner.submit_from_thread(layer.send(channel, MESSAGE))
-            # This loop stands still, so the answer waits, and the loan with it.
-            owner.block_until(lambda: owners().lent == 1)
+            # This loop stands still, so the answer waits, and the message with it.
+            owner.block_until(lambda: owners().in_handoff == 1)
             statistics = owners()
-            assert (statistics.waiting, statistics.in_use, statistics.received) == (0, 1, 0)
+            assert (statistics.waiting, statistics.unacked, statistics.received) == (0, 0, 0)
             assert statistics.routed == routed(statistics) == 1
             await receiving
             await until(lambda: owners().received == 1)
@@ -567,30 +568,34 @@ class TestReceived:
         layer = await open_layer(local_capacity=4, capacity=2)
         stuck, other = await layer.new_channel(), await layer.new_channel()
         waiting = asyncio.create_task(layer.receive(other))
-        for n in range(3):
-            await layer.send(stuck, {"n": n})
-        await until(lambda: of(layer).in_use == 3)
-        assert of(layer).stalled_channels == of(layer).uncounted_bytes == 0
-        await until(lambda: of(layer).stalled_channels == 1)
+        await layer.send(stuck, {"n": 0})
+        await until(lambda: of(layer).unacked == 1)
+        assert of(layer).stalled_channels == of(layer).early_acked_bytes == 0
+        with log_lines() as lines:
+            for n in range(1, 4):
+                await layer.send(stuck, {"n": n})
+            line = await lines.next("channels that are behind hold more than their capacity")
+        assert "2 messages dropped: channels" in line
+        assert stuck in line
         statistics = of(layer)
-        assert (statistics.waiting, statistics.in_use, statistics.dropped.overflowed) == (2, 0, 1)
-        assert statistics.uncounted_bytes > 0
-        assert statistics.routed == routed(statistics) == 3
-        assert [(await receive(layer, stuck))["n"] for _ in range(2)] == [1, 2]
-        assert of(layer).stalled_channels == of(layer).uncounted_bytes == 0
+        assert statistics.stalled_channels == 1
+        assert (statistics.waiting, statistics.unacked, statistics.dropped.overflowed) == (2, 0, 2)
+        assert statistics.early_acked_bytes > 0
+        assert statistics.routed == routed(statistics) == 4
+        assert [(await receive(layer, stuck))["n"] for _ in range(2)] == [2, 3]
+        assert of(layer).stalled_channels == of(layer).early_acked_bytes == 0
         await layer.send(other, MESSAGE)
         await waiting
         must_have_nothing_left(of(layer))
 
-    @pytest.mark.slow
     async def test_a_stalled_channel_that_expires(self, open_layer: OpenLayer) -> None:
-        layer = await open_layer(local_capacity=2, local_expiry=2.5)
+        layer = await open_layer(local_capacity=2, local_expiry=0.5)
         stuck, other = await layer.new_channel(), await layer.new_channel()
         waiting = asyncio.create_task(layer.receive(other))
         await layer.send(stuck, MESSAGE)
         await until(lambda: of(layer).stalled_channels == 1)
         await until(lambda: of(layer).expired == 1)
-        assert of(layer).stalled_channels == of(layer).uncounted_bytes == of(layer).waiting == 0
+        assert of(layer).stalled_channels == of(layer).early_acked_bytes == of(layer).waiting == 0
         assert of(layer).channels == of(layer).receivers == 1
         waiting.cancel()
         await asyncio.wait([waiting])
@@ -601,15 +606,34 @@ class TestReceived:
         layer = await open_layer(host=proxy.url)
         channel = await layer.new_channel()
         await layer.send(channel, MESSAGE)
-        await until(lambda: of(layer).in_use == 1)
+        await until(lambda: of(layer).unacked == 1)
         with log_lines() as lines:
             proxy.cut(name="subscriber")
             await lines.next("WARNING subscriber .*: connected again")
         statistics = of(layer)
-        assert (statistics.waiting, statistics.in_use) == (1, 0)
-        assert statistics.uncounted_bytes > 0
+        assert (statistics.waiting, statistics.unacked) == (1, 0)
+        assert statistics.early_acked_bytes > 0
         await receive(layer, channel)
         must_have_nothing_left(of(layer))
+
+    async def test_the_highest_age(self, open_layer: OpenLayer) -> None:
+        layer = await open_layer(expiry=2)
+        channel = await layer.new_channel()
+        await layer.send(channel, MESSAGE)
+        await receive(layer, channel)
+        fresh = of(layer).highest_age
+        assert 0 < fresh < 1
+        with log_lines() as lines:
+            await layer.send(channel, MESSAGE)
+            await asyncio.sleep(1.1)
+            await receive(layer, channel)
+            line = await lines.next("more than half of expiry")
+        assert f"{layer._loop_layer().id}: messages were up to 1 s old" in line
+        assert channel in line
+        assert 1.1 <= of(layer).highest_age < 2
+        await layer.send(channel, MESSAGE)
+        await receive(layer, channel)
+        assert of(layer).highest_age >= 1.1
 
     async def test_what_nobody_wants(self, open_layer: OpenLayer, groups_exchange: str) -> None:
         layer = await open_layer()

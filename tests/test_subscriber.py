@@ -288,5 +288,5 @@ async def test_a_former_connections_deliveries_do_not_count_on_the_next(
         await sender.group_send("g", MESSAGE)
         await proxy.seen(TO_CLIENT, commands.Basic.Deliver)
         await connected(layer)
-        assert layer._loop_layer()._router.in_use == 0
+        assert layer._loop_layer()._router.unacked == 0
         released.set()

@@ -557,7 +557,7 @@ async def test_connection_lost_during_set_up_says_why() -> None:
 async def test_bug_during_set_up_says_more_than_that_the_connection_closed(
     logged: pytest.LogCaptureFixture,
 ) -> None:
-    def buggy(body: bytes, tag: int, consumer: ConsumerChannel) -> None:
+    def buggy(body: bytes, tag: int, published: int, consumer: ConsumerChannel) -> None:
         raise ZeroDivisionError("a bug")
 
     async def consume(connection: Connection) -> None:
@@ -608,7 +608,7 @@ async def test_error_in_the_role_is_survived_and_logged(
 async def test_bug_that_ends_the_connection_is_logged_with_its_traceback(
     logged: pytest.LogCaptureFixture,
 ) -> None:
-    def buggy(body: bytes, tag: int, consumer: ConsumerChannel) -> None:
+    def buggy(body: bytes, tag: int, published: int, consumer: ConsumerChannel) -> None:
         raise ZeroDivisionError("a bug")
 
     async def consume(connection: Connection) -> None:

@@ -169,8 +169,9 @@ class TopologyChannel(CallChannel):
 class ConsumerChannel(CallChannel):
     """Declares a queue and consumes from it; acks are written together, once a turn of the loop.
 
-    ``on_delivery(body, delivery_tag, consumer)`` is called for each message, with this object to
-    ack it by; ``on_end(exc)`` at most once, when the broker cancels the consumer (ChannelClosed:
+    ``on_delivery(body, delivery_tag, published, consumer)`` is called for each message, with the
+    time of its publishing (milliseconds since 1970, 0 if it doesn't say) and this object to ack it
+    by; ``on_end(exc)`` at most once, when the broker cancels the consumer (ChannelClosed:
     the queue was deleted, or its node is gone) or closes the AMQP channel (ChannelClosedByServer);
     not when the connection ends.
     """
@@ -180,13 +181,14 @@ class ConsumerChannel(CallChannel):
         protocol: Protocol,
         amqp_channel_id: int,
         *,
-        on_delivery: Callable[[bytes, int, ConsumerChannel], None],
+        on_delivery: Callable[[bytes, int, int, ConsumerChannel], None],
         on_end: Callable[[Exception], None],
     ) -> None:
         super().__init__(protocol, amqp_channel_id)
         self._on_delivery = on_delivery
         self._on_end = on_end
         self._tag: int | None = None  # of the message whose header or body is due
+        self._published = 0  # as its header said
         self._missing: int | None = None  # bytes of its body; None: the header is due
         self._body: list[bytes] = []
         self._max_payload = frames.max_payload(protocol.frame_max)
@@ -217,7 +219,7 @@ class ConsumerChannel(CallChannel):
 
     def mute(self) -> None:
         """Hand out nothing more, and ack nothing: the connection is given up."""
-        self._on_delivery = lambda body, tag, consumer: None
+        self._on_delivery = lambda body, tag, published, consumer: None
         self._ended = True
 
     def ack(self, delivery_tag: int) -> None:
@@ -251,6 +253,7 @@ class ConsumerChannel(CallChannel):
             self._missing = frames.read_body_size(data, start, end)
             if self._missing > LARGEST_BODY:
                 raise pamqp.exceptions.AMQPUnexpectedFrame("A body larger than RabbitMQ's limit")
+            self._published = frames.read_published(data, start, end)
         else:
             self._missing -= end - start
             self._body.append(data[start:end])
@@ -264,9 +267,9 @@ class ConsumerChannel(CallChannel):
         """Handle all deliveries that are whole; return where they end, 0 if there is none."""
         end = 0
         while found := frames.find_delivery(data, at, self._amqp_channel_id, self._max_payload):
-            tag, body_start, body_end = found
+            tag, published, body_start, body_end = found
             self._acks.expect(tag)
-            self._on_delivery(data[body_start:body_end], tag, self)
+            self._on_delivery(data[body_start:body_end], tag, published, self)
             at = end = body_end + 1
         if end:
             # The acks of those who are woken now. (Not after a delivery that came in pieces: others
@@ -280,7 +283,7 @@ class ConsumerChannel(CallChannel):
         self._body.clear()
         assert tag is not None
         self._acks.expect(tag)
-        self._on_delivery(body, tag, self)
+        self._on_delivery(body, tag, self._published, self)
 
     def accept_frame(self, frame: Any) -> None:
         if isinstance(frame, pamqp.commands.Basic.Cancel):
@@ -414,6 +417,7 @@ class PublisherChannel(CallChannel):
             self._amqp_channel_id,
             method,
             body,
+            int(time() * 1000),
             sequence_number if route.mandatory else None,
             self._max_payload,
         )

@@ -113,7 +113,7 @@ class Connection(carehare.Connection):
     def open_consumer(
         self,
         *,
-        on_delivery: Callable[[bytes, int, ConsumerChannel], None],
+        on_delivery: Callable[[bytes, int, int, ConsumerChannel], None],
         on_end: Callable[[Exception], None],
     ) -> ConsumerChannel:
         """Return a new AMQP channel that declares and consumes."""

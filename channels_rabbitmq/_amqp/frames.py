@@ -60,17 +60,32 @@ _content_header = struct.Struct(">HHQH")
 # A header frame up to its properties; and from a header's end up to the body
 _header_frame = struct.Struct(">BHIHHQH")
 _end_and_frame_head = struct.Struct(">BBHI")
-# A header frame with a correlation-id, a short string, up to that string's text
-_numbered_header_frame = struct.Struct(">BHIHHQHB")
+# The header by which a message tells when it was published: its name (RabbitMQ's own message
+# interceptors use it) and type, and the milliseconds since 1970. Other readers ignore it.
+_PUBLISHED = b"\x0ftimestamp_in_ms" + b"l"
+_milliseconds = struct.Struct(">q")
+_PUBLISHED_SIZE = len(_PUBLISHED) + _milliseconds.size
+# A header frame with a table that holds this and nothing else; and with a correlation-id behind it,
+# a short string, up to that string's text
+_our_header_frame = struct.Struct(f">BHIHHQHI{len(_PUBLISHED)}sq")
+_numbered_header_frame = struct.Struct(f">BHIHHQHI{len(_PUBLISHED)}sqB")
+_OUR_HEADER_SIZE = _our_header_frame.size - 7  # bytes of its payload
 # The frame of a Basic.Deliver up to its delivery tag: head, index, consumer tag, delivery tag
 _deliver_frame = struct.Struct(f">BHII{1 + len(CONSUMER_TAG)}sQ")
 _LEAST_DELIVER = _deliver_frame.size - 7  # bytes of its payload
 _short_consumer_tag = bytes([len(CONSUMER_TAG)]) + CONSUMER_TAG.encode()
-# The flag of the property correlation-id (the sixth of basic's, counted from bit 15).
+# The flags of two properties: headers (the third of basic's, counted from bit 15), correlation-id
+_HAS_HEADERS = 1 << 13
 _HAS_CORRELATION_ID = 1 << 10
 # Those that come before it: content-type, content-encoding, headers, delivery-mode, priority; and
 # the bytes of their length, 0: they are one byte.
-_BEFORE_CORRELATION_ID = ((1 << 15, 1), (1 << 14, 1), (1 << 13, 4), (1 << 12, 0), (1 << 11, 0))
+_BEFORE_CORRELATION_ID = (
+    (1 << 15, 1),
+    (1 << 14, 1),
+    (_HAS_HEADERS, 4),
+    (1 << 12, 0),
+    (1 << 11, 0),
+)
 
 # Methods with tables: only clients send them, but for connection.start.
 _METHODS: dict[int, Any] = pamqp.commands.INDEX_MAPPING
@@ -131,13 +146,26 @@ def read_body_size(data: bytes, start: int, end: int) -> int:
     return size
 
 
+def read_published(data: bytes, start: int, end: int) -> int:
+    """Return when a message was published, in milliseconds since 1970, by its content header.
+
+    0 if it doesn't say. (It is searched for: the broker may have added headers of its own.)
+    """
+    at = data.find(_PUBLISHED, start, end)
+    if at < 0 or at + _PUBLISHED_SIZE > end:
+        return 0
+    published: int = _milliseconds.unpack_from(data, at + len(_PUBLISHED))[0]
+    return published
+
+
 def find_delivery(
     data: bytes, at: int, amqp_channel_id: int, max_payload: int
-) -> tuple[int, int, int] | None:
-    """Return delivery tag, start and end of the body of a whole delivery that begins at ``at``.
+) -> tuple[int, int, int, int] | None:
+    """Return delivery tag, time of publishing (as ``read_published``), start and end of the body.
 
-    None unless that is the frame of a Basic.Deliver for our consumer tag, and header and body are
-    one whole frame each, here, in order and as agreed: then all are to be read one by one.
+    That is of a whole delivery which begins at ``at``. None unless that is the frame of a
+    Basic.Deliver for our consumer tag, and header and body are one whole frame each, here, in order
+    and as agreed: then all are to be read one by one.
     """
     if at + _deliver_frame.size > len(data):
         return None
@@ -153,6 +181,7 @@ def find_delivery(
         or data[at - 1] != FRAME_END
     ):
         return None
+    header_start = at
     frame_type, number, header_size, _, _, size, flags = _header_frame.unpack_from(data, at)
     body_start = at + OVERHEAD + header_size + 7
     body_end = body_start + size
@@ -167,7 +196,8 @@ def find_delivery(
         or _end_and_frame_head.unpack_from(data, body_start - 8) != (FRAME_END, BODY, number, size)
     ):
         return None
-    return tag, body_start, body_end
+    published = read_published(data, header_start, body_start - 8) if flags & _HAS_HEADERS else 0
+    return tag, published, body_start, body_end
 
 
 def read_correlation_id(data: bytes, start: int, end: int) -> int | None:
@@ -227,27 +257,31 @@ def encode_publish(
     amqp_channel_id: int,
     method: bytes,
     body: bytes,
+    published: int,
     sequence_number: int | None,
     max_payload: int,
 ) -> Sequence[bytes]:
     """Return all frames of one published message: a few pieces, to be written one after the other.
 
-    ``method`` is from ``encode_publish_method``. With a ``sequence_number`` the message carries
-    that as its correlation-id, by which a Basic.Return is told.
+    ``method`` is from ``encode_publish_method``, ``published`` as in ``read_published``. With a
+    ``sequence_number`` the message carries that as its correlation-id, by which a Basic.Return is
+    told.
     No body frame's payload is longer than ``max_payload`` (frame_max less the 8 bytes around it:
     AMQP 0-9-1, section 4.2.3; an empty body has no frame at all).
     """
     size = len(body)
     if sequence_number is None:
         number = b""
-        header_size = _content_header.size
-        header = _header_frame.pack(HEADER, amqp_channel_id, header_size, 60, 0, size, 0)
+        header = _our_header_frame.pack(
+            *(HEADER, amqp_channel_id, _OUR_HEADER_SIZE, 60, 0, size),
+            *(_HAS_HEADERS, _PUBLISHED_SIZE, _PUBLISHED, published),
+        )
     else:
         number = b"%d" % sequence_number
         length = len(number)
-        header_size = _content_header.size + 1 + length
         header = _numbered_header_frame.pack(
-            HEADER, amqp_channel_id, header_size, 60, 0, size, _HAS_CORRELATION_ID, length
+            *(HEADER, amqp_channel_id, _OUR_HEADER_SIZE + 1 + length, 60, 0, size),
+            *(_HAS_HEADERS | _HAS_CORRELATION_ID, _PUBLISHED_SIZE, _PUBLISHED, published, length),
         )
     if 0 < size <= max_payload:
         body_head = _end_and_frame_head.pack(FRAME_END, BODY, amqp_channel_id, size)
