@@ -258,7 +258,7 @@ def test_numbers() -> None:
         f"within {2 * watchdog + heartbeat._PATIENCE_WITHOUT_HEARTBEATS + 10:g} seconds if",
         f"``watchdog_interval`` is {watchdog:g}",
         f"isn't answered for {heartbeat._PATIENCE_WITHOUT_HEARTBEATS:g} seconds",
-        f"Notices within {1.5 * two_heartbeats:g} seconds, when it has heard two heartbeats",
+        f"Notices within {2 * two_heartbeats:g} seconds, when it has heard two heartbeats",
         f"first after {_supervisor._FIRST_DELAY:g} seconds",
         f"every {_supervisor._LONGEST_DELAY:g} seconds",
         f"every {_supervisor._LONGEST_DELAY_IF_REFUSED:g} seconds as long as RabbitMQ refuses it",
