@@ -38,6 +38,8 @@ MESSAGE = {"type": "test.message"}
 # reconnect. How long calls may wait.
 _HEARTBEAT = Length(full=20.0, brief=2.0)
 _FREEZE = Length(full=14.0, brief=2.5)
+# One by which so long a silence isn't death, half an interval before it included
+_PATIENT_HEARTBEAT = Length(full=20.0, brief=4.0)
 _TIMEOUT = Length(full=10.0, brief=1.0)
 _WATCHDOG_INTERVAL = Length(full=30.0, brief=1.0)
 # Seconds by which a busy machine may be late.
@@ -54,9 +56,9 @@ def lines() -> Iterator[LogLines]:
         assert not [line for line in lines.rest() if "Traceback" in line]
 
 
-def config(url: str, **options: Any) -> dict[str, Any]:
+def config(url: str, heartbeat: Length = _HEARTBEAT, **options: Any) -> dict[str, Any]:
     return {
-        "host": f"{url}?heartbeat={_HEARTBEAT.count}",
+        "host": f"{url}?heartbeat={heartbeat.count}",
         "operation_timeout": _TIMEOUT.value,
         **options,
     }
@@ -127,7 +129,8 @@ async def test_a_frozen_broker_is_waited_for(
     open_layer: OpenLayer, fault_broker: PrivateBroker
 ) -> None:
     """Calls run out of time, and the watchdog's message stays out: neither is a reason."""
-    options = config(fault_broker.url, watchdog_interval=_TIMEOUT.value / 4)
+    watchdog_interval = _TIMEOUT.value / 4
+    options = config(fault_broker.url, _PATIENT_HEARTBEAT, watchdog_interval=watchdog_interval)
     sender, receiver = await open_layer(**options), await open_layer(**options)
     async with Traffic(sender, receiver, channels=50, rate=100) as traffic:
         await traffic.flows()
@@ -152,7 +155,8 @@ async def test_a_frozen_broker_does_not_make_a_silent_process_reconnect(
     open_layer: OpenLayer, fault_broker: PrivateBroker, lines: LogLines
 ) -> None:
     """It is the watchdog that waits for its message, again and again."""
-    layer = await open_layer(**config(fault_broker.url, watchdog_interval=0.1))
+    options = config(fault_broker.url, _PATIENT_HEARTBEAT, watchdog_interval=0.1)
+    layer = await open_layer(**options)
     await layer.new_channel()
     await layer.connect()
     for _ in range(3):
