@@ -248,7 +248,7 @@ async def test_a_call_bridges_a_restart(open_layer: OpenLayer, proxy: AmqpProxy)
 async def test_a_receive_waits_however_long_it_lasts(
     open_layer: OpenLayer, proxy: AmqpProxy
 ) -> None:
-    layer = await open_layer(host=proxy.url, operation_timeout=0.2)
+    layer = await open_layer(host=proxy.url, operation_timeout=1)
     channel = await layer.new_channel()
     await layer.connect()
     receiving = asyncio.create_task(layer.receive(channel))
@@ -268,6 +268,32 @@ async def test_a_receive_waits_however_long_it_lasts(
             await layer.send(channel, MESSAGE)
         await asyncio.sleep(0.01)
     assert await receiving == MESSAGE
+
+
+async def test_calls_that_wait_for_their_turn_wait_no_longer_than_the_outage_lets_them(
+    open_layer: OpenLayer, proxy: AmqpProxy
+) -> None:
+    """Behind a message that is tried again, since its process may be back."""
+    layer = await open_layer(host=proxy.url, operation_timeout=1.5)
+    other = await open_layer()
+    channel = await other.new_channel()
+    await other.connect()
+    await used(layer)
+    await layer.send(channel, MESSAGE)
+    await other.close()
+    calls = [asyncio.create_task(layer.send(channel, MESSAGE)) for _ in range(5)]
+    await go_away(proxy)
+    begun_at = time.monotonic()
+    calls += [asyncio.create_task(layer.send(channel, MESSAGE)) for _ in range(5)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    # Some were written before the outage.
+    assert sum(isinstance(result, BrokerUnavailable) for result in results) >= 5
+    assert time.monotonic() - begun_at < 1.5 + AT_ONCE
+    begun_at = time.monotonic()
+    calls = [asyncio.create_task(layer.send(channel, MESSAGE)) for _ in range(5)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(result, BrokerUnavailable) for result in results)
+    assert time.monotonic() - begun_at < AT_ONCE
 
 
 @pytest.mark.slow  # a broker is stopped and started
