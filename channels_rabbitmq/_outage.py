@@ -39,6 +39,21 @@ class KnownOutage:
     def __init__(self) -> None:
         # When it began, and when it was last seen; one object, since several threads set it.
         self._known: tuple[float, float] | None = None
+        self._told_at: dict[tuple[str, ...], float] = {}  # what the log was told, and when
+
+    def is_news(self, what: tuple[str, ...], interval: float) -> bool:
+        """Whether the log wasn't told this for ``interval`` seconds; from now on it was.
+
+        Not each connection for itself: those that live for one call would tell it at each call.
+        """
+        now = time.monotonic()
+        for old, at in list(self._told_at.items()):
+            if now - at >= interval:
+                self._told_at.pop(old, None)
+        if what in self._told_at:
+            return False
+        self._told_at[what] = now
+        return True
 
     def began_at(self) -> float | None:
         """Return when the present outage began; None: nobody knows of one."""

@@ -151,6 +151,7 @@ class Supervisor:
         self._attempt = Waiters()  # until it is connected, or every URL was tried in vain
         # Ends with a reason when the role gives the present connection up.
         self._given_up: asyncio.Future[str] | None = None
+        self._known_outage = known_outage
         self._outage = Outage(known_outage, settings.operation_timeout)
         self._attempted_at = float("-inf")  # loop time
         self._is_retry_due = False  # because a call has failed
@@ -158,8 +159,6 @@ class Supervisor:
         self._failed: set[BrokerUrl] = set()  # of those that race, before there was a connection
         # By URL, without its password: why there is no connection to it, as far as that is known.
         self._reasons: dict[str, str] = {}
-        # By URL and reason: when that was last logged as a warning.
-        self._warned_at: dict[tuple[str, str], float] = {}
         self.on_ready: Callable[[], None] = lambda: None
         self.on_over: Callable[[], None] = lambda: None  # who waits, and isn't patient, fails now
         self.on_end: Callable[[], None] = lambda: None  # the task has ended, by whomsoever
@@ -521,11 +520,7 @@ class Supervisor:
 
     def _log_failure(self, url: str) -> None:
         """Warn of an attempt that failed only when there is news, or now and then."""
-        now = time.monotonic()
-        recent = {key: at for key, at in self._warned_at.items() if now - at < _REMINDER_INTERVAL}
-        self._warned_at = recent
         # Whatever number it holds: each attempt's queue has another one in its name.
-        news = (url, re.sub(r"\d+", "0", self.last_reason))
-        if news not in recent:
-            recent[news] = now
+        news = (self._role.name, url, re.sub(r"\d+", "0", self.last_reason))
+        if self._known_outage.is_news(news, _REMINDER_INTERVAL):
             logger.warning("%s: cannot connect to %s: %s", self.name, url, self.last_reason)

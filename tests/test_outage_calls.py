@@ -173,6 +173,20 @@ def test_sync_code_in_four_threads() -> None:
     async_to_sync(layer.close)()
 
 
+def test_calls_of_sync_code_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Each has a carehare_connection of its own, whose first attempt fails."""
+    layer = RabbitmqChannelLayer(host=f"amqp://127.0.0.1:{free_port()}", operation_timeout=0.2)
+
+    async def connect() -> None:
+        await layer.carehare_connection
+
+    for _ in range(10):
+        with pytest.raises(BrokerUnavailable):
+            async_to_sync(connect)()
+    lines = [record.getMessage() for record in caplog.records]
+    assert len([line for line in lines if "cannot connect" in line]) == 1
+
+
 # A broker that goes and comes back
 
 
