@@ -23,10 +23,10 @@ import os
 import re
 import secrets
 import socket
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
+from time import time
 from typing import Any
 
 from channels.exceptions import ChannelFull
@@ -408,7 +408,7 @@ class LoopLayer:
             consumer.ack(tag)
             return
         # A clock that is ahead of ours gives an age below 0.
-        age = max(0.0, time.time() - published / 1000) if published else 0.0
+        age = max(0.0, time() - published / 1000) if published else 0.0
         self._router.deliver(envelope, tag, consumer, age)
         self._start_ticking()
 

@@ -46,7 +46,8 @@ one message for each pending ``receive()``, and how many of these there are is u
 **Time.** Nothing waits in a mailbox longer than ``local_expiry``. ``receive()`` checks that itself;
 ``tick()`` sees to the channels that nobody reads.
 
-A channel that holds nothing and for which nobody waits leaves nothing behind.
+A channel that holds nothing and for which nobody waits leaves nothing behind (but for an empty
+mailbox of the one that was read last).
 """
 
 from __future__ import annotations
@@ -143,8 +144,9 @@ class Router:
 
         self._closed = False
         self._closed_exc: type[BaseException] = StopConsumer  # for receivers, then
-        # By channel; none is idle.
+        # By channel; none is idle, but perhaps the one that was the last to hand out a message.
         self._mailboxes: dict[str, Mailbox] = {}
+        self._just_idle: Mailbox | None = None
         # Those that hold messages (a dict for its order)
         self._holding: dict[Mailbox, None] = {}
         # Handed over, and neither accepted nor requeued
@@ -222,7 +224,9 @@ class Router:
         if mailbox.first.arrived_at + self._local_expiry <= now:
             self._drop_expired(mailbox, now)
             self._forget_if_idle(mailbox)
-        if not mailbox.is_behind:
+            if not mailbox.is_behind:
+                return None
+        elif mailbox.reserved and not mailbox.is_behind:
             return None
         return self._hand_out(mailbox, now)
 
@@ -348,7 +352,10 @@ class Router:
         if handed_over in self._handed_over:
             self._handed_over.remove(handed_over)
             self._counters.received += 1
-            self._note_age(handed_over.channel, handed_over.delivery, self._clock())
+            now = self._clock()
+            age = now - handed_over.delivery.published_at
+            if age > self._ages.highest:
+                self._ages.note(age, handed_over.channel, now)
 
     def requeue(self, handed_over: HandedOver) -> None:
         """The receiver won't have the message: put it back where it was.
@@ -389,6 +396,7 @@ class Router:
         self._closed = True
         mailboxes = list(self._mailboxes.values())
         self._mailboxes.clear()
+        self._just_idle = None
         self._holding.clear()
         self._handed_over.clear()
         self._unacked = self._early_acked_bytes = self._waiting = self._stalled_channels = 0
@@ -444,7 +452,9 @@ class Router:
     @property
     def channels(self) -> int:
         """How many channels hold messages or have a ``receive()`` waiting."""
-        return len(self._mailboxes)
+        idle = self._just_idle
+        is_there = idle is not None and idle.is_idle and self._mailboxes.get(idle.channel) is idle
+        return len(self._mailboxes) - is_there
 
     @property
     def receivers(self) -> int:
@@ -480,7 +490,7 @@ class Router:
     @property
     def idle(self) -> bool:
         """Whether no message is held or handed over and no ``receive()`` is waiting."""
-        return not self._handed_over and not self._mailboxes
+        return not self._handed_over and not self.channels
 
     def __repr__(self) -> str:
         if self._closed:
@@ -528,6 +538,8 @@ class Router:
             del self._holding[mailbox]
         if mailbox.early_acked:
             self._release_early_acked(mailbox, delivery)
+        elif delivery.unacked > 1:
+            delivery.unacked -= 1
         else:
             self._release(delivery)
         return delivery
@@ -535,8 +547,14 @@ class Router:
     def _hand_out(self, mailbox: Mailbox, now: float) -> dict[str, Any]:
         delivery = self._pop(mailbox)
         self._counters.received += 1
-        self._note_age(mailbox.channel, delivery, now)
-        self._forget_if_idle(mailbox)
+        if now - delivery.published_at > self._ages.highest:
+            self._ages.note(now - delivery.published_at, mailbox.channel, now)
+        if mailbox.first is None and mailbox.waiter is None and not mailbox.reserved:
+            # Most receivers come back at once and go on with this mailbox, as if it were new. It
+            # is forgotten when the next one becomes idle.
+            former, self._just_idle = self._just_idle, mailbox
+            if former is not None and former is not mailbox:
+                self._forget_if_idle(former)
         return delivery.envelope.message()
 
     def _hand_over(self, mailbox: Mailbox, now: float) -> HandedOver:
@@ -544,11 +562,6 @@ class Router:
         self._handed_over.add(handed_over)
         self._forget_if_idle(mailbox)
         return handed_over
-
-    def _note_age(self, channel: str, delivery: Delivery, now: float) -> None:
-        age = now - delivery.published_at
-        if age > self._ages.highest:
-            self._ages.note(age, channel, now)
 
     def _has_expired(self, mailbox: Mailbox, now: float) -> bool:
         """Whether its oldest message has."""
@@ -569,10 +582,9 @@ class Router:
 
     def _wake(self, mailbox: Mailbox) -> None:
         """Wake receivers as long as there are messages that are not reserved for others."""
-        while mailbox.is_behind:
-            waiter = mailbox.pop_waiter()
-            if waiter is None:
-                break
+        free = mailbox.size - mailbox.reserved
+        while free > 0 and (waiter := mailbox.pop_waiter()) is not None:
+            free -= 1
             mailbox.reserved += 1
             self._waiting -= 1
             _wake_up(waiter)

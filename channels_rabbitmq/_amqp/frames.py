@@ -270,19 +270,21 @@ def encode_publish(
     AMQP 0-9-1, section 4.2.3; an empty body has no frame at all).
     """
     size = len(body)
+    # fmt: off
     if sequence_number is None:
         number = b""
         header = _our_header_frame.pack(
-            *(HEADER, amqp_channel_id, _OUR_HEADER_SIZE, 60, 0, size),
-            *(_HAS_HEADERS, _PUBLISHED_SIZE, _PUBLISHED, published),
+            HEADER, amqp_channel_id, _OUR_HEADER_SIZE, 60, 0, size,
+            _HAS_HEADERS, _PUBLISHED_SIZE, _PUBLISHED, published,
         )
     else:
         number = b"%d" % sequence_number
         length = len(number)
         header = _numbered_header_frame.pack(
-            *(HEADER, amqp_channel_id, _OUR_HEADER_SIZE + 1 + length, 60, 0, size),
-            *(_HAS_HEADERS | _HAS_CORRELATION_ID, _PUBLISHED_SIZE, _PUBLISHED, published, length),
+            HEADER, amqp_channel_id, _OUR_HEADER_SIZE + 1 + length, 60, 0, size,
+            _HAS_HEADERS | _HAS_CORRELATION_ID, _PUBLISHED_SIZE, _PUBLISHED, published, length,
         )
+    # fmt: on
     if 0 < size <= max_payload:
         body_head = _end_and_frame_head.pack(FRAME_END, BODY, amqp_channel_id, size)
         if size <= _SMALL_BODY:
