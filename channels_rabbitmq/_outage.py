@@ -13,7 +13,9 @@ Two cases have rules of their own:
   ``connect()``, for a process that starts together with its broker.
 - A connection is first asked for in the midst of an outage which other connections of the layer
   know of (``KnownOutage``). It counts from their beginning, but the connection's first attempt gets
-  a second: nobody but that attempt can know whether the outage is over.
+  a second: nobody but that attempt can know whether the outage is over. (Unless another connection
+  of its role has just failed, which is as good. On event loops of ``async_to_sync`` each call has a
+  ``carehare_connection`` of its own, and each would log in to a broker that refuses it.)
 
 Times are those of ``time.monotonic()``, which all threads share, unless "loop time" is said.
 """
@@ -22,23 +24,35 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass, replace
 
 # Seconds that calls give the first attempt of a connection which is asked for in an outage.
 FIRST_ATTEMPT_TIMEOUT = 1.0
 # Seconds for which a failed attempt says something about the next connection's.
 _MEMORY = 60.0
+# Seconds between two attempts, at least, if calls fail in between: a site whose calls fail at once
+# is to find the broker soon when it is back, and isn't to storm it.
+SHORTEST_DELAY_FOR_CALLS = 0.25
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An attempt that failed, at each URL."""
+
+    began_at: float  # the outage, for its connection
+    seen_at: float
+    is_refusal: bool
+    reasons: dict[str, str]  # by URL, without its password
 
 
 class KnownOutage:
     """What the connections of one layer in a process, on any event loop, know together.
 
-    On event loops of ``async_to_sync`` each call has a ``carehare_connection`` of its own, and each
-    would wait anew.
+    From any thread.
     """
 
     def __init__(self) -> None:
-        # When it began, and when it was last seen; one object, since several threads set it.
-        self._known: tuple[float, float] | None = None
+        self._failures: dict[str, Failure] = {}  # by role: the last one
         self._told_at: dict[tuple[str, ...], float] = {}  # what the log was told, and when
 
     def is_news(self, what: tuple[str, ...], interval: float) -> bool:
@@ -57,27 +71,35 @@ class KnownOutage:
 
     def began_at(self) -> float | None:
         """Return when the present outage began; None: nobody knows of one."""
-        known = self._known
-        if known is None or time.monotonic() - known[1] > _MEMORY:
-            return None
-        return known[0]
+        oldest = time.monotonic() - _MEMORY
+        failures = list(self._failures.values())  # Other threads may add some.
+        return min((one.began_at for one in failures if one.seen_at >= oldest), default=None)
 
-    def note_failure(self, began_at: float) -> None:
-        """An attempt has failed in an outage that began for its connection at ``began_at``."""
+    def just_failed(self, role: str) -> Failure | None:
+        """Return the last failure of a role, if another attempt would come too soon after it."""
+        failure = self._failures.get(role)
+        if failure is None or failure.seen_at <= time.monotonic() - SHORTEST_DELAY_FOR_CALLS:
+            return None
+        return failure
+
+    def note_failure(self, role: str, failure: Failure) -> None:
+        """An attempt has failed."""
         known = self.began_at()
-        began_at = began_at if known is None else min(known, began_at)
-        self._known = (began_at, time.monotonic())
+        if known is not None and known < failure.began_at:
+            failure = replace(failure, began_at=known)
+        self._failures[role] = failure
 
     def note_connected(self) -> None:
         """The broker can be reached."""
-        self._known = None
+        self._failures.clear()
 
 
 class Outage:
     """The outages of one connection, and the one rule for all who wait for it."""
 
-    def __init__(self, known: KnownOutage, operation_timeout: float) -> None:
+    def __init__(self, known: KnownOutage, role: str, operation_timeout: float) -> None:
         self._known = known
+        self._role = role
         self._operation_timeout = operation_timeout
         self._began_at: float | None = None  # None: it is connected, or nobody asked for it
         self._first_attempt_until = 0.0
@@ -90,24 +112,36 @@ class Outage:
         """How long it has lasted; 0: there is none."""
         return 0.0 if self._began_at is None else time.monotonic() - self._began_at
 
-    def begin_with_others(self) -> None:
-        """The connection is asked for, for the first time."""
+    def begin_with_others(self) -> Failure | None:
+        """The connection is asked for, for the first time.
+
+        Returns the failure of another one of its role, if that was only just now: it stands for
+        this one's first attempt.
+        """
         now = time.monotonic()
         known = self._known.began_at()
         self._began_at = now if known is None else known
         self._first_attempt_until = now + FIRST_ATTEMPT_TIMEOUT
+        failure = self._known.just_failed(self._role)
+        if failure is not None:
+            self._was_tried = True
+            self._is_refused = failure.is_refusal
+        return failure
 
     def begin(self) -> None:
         """The connection is lost. Nothing happens if that is known."""
         if self._began_at is None:
             self._began_at = time.monotonic()
 
-    def note_failure(self, *, is_refusal: bool) -> None:
+    def note_failure(self, reasons: dict[str, str], *, is_refusal: bool) -> None:
         """An attempt, at each URL, has failed; ``is_refusal``: in the broker's words."""
         self._was_tried = True
         self._is_refused = is_refusal and not self._was_connected
         if self._began_at is not None:
-            self._known.note_failure(self._began_at)
+            self._known.note_failure(
+                self._role,
+                Failure(self._began_at, time.monotonic(), self._is_refused, dict(reasons)),
+            )
 
     def end(self) -> None:
         """The connection is set up."""

@@ -27,7 +27,7 @@ from ._amqp.connection import Connection
 from ._amqp.racing import Race
 from ._amqp.url import BrokerUrl
 from ._host_function import NoUrl, current_urls
-from ._outage import KnownOutage, Outage
+from ._outage import SHORTEST_DELAY_FOR_CALLS, KnownOutage, Outage
 from ._settings import Settings
 from ._statistics import ConnectionStatistics
 from ._url_attempt import UrlAttempt, deadline_of
@@ -47,9 +47,6 @@ _LONGEST_DELAY = 2.0
 # not found, resource locked, precondition failed, not allowed. (Others come while it starts.)
 _LONGEST_DELAY_IF_REFUSED = 10.0
 _REFUSALS = (403, 404, 405, 406, 530)
-# Seconds between two attempts, at least, if calls fail in between: a site whose calls fail at once
-# is to find the broker soon when it is back, and isn't to storm it.
-_SHORTEST_DELAY_FOR_CALLS = 0.25
 # Seconds for which the same reason for not connecting isn't logged as a warning again.
 _REMINDER_INTERVAL = 60.0
 
@@ -152,7 +149,7 @@ class Supervisor:
         # Ends with a reason when the role gives the present connection up.
         self._given_up: asyncio.Future[str] | None = None
         self._known_outage = known_outage
-        self._outage = Outage(known_outage, settings.operation_timeout)
+        self._outage = Outage(known_outage, role.name, settings.operation_timeout)
         self._attempted_at = float("-inf")  # loop time
         self._is_retry_due = False  # because a call has failed
         self._refusals = 0  # in words, by how many URLs in the present round of attempts
@@ -194,11 +191,15 @@ class Supervisor:
         """Connect, if nobody asked for it before. Must be called on the loop that it serves."""
         if self._task is None and self.state is not State.CLOSED:
             self._set_state(State.CONNECTING)
-            self._outage.begin_with_others()
+            delay = 0.0
+            failure = self._outage.begin_with_others()
+            if failure is not None:
+                self._reasons = dict(failure.reasons)
+                delay = failure.seen_at + SHORTEST_DELAY_FOR_CALLS - time.monotonic()
             # In a context of its own: the first caller's would live as long as the connection.
             self._task = contextvars.Context().run(
                 asyncio.get_running_loop().create_task,
-                self._run(),
+                self._run(delay),
                 name=f"channels_rabbitmq {self._role.name}",
             )
 
@@ -308,8 +309,10 @@ class Supervisor:
                 self._since = time.time()
             self.state = state
 
-    async def _run(self) -> None:
+    async def _run(self, delay: float) -> None:
         try:
+            if delay > 0:
+                await asyncio.sleep(delay)
             await self._keep_connected()
         except GeneratorExit:
             self._is_destroyed = True
@@ -369,7 +372,7 @@ class Supervisor:
             if await self._set_up_and_serve(attempt):
                 return loop.time() - begun_at
             urls = [url for url in urls if url != attempt.url and url not in self._failed]
-        self._outage.note_failure(is_refusal=self._refusals > 0)
+        self._outage.note_failure(self._reasons, is_refusal=self._refusals > 0)
         if self.is_over(math.inf):
             self._waiters.wake()
             self.on_over()
@@ -381,7 +384,7 @@ class Supervisor:
         if not self._is_retry_due:
             await self._pause.wait(until)
         if self._is_retry_due:
-            await self._pause.wait(min(until, self._attempted_at + _SHORTEST_DELAY_FOR_CALLS))
+            await self._pause.wait(min(until, self._attempted_at + SHORTEST_DELAY_FOR_CALLS))
             self._is_retry_due = False
 
     async def _reach_one(self, urls: list[BrokerUrl]) -> UrlAttempt | None:

@@ -17,7 +17,7 @@ from channels_rabbitmq import _outage, _supervisor
 from channels_rabbitmq._amqp import connection as connection_module
 from channels_rabbitmq._amqp import protocol as protocol_module
 from channels_rabbitmq._amqp.connection import Connection
-from channels_rabbitmq._outage import KnownOutage
+from channels_rabbitmq._outage import Failure, KnownOutage
 from channels_rabbitmq._settings import Settings
 from channels_rabbitmq._supervisor import Supervisor
 from channels_rabbitmq.exceptions import BrokerUnavailable
@@ -215,26 +215,58 @@ async def test_a_connection_asked_for_in_the_midst_of_an_outage_counts_from_its_
     assert await failing_after(make(url, operation_timeout=1.5).wait_ready(soon(60))) < 1
 
 
-async def test_its_first_attempt_has_a_second(make: Callable[..., Supervisor]) -> None:
+async def test_its_first_attempt_has_a_second(
+    make: Callable[..., Supervisor], known: KnownOutage
+) -> None:
     async with silent_server() as server:
-        known_from = make(nobody(), operation_timeout=0.2)
-        await failing_after(known_from.wait_ready(soon(60)))
-        waiting = make(server.url, operation_timeout=60)
-        assert known_from._outage.seconds > 0.1
-        began_at = known_from._outage._known.began_at()
-        assert began_at is not None
-        known_from._outage._known.note_failure(began_at - 60)  # of a minute ago
-        assert 1 <= await failing_after(waiting.wait_ready(soon(60)), match="still connecting") < 5
+        now = time.monotonic()
+        known.note_failure("other role", Failure(now - 60, now, False, {}))
+        waiting = make(server.url, operation_timeout=60).wait_ready(soon(60))
+        assert 1 <= await failing_after(waiting, match="for 61 s: .*still connecting") < 5
 
 
 async def test_it_connects_if_the_outage_is_over(
     make: Callable[..., Supervisor], known: KnownOutage
 ) -> None:
-    await failing_after(make(nobody(), operation_timeout=0.2).wait_ready(soon(60)))
+    now = time.monotonic()
+    known.note_failure("role", Failure(now - 60, now - 1, True, {}))
     async with scripted_broker(serve) as broker:
         supervisor = make(broker.url, operation_timeout=0.2)
         assert (await supervisor.wait_ready(soon(60))).is_open
         assert known.began_at() is None
+
+
+async def test_a_failure_of_its_role_just_now_stands_for_its_first_attempt(
+    make: Callable[..., Supervisor],
+) -> None:
+    """Else those that live for one call would log in at each call."""
+    accepted = 0
+    async with closing_server() as server:
+        begun_at = time.monotonic()
+        while time.monotonic() - begun_at < 1:
+            supervisor = make(server.url, operation_timeout=0.1)
+            waiting = supervisor.wait_ready(soon(60))
+            await failing_after(waiting, match=f"{server.port}.*ended the connection")
+            await end(supervisor)
+            await asyncio.sleep(0.01)
+        accepted = server.accepted
+    assert 2 <= accepted <= 6
+
+
+async def test_a_refusal_of_its_role_just_now_stands_for_its_own(
+    make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (_outage, _supervisor):
+        monkeypatch.setattr(module, "SHORTEST_DELAY_FOR_CALLS", 1.0)
+    async with scripted_broker(serve) as broker:
+        first = make(broker.url, role=FakeRole(*[REFUSAL] * 100), operation_timeout=60)
+        await failing_after(first.wait_ready(soon(60)))
+        await end(first)
+        role = FakeRole()
+        second = make(broker.url, role=role, operation_timeout=60)
+        assert await failing_after(second.wait_ready(soon(60)), match="vhost v not found") < 1
+        assert role.set_up_count == 0
+        await role.until_ready()  # a moment later
 
 
 def test_an_outage_that_nobody_has_seen_for_a_minute_is_forgotten(
@@ -242,12 +274,12 @@ def test_an_outage_that_nobody_has_seen_for_a_minute_is_forgotten(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(_outage.time, "monotonic", lambda: now)
-    known.note_failure(990.0)
-    known.note_failure(995.0)
+    known.note_failure("publisher", Failure(990.0, now, False, {}))
+    known.note_failure("subscriber", Failure(995.0, now, False, {}))
     assert known.began_at() == 990.0
     now += 61
     assert known.began_at() is None
-    known.note_failure(1060.0)
+    known.note_failure("subscriber", Failure(1060.0, now, False, {}))
     assert known.began_at() == 1060.0
     known.note_connected()
     assert known.began_at() is None
