@@ -137,7 +137,7 @@ async def test_a_final_error_stops_the_others() -> None:
 async def test_at_the_deadline_all_are_stopped(acts: tuple[Act, ...]) -> None:
     events: list[str] = []
     with pytest.raises(TimeoutError):
-        await run(events, *acts, seconds=0.1)
+        await run(events, *acts, seconds=1.0)
     assert events[-1].endswith("is stopped")
     assert len([event for event in events if "begins" in event]) == len(acts)
 
