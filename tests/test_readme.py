@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import dataclasses
 import inspect
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,7 +70,7 @@ from channels_rabbitmq._statistics import (
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from channels_rabbitmq.lifespan import LifespanApp
-from private_broker import PrivateBroker, TlsFiles, free_port
+from private_broker import BrokerFailed, PrivateBroker, TlsFiles, free_port
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
@@ -661,6 +663,47 @@ async def test_what_operators_see(default_layer: RabbitmqChannelLayer, broker: B
     assert f"channels_rabbitmq subscriber {id_} " in shown[0]
     assert re.search(rf"^{re.escape(id_)}\t0\t0\t1$", shown[1], re.MULTILINE)
     assert "Alarms" in shown[2]
+
+
+async def test_definitions(open_layer: OpenLayer, private_broker: PrivateBroker) -> None:
+    """The export leaves out what is the layer's; what remains of others' goes, and of it only."""
+    if shutil.which("jq") is None:
+        pytest.skip("needs jq")
+    layer = await open_layer(host=private_broker.url)
+    await must_work(layer)
+    everything, definitions = (f"{private_broker.folder}/{name}" for name in ("all", "without"))
+    export, jq = block("export-definitions").split("\n", maxsplit=1)
+    export, jq = (
+        text.replace("/tmp/all.json", everything).replace("/tmp/definitions.json", definitions)
+        for text in (export, jq)
+    )
+    await asyncio.to_thread(private_broker.ctl, *shlex.split(export)[1:])
+    await asyncio.to_thread(subprocess.run, ["sh", "-c", jq], check=True)
+    assert "crq." in Path(everything).read_text(encoding="utf-8")
+    assert "crq." not in Path(definitions).read_text(encoding="utf-8")
+    await asyncio.to_thread(private_broker.ctl, "import_definitions", definitions)
+
+    # As if it were another process's, without a lease
+    remains = Path(everything).read_text(encoding="utf-8")
+    remains = remains.replace(layer.statistics()[0].id, "crq.aaaaaaaaaaaaaaaa")
+    remains = json.dumps({**json.loads(remains), "queues": []})
+    Path(everything).write_text(remains, encoding="utf-8")
+    with contextlib.suppress(BrokerFailed):
+        await asyncio.to_thread(private_broker.ctl, "import_definitions", everything)
+
+    async def exchanges() -> list[str]:
+        rows = await asyncio.to_thread(private_broker.list_exchanges, "name")
+        return [row["name"] for row in rows if row["name"].startswith("crq.")]
+
+    before = await exchanges()
+    _, *words = shlex.split(block("delete-remains").replace("asgi", "/"))
+    await asyncio.to_thread(private_broker.ctl, *words)
+    own = [name for name in before if not name.startswith("crq.aaaaaaaaaaaaaaaa")]
+    assert (len(before), len(own)) == (6, 3)
+    assert sorted(await exchanges()) == sorted(own)
+    rows = await asyncio.to_thread(private_broker.list_bindings, "destination_name")
+    assert not [row for row in rows if "crq.aaaaaaaaaaaaaaaa" in row["destination_name"]]
+    await must_work(layer)
 
 
 async def test_hooks(
