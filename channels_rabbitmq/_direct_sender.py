@@ -153,7 +153,8 @@ class DirectSender:
         """
         # Who finds publishers blocked needn't wait for a turn to hear it.
         if not self._lanes or route not in self._lanes or self._publisher.is_blocked:
-            outcome = await self._publish(route, body, deadline, after)
+            outcome = await self._publisher.publish(body, route, deadline, after)
+            self._note(route, outcome)
             if (
                 outcome is CONFIRMED  # Almost always: so the rest isn't looked at.
                 or outcome is not Outcome.RETURNED
@@ -171,7 +172,8 @@ class DirectSender:
             try:
                 outcome = Outcome.RETURNED
                 if not was_returned:
-                    outcome = await self._publish(route, body, deadline, after)
+                    outcome = await self._publisher.publish(body, route, deadline, after)
+                    self._note(route, outcome)
                 if outcome is Outcome.RETURNED:
                     outcome = await self._try_again(route, body, deadline, after)
                 return outcome
@@ -182,22 +184,14 @@ class DirectSender:
             if not lane.users:
                 del self._lanes[route]
 
-    async def _publish(
-        self,
-        route: Route,
-        body: bytes,
-        deadline: float,
-        after: Callable[[], Awaitable[object]] | None,
-    ) -> Outcome:
-        """Make one try, and note what it says of the process."""
-        outcome = await self._publisher.publish(body, route, deadline, after)
+    def _note(self, route: Route, outcome: Outcome) -> None:
+        """Note what the outcome of a try says of the process."""
         if outcome is CONFIRMED or outcome is Outcome.REFUSED:
             if len(self._heard_at) >= _MOST_ROUTES:
                 self._heard_at.clear()  # of processes that are gone, most of them
             self._heard_at[route] = self._loop.time()
             if self._unreachable:
                 self._unreachable.pop(route, None)
-        return outcome
 
     async def _try_again(
         self,
@@ -221,7 +215,8 @@ class DirectSender:
                 raise BrokerUnavailable(_NO_QUEUE_YET)
             await self._pauses.wait(at)
             pause = min(pause * 2, _LONGEST_PAUSE)
-            outcome = await self._publish(route, body, deadline, after)
+            outcome = await self._publisher.publish(body, route, deadline, after)
+            self._note(route, outcome)
             if outcome is not Outcome.RETURNED:
                 self._allowance.give_back(spent)
                 return outcome

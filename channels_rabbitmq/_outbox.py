@@ -61,27 +61,25 @@ class Outbox:
     ) -> None:
         self._write = write
         self._clock = clock
+        # Those that wait; empty almost always, which each publish looks at.
         # OrderedDict and not dict: taking the first of a dict again and again is quadratic.
-        self._messages: OrderedDict[WaitingMessage, None] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._messages)
+        self.messages: OrderedDict[WaitingMessage, None] = OrderedDict()
 
     def add(self, message: WaitingMessage) -> None:
         """Put a message at the end."""
-        self._messages[message] = None
+        self.messages[message] = None
 
     def discard(self, message: WaitingMessage) -> None:
         """Take a message out, if it is there still; those behind it go on."""
-        if message in self._messages:
-            del self._messages[message]
+        if message in self.messages:
+            del self.messages[message]
             self.drain()
 
     def drain(self) -> None:
         """Write those at the front that are ready, as long as anything can be written."""
         now = self._clock()
-        while self._messages:
-            message = next(iter(self._messages))
+        while self.messages:
+            message = next(iter(self.messages))
             if message.deadline > now:
                 if not message.is_ready:
                     return
@@ -94,15 +92,15 @@ class Outbox:
                         return
                     message.finish(confirm)
             # One whose time is over is as good as gone: its call says so in this very moment.
-            del self._messages[message]
+            del self.messages[message]
 
     def refuse(self) -> None:
         """Have all that wait go unwritten."""
-        messages, self._messages = self._messages, OrderedDict()
+        messages, self.messages = self.messages, OrderedDict()
         for message in messages:
             message.finish()
 
     def look_again(self) -> None:
         """Have all calls look anew at what they wait for."""
-        for message in self._messages:
+        for message in self.messages:
             message.turn.wake()

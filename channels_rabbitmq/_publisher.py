@@ -178,7 +178,7 @@ class Publisher:
         if (
             amqp_channel is None
             or after is not None
-            or self._outbox
+            or self._outbox.messages
             or self._is_blocked
             or not amqp_channel.takes_now()
         ):

@@ -275,7 +275,10 @@ class Router:
         if mailbox is None:
             return None
         waiter = self._create_future()
-        mailbox.add_waiter(waiter)
+        if mailbox.waiter is None:
+            mailbox.waiter = waiter
+        else:
+            mailbox.add_waiter(waiter)
         self._waiting += 1
         if self._unacked >= self._much:
             self._relieve_soon()
@@ -528,8 +531,11 @@ class Router:
             self._holding[mailbox] = None
         mailbox.append(delivery)
         delivery.unacked += 1
-        if mailbox.waiter is not None:
-            self._wake(mailbox)
+        # Who waits has waited for this one: those before it are reserved.
+        if mailbox.waiter is not None and (waiter := mailbox.pop_waiter()) is not None:
+            mailbox.reserved += 1
+            self._waiting -= 1
+            _wake_up(waiter)
 
     def _pop(self, mailbox: Mailbox) -> Delivery:
         """Take out the oldest message, whatever becomes of it."""
@@ -538,14 +544,22 @@ class Router:
             del self._holding[mailbox]
         if mailbox.early_acked:
             self._release_early_acked(mailbox, delivery)
-        elif delivery.unacked > 1:
-            delivery.unacked -= 1
         else:
             self._release(delivery)
         return delivery
 
     def _hand_out(self, mailbox: Mailbox, now: float) -> dict[str, Any]:
-        delivery = self._pop(mailbox)
+        rest = mailbox.rest
+        if rest is not None and len(rest) > 1 and not mailbox.early_acked:
+            # What _pop() does in a burst, without the calls: a fifth of a member's copy.
+            delivery = mailbox.first
+            assert delivery is not None
+            mailbox.first = rest.popleft()
+            delivery.unacked -= 1
+            if not delivery.unacked:
+                self._ack(delivery)
+        else:
+            delivery = self._pop(mailbox)
         self._counters.received += 1
         if now - delivery.published_at > self._ages.highest:
             self._ages.note(now - delivery.published_at, mailbox.channel, now)
@@ -626,10 +640,13 @@ class Router:
         """One mailbox that counted this delivery does so no more; the last one acks it."""
         delivery.unacked -= 1
         if not delivery.unacked:
-            self._unacked -= 1
-            if delivery.acker is not None:
-                delivery.acker.ack(delivery.tag)
-                delivery.acker = None
+            self._ack(delivery)
+
+    def _ack(self, delivery: Delivery) -> None:
+        self._unacked -= 1
+        if delivery.acker is not None:
+            delivery.acker.ack(delivery.tag)
+            delivery.acker = None
 
     def _note_early_acked(self, mailbox: Mailbox, delivery: Delivery) -> None:
         """One mailbox holds this delivery, next to those acked early, and doesn't count it."""
