@@ -47,7 +47,9 @@ async def test_a_half_open_connection_is_replaced_before_the_broker_notices(
     """The dead queue fills up, and refuses; that must not reach those who send to the new one."""
     async with AmqpProxy(fault_broker.url) as proxy:
         sender = await open_layer(host=fault_broker.url)
-        receiver = await open_layer(host=f"{proxy.url}?heartbeat={_HEARTBEAT.count}")
+        receiver = await open_layer(
+            host=f"{proxy.url}?heartbeat={_HEARTBEAT.count}", remote_capacity=100
+        )
         async with Traffic(sender, receiver, channels=100, rate=_RATE) as traffic:
             books = traffic.books
             await traffic.flows()

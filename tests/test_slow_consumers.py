@@ -142,7 +142,8 @@ async def test_stuck_channels_hold_up_nobody_else(open_layer: OpenLayer) -> None
     lost = sum(len(crowd.sent[channel]) - len(crowd.received[channel]) for channel in crowd.stuck)
     assert counters.overflowed + router.waiting_messages == lost
     assert bool(dropped) == bool(counters.overflowed)
-    assert any(channel in line for channel in crowd.stuck for line in behind)
+    # (Of what is dropped all the time, nothing waits for long.)
+    assert any(channel in line for channel in crowd.stuck for line in (*behind, *dropped))
     for channel in crowd.healthy:
         assert not any(channel in line for line in dropped)
 
