@@ -386,7 +386,7 @@ def _have_leave(loop_layer: LoopLayer) -> None:
 process = Process()
 
 # States of parents, for ever: what was freed would close sockets, and say so. (The end of the
-# interpreter, which empties this list, does neither: tried with Python 3.10 to 3.13.)
+# interpreter, which empties this list, does neither: tried with Python 3.10 to 3.15.)
 _inherited: list[Process] = []
 
 

@@ -20,7 +20,7 @@ OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
 
 class TestMultiprocessing:
-    @pytest.mark.parametrize("method", ["fork", "spawn"])
+    @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
     @pytest.mark.parametrize("function", ["on_a_loop", "in_sync_code"])
     async def test_parent_and_children_go_on(
         self, programs: Programs, function: str, method: str

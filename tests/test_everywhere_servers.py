@@ -104,10 +104,13 @@ LIFESPAN = {
     "hypercorn": "",
     "granian": "--interface asgi",
 }
+# daphne's websockets ask asyncio what is a coroutine function, of which Python 3.14 and newer warn.
+OF_DAPHNE = ("-W", "ignore:'asyncio.iscoroutinefunction':DeprecationWarning:txaio.tx")
 # Warnings that are not about us.
 ALLOWED = {
+    "daphne": OF_DAPHNE,
     # Of each sync consumer: granian's ``send`` is no Python function.
-    "granian": ["-W", "ignore:async_to_sync was passed:UserWarning"],
+    "granian": ("-W", "ignore:async_to_sync was passed:UserWarning"),
 }
 # Servers that end their process before its event loop has ended. uvicorn does it by the very signal
 # that it got, granian by leaving a child of multiprocessing: no Python runs then. The kernel closes
@@ -129,7 +132,7 @@ async def start_asgi(
 ) -> Program:
     return await programs.start(
         *("-m", *ASGI[server].format(port=port).split(), *options.split(), application),
-        python=[*STRICT_PYTHON, *ALLOWED.get(server, [])],
+        python=[*STRICT_PYTHON, *ALLOWED.get(server, ())],
         **variables,
     )
 
@@ -222,8 +225,12 @@ async def test_runserver(programs: Programs, options: list[str]) -> None:
     port = free_port()
     program = await programs.start(
         *("manage.py", "runserver", *options, f"127.0.0.1:{port}"),
-        # Ctrl-C takes the reloader away before its child, and Django before its database.
-        python=[*STRICT_PYTHON, "-W", "ignore:subprocess ", "-W", "ignore:unclosed database"],
+        python=[
+            *STRICT_PYTHON,
+            *OF_DAPHNE,
+            # Ctrl-C takes the reloader away before its child, and Django before its database.
+            *("-W", "ignore:subprocess ", "-W", "ignore:unclosed database"),
+        ],
     )
     await until_it_answers(program, port)
     async with clients(port, "room") as opened:
@@ -284,7 +291,7 @@ async def test_gunicorn(programs: Programs, tmp_path: Path, worker: str, preload
         assert programs.roles(gunicorn.pid) == used_before
     assert await gunicorn.stop() == 0
     # Its workers leave the socket open at which they listen.
-    gunicorn.assert_quiet(allowed=rf"<socket.*laddr=\('127.0.0.1', {ports['gunicorn']}\)>$")
+    gunicorn.assert_quiet(allowed=rf"<socket.*laddr=\('127.0.0.1', {ports['gunicorn']}\)>:?$")
     await uvicorn.stop()
     uvicorn.assert_quiet()
     await programs.assert_nothing_left(but_for=uvicorn)

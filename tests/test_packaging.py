@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import channels_rabbitmq
 
 ROOT = Path(__file__).resolve().parent.parent
+PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14", "3.15"]
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +83,8 @@ def test_the_metadata(metadata: Message) -> None:
     assert metadata["License-File"] == "LICENSE"
     assert metadata["Description-Content-Type"] == "text/x-rst"
     classifiers = metadata.get_all("Classifier", [])
-    for version in ("3.10", "3.11", "3.12", "3.13"):
-        assert f"Programming Language :: Python :: {version}" in classifiers
+    named = [classifier.rpartition(" :: 3.") for classifier in classifiers]
+    assert [f"3.{minor}" for _, separator, minor in named if separator] == PYTHONS
     assert "Framework :: Django" in classifiers
     assert "Typing :: Typed" in classifiers
     readme = (ROOT / "README.rst").read_text(encoding="utf-8")
@@ -149,3 +151,14 @@ def test_the_metadata_stand_in_setup_py_alone() -> None:
     """With a [project] table in pyproject.toml the wheel silently loses its requirements."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert not re.search(r"^\[project[\].]", text, re.MULTILINE)
+
+
+def test_who_runs_the_tests_and_the_manual_name_the_same_pythons() -> None:
+    tox, travis, manual = (
+        (ROOT / name).read_text(encoding="utf-8")
+        for name in ("tox.ini", ".travis.yml", "README.rst")
+    )
+    environments = ",".join(version.replace(".", "") for version in PYTHONS)
+    assert f"py{{{environments}}}-{{oldest,newest}}" in tox
+    assert f"python: {json.dumps(PYTHONS)}" in travis
+    assert f"\nPython {PYTHONS[0]} to {PYTHONS[-1]}, Channels" in manual

@@ -1,7 +1,8 @@
-"""A process that has used the layer starts another one, by fork or by spawn; both go on.
+"""A process that has used the layer starts another one, by one of Python's ways; both go on.
 
 The child of a fork inherits its parent's sockets, threads' locks and event loops, none of which it
-may touch. The child of a spawn starts afresh.
+may touch. The child of a spawn or of a fork server (Linux's default since Python 3.14) starts
+afresh.
 """
 
 from __future__ import annotations
