@@ -37,12 +37,11 @@ FOLDER = Path(__file__).parent / "everywhere"
 STRICT_PYTHON = [sys.executable, "-X", "dev", "-W", "error"]
 # From Python 3.12 on, os.fork() warns in a process with threads, as it must: nobody can know what
 # their locks protect. (Ours are dealt with, and that is tested.)
-FORKING_PYTHON = [
-    *STRICT_PYTHON,
-    *("-W", "ignore:This process:DeprecationWarning"),
-    # In a process that it spawned, Python 3.15 warns of the main module, which it made itself.
-    *("-W", "ignore:Module globals is missing:DeprecationWarning"),
-]
+_OF_FORKS = ("-W", "ignore:This process:DeprecationWarning")
+# In a process that multiprocessing spawned, Python 3.15 warns of the main module, which it has made
+# itself, wherever asyncio's debug mode remembers a stack.
+OF_SPAWNED_PROCESSES = ("-W", "ignore:Module globals is missing:DeprecationWarning")
+FORKING_PYTHON = [*STRICT_PYTHON, *_OF_FORKS, *OF_SPAWNED_PROCESSES]
 
 # The name of the thread in which the layer's own event loop runs, if there is one.
 BACKGROUND_THREAD = "channels_rabbitmq"
