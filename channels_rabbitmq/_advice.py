@@ -35,6 +35,10 @@ _BY_WORDS = (
         "permit it by rabbitmqctl set_permissions -p {vhost} {user} CONFIGURE WRITE READ: "
         "the README has the patterns",
     ),
+    (
+        r"406 PRECONDITION_FAILED - inequivalent arg 'type' for exchange",
+        "groups need a direct exchange: delete that one, or let groups_exchange name another one",
+    ),
 )
 _GUEST = "; guest may log in from RabbitMQ's own machine only"
 

@@ -37,6 +37,9 @@ Nothing is ever routed to that queue. It isn't exclusive, or it would go at once
 durable: newer brokers may refuse queues that are neither. Should it be deleted before its time,
 nothing is lost but what it is for.
 
+It is a luxury: if RabbitMQ refuses it (a limit of queues or exchanges, a permission), the groups'
+bindings go with the queue, which costs some messages when a connection is lost.
+
 **Whoever imports definitions** that were exported while a process was connected gets all of this
 but the exclusive queue. Exchanges go with the last binding of which they are the source, so each of
 ours has one that ends with the lease: the one for channels is bound to the lease's exchange for
@@ -88,36 +91,45 @@ class Declarations:
         self.direct_exchange = name
         self.own_groups_exchange = f"{name}.groups"  # which is bound to everybody's
         self.lease_queue = self._lease_exchange = f"{name}.lease"
+        self.has_lease = True  # Set it to False to do without.
 
     def methods(self) -> list[pamqp.base.Frame]:
         """All but what makes its channels reachable; to be called in this order.
 
-        Queues first: if the broker refuses one of them, there is no exchange yet. (One that was
-        never bound stays for good, hence ``undo``. A connection cut in the very moment between its
-        declaration and its binding leaves one.)
+        The queue first: if the broker refuses it, there is no exchange yet. (One that was never
+        bound stays for good, hence ``undo``. A connection cut in the very moment between its
+        declaration and its binding leaves one.) The lease last: what limits leave is for the rest.
         """
         commands = pamqp.commands
-        queue, groups, lease = self.queue, self.own_groups_exchange, self._lease_exchange
+        queue, direct, groups = self.queue, self.direct_exchange, self.own_groups_exchange
         return [
-            commands.Exchange.Declare(
-                exchange=self._settings.groups_exchange, exchange_type="direct"
-            ),
             commands.Queue.Declare(queue=queue, exclusive=True, arguments=self._queue_arguments()),
+            _private(direct, "fanout"),
+            commands.Queue.Bind(queue=queue, exchange=direct),
+            _private(groups, "fanout"),
+            commands.Exchange.Bind(destination=direct, source=groups),
+            *(self._lease_methods() if self.has_lease else []),
+            self.bind_group(self._probe_key),
+        ]
+
+    def _lease_methods(self) -> list[pamqp.base.Frame]:
+        commands = pamqp.commands
+        lease, sources = self._lease_exchange, (self.own_groups_exchange, self.direct_exchange)
+        return [
             commands.Queue.Declare(
                 queue=self.lease_queue,
                 durable=True,
                 arguments={"x-queue-type": "classic", "x-expires": round(LEASE * 1000)},
             ),
-            _private(self.direct_exchange, "fanout"),
-            commands.Queue.Bind(queue=queue, exchange=self.direct_exchange),
             _private(lease, "direct"),
             commands.Queue.Bind(queue=self.lease_queue, exchange=lease, routing_key=_NO_KEY),
-            _private(groups, "fanout"),
-            commands.Exchange.Bind(destination=lease, source=groups),
-            commands.Exchange.Bind(destination=self.direct_exchange, source=groups),
-            commands.Exchange.Bind(destination=lease, source=self.direct_exchange),
-            self.bind_group(self._probe_key),
+            *(commands.Exchange.Bind(destination=lease, source=source) for source in sources),
         ]
+
+    def is_for_lease(self, method: pamqp.base.Frame) -> bool:
+        """Whether a method is for the lease only, so all else works without it."""
+        names = (getattr(method, name, "") for name in ("queue", "exchange", "destination"))
+        return self.lease_queue in names
 
     def undo(self) -> list[pamqp.base.Frame]:
         """Delete what ``methods`` has made as far as it came, if the broker refused the rest."""
@@ -166,9 +178,23 @@ class Declarations:
         source = self._settings.groups_exchange
         return method(destination=destination, source=source, routing_key=key)
 
-    def end_lease(self) -> pamqp.base.Frame:
-        """Leave nothing behind; for an orderly end, by any connection. Not answered."""
-        return pamqp.commands.Queue.Delete(queue=self.lease_queue, nowait=True)
+    def hold_lease(self) -> list[pamqp.base.Frame]:
+        """Consume the queue of the lease, so that it doesn't expire.
+
+        Whoever deletes it all the same (a cluster's node that ends, if it is there) ends nothing
+        else. What somebody puts into it by hand is a delivery like others. RabbitMQ answers a
+        consume when it likes, so nothing but another one may be called after it.
+        """
+        return [pamqp.commands.Basic.Consume(queue=self.lease_queue)] if self.has_lease else []
+
+    def delete_lease(self, *, nowait: bool = False) -> list[pamqp.base.Frame]:
+        """Leave nothing behind; by any connection, no error if it is over.
+
+        Not tried if there is none: to delete what one may not configure ends an AMQP channel.
+        """
+        if not self.has_lease:
+            return []
+        return [pamqp.commands.Queue.Delete(queue=self.lease_queue, nowait=nowait)]
 
 
 def _private(exchange: str, exchange_type: str) -> pamqp.base.Frame:

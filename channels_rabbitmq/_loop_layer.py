@@ -39,6 +39,7 @@ from ._codec import MalformedBody, MessageCodec
 from ._culprits import Culprits
 from ._declarations import direct_routing_key, groups_probe_key
 from ._direct_sender import DirectSender
+from ._groups_exchange import GroupsExchange
 from ._hooks import Hook, HookFunctions
 from ._members import Members
 from ._outage import KnownOutage
@@ -160,10 +161,12 @@ class LoopLayer:
         self._bindings = Bindings(clock=self.loop.time)
         self._on_disconnect = Hook("on_disconnect", hook_functions.on_disconnect, self.id)
         self._on_reconnect = Hook("on_reconnect", hook_functions.on_reconnect, self.id)
+        groups_exchange = GroupsExchange(settings.groups_exchange)
         self._subscriber = Subscriber(
             self.id,
             settings,
             self._bindings,
+            groups_exchange,
             connection_name=connection_name(Subscriber.name, self.id),
             known_outage=known_outage,
             on_delivery=self._accept_delivery,
@@ -174,6 +177,7 @@ class LoopLayer:
         self._publisher = Publisher(
             settings,
             self.counters,
+            groups_exchange,
             id_=self.id,
             connection_name=connection_name(Publisher.name, self.id),
             known_outage=known_outage,

@@ -15,10 +15,10 @@ import logging
 from collections.abc import Awaitable, Callable
 
 import carehare
-import pamqp.commands
 
 from ._amqp.amqp_channels import CONFIRMED, Outcome, PublisherChannel, Route
 from ._amqp.connection import Connection
+from ._groups_exchange import GroupsExchange
 from ._outage import KnownOutage
 from ._outbox import Confirm, Outbox, WaitingMessage
 from ._settings import Settings
@@ -47,6 +47,7 @@ class Publisher:
         self,
         settings: Settings,
         counters: Counters,
+        groups_exchange: GroupsExchange,
         *,
         id_: str,
         connection_name: str,
@@ -55,6 +56,7 @@ class Publisher:
     ) -> None:
         self._settings = settings
         self._counters = counters
+        self._groups_exchange = groups_exchange
         self._on_no_exchange = on_no_exchange
         # Of a message that no queue takes, which shows whether the broker does
         self.ping_route = Route(settings.groups_exchange, _PROBE_KEY, mandatory=False)
@@ -85,18 +87,10 @@ class Publisher:
     async def set_up(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
         self._is_blocked = False
-        self._end_exc = None
         self._refusal_logged = False
         blocked = self._blocked_at_set_up = loop.create_future()
         connection.on_blocked = self._accept_blocked
-        amqp_channel = connection.open_publisher(
-            on_end=self._accept_end, ping_route=self.ping_route
-        )
-        await amqp_channel.call(
-            pamqp.commands.Exchange.Declare(
-                exchange=self._settings.groups_exchange, exchange_type="direct"
-            )
-        )
+        amqp_channel = await self._open(connection)
         probe = amqp_channel.publish(
             b"", self.ping_route, loop.time() + self._settings.operation_timeout
         )
@@ -105,6 +99,21 @@ class Publisher:
             raise self._end_exc or carehare.ConnectionClosed("RabbitMQ took no message in time")
         self._new_amqp_channel = amqp_channel
         self._connection = connection
+
+    async def _open(self, connection: Connection) -> PublisherChannel:
+        """Return an AMQP channel on which the groups exchange is known to exist."""
+        while True:
+            self._end_exc = None
+            amqp_channel = connection.open_publisher(
+                on_end=self._accept_end, ping_route=self.ping_route
+            )
+            method = self._groups_exchange.declare()
+            try:
+                await amqp_channel.call(method)
+                return amqp_channel
+            except carehare.ChannelClosedByServer as err:
+                if not self._groups_exchange.accept_refusal(method, err):
+                    raise
 
     def ready(self) -> None:
         self._amqp_channel, self._new_amqp_channel = self._new_amqp_channel, None

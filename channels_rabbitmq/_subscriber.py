@@ -21,6 +21,8 @@ from ._amqp.amqp_channels import ConsumerChannel, TopologyChannel
 from ._amqp.connection import Connection
 from ._bindings import Bindings, Command
 from ._declarations import Declarations
+from ._declarer import Declarer
+from ._groups_exchange import GroupsExchange
 from ._outage import KnownOutage
 from ._settings import Settings
 from ._supervisor import State, Supervisor, describe
@@ -50,6 +52,7 @@ class Subscriber:
         id_: str,
         settings: Settings,
         bindings: Bindings,
+        groups_exchange: GroupsExchange,
         *,
         connection_name: str,
         known_outage: KnownOutage,
@@ -58,8 +61,6 @@ class Subscriber:
         on_disconnect: Callable[[str], None],
         on_reconnect: Callable[[str], None],
     ) -> None:
-        self._id = id_
-        self._settings = settings
         self._bindings = bindings
         self._on_delivery = on_delivery
         self._on_lost = on_lost
@@ -78,10 +79,7 @@ class Subscriber:
         self.supervisor.on_over = self._wake_all
         self.queue = ""  # the present connection's, while there is one
         self._declarations: Declarations | None = None  # of the present connection, or the last
-        self._number = 0  # of the connection
-        self._former: list[Declarations] = []  # whose exchanges may exist still
-        # The one in use before all of those, if any: its lease may not be over yet.
-        self._before: list[Declarations] = []
+        self._declarer = Declarer(id_, settings, groups_exchange, owner=self.supervisor.name)
         self._consumer: ConsumerChannel | None = None
         self._topology: TopologyChannel | None = None
         self._timer: asyncio.TimerHandle | None = None  # for the next linger
@@ -91,33 +89,17 @@ class Subscriber:
     # Role
 
     async def set_up(self, connection: Connection) -> None:
-        self._number += 1
-        declarations = Declarations(self._id, self._number, self._settings)
-        consumer = connection.open_consumer(on_delivery=self._on_delivery, on_end=self._accept_end)
-        # The first is the one that was in use; of attempts that failed the latest are enough.
-        self._consumer = consumer
-        former = self._former[:1] + self._former[1:][-5:]
-        self._declarations = declarations
-        self._former = [*former, declarations]
-        answers = [consumer.call(method) for method in declarations.methods()]
-        answers += [consumer.call(method) for each in former for method in each.cut()]
-        answers.append(consumer.call(declarations.bind_channels()))
-        answers.append(consumer.consume(declarations.queue, self._settings.local_capacity))
-        answers.append(consumer.hold(declarations.lease_queue))
-        # The first that failed is the one the broker refused.
-        try:
-            for answer in answers:
-                await answer
-        except carehare.ChannelClosedByServer:
-            undoing = connection.open_topology()
-            await asyncio.wait([undoing.call(method) for method in declarations.undo()])
-            raise
-        # Two are enough: whoever comes and goes again and again shall not pile them up.
-        for each in (*self._before, *former[1:]):
-            consumer.tell(each.end_lease())
-        self._before, self._former = former[:1], [declarations]
-        self._topology = connection.open_topology()
-        self.queue = declarations.queue
+        topology = connection.open_topology()
+        open_consumer = partial(self._open_consumer, connection)
+        self._declarations = await self._declarer.declare(open_consumer, topology)
+        self._topology = topology
+        self.queue = self._declarations.queue
+
+    def _open_consumer(self, connection: Connection) -> ConsumerChannel:
+        self._consumer = connection.open_consumer(
+            on_delivery=self._on_delivery, on_end=self._accept_end
+        )
+        return self._consumer
 
     def ready(self) -> None:
         self._was_ready = True
@@ -131,8 +113,7 @@ class Subscriber:
             self._on_disconnect(reason)
         if self._consumer is not None:
             if self.supervisor.state is State.CLOSED:
-                for declarations in (*self._before, *self._former):  # No error if one is over.
-                    self._consumer.tell(declarations.end_lease())
+                self._declarer.end_leases(self._consumer)
             # It may go on for a second; what came then would count on the next connection.
             self._consumer.mute()
             self._consumer = None

@@ -17,9 +17,12 @@ class LogLines(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self._lines: asyncio.Queue[str] = asyncio.Queue()
+        self.all: list[str] = []  # also those that somebody waited for
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._lines.put_nowait(self.format(record))
+        line = self.format(record)
+        self._lines.put_nowait(line)
+        self.all.append(line)
 
     async def next(self, pattern: str = "", *, timeout: float = 20.0) -> str:
         """Return the next line in which ``pattern`` is found, leaving out those before it."""

@@ -144,9 +144,20 @@ async def test_refused_call_fails_with_the_brokers_words_and_ends_those_behind_i
     assert isinstance(refused, carehare.ChannelClosedByServer)
     assert (refused.reply_code, refused.reply_text) == (404, "NOT_FOUND - no 'e'")
     assert [type(exception_of(call)) for call in calls[2:]] == [carehare.ChannelClosed] * 2
-    assert ended == [refused] or str(ended[0]) == str(refused)
+    assert ended == []  # The call has told.
     assert (1, "Channel.CloseOk") in peer.names()
     assert not peer.transport.is_closing()
+
+
+async def test_a_consumer_closed_without_a_call_ends_in_the_brokers_words() -> None:
+    peer = Peer()
+    ended: list[Exception] = []
+    channel = peer.consumer(on_end=ended.append)
+    call = channel.call(bind(1))
+    peer.feed(commands.Queue.BindOk(), close_channel(406, "PRECONDITION_FAILED - x"), channel=1)
+    assert call.result() is None
+    assert [type(exc) for exc in ended] == [carehare.ChannelClosedByServer]
+    assert "406 PRECONDITION_FAILED - x" in str(ended[0])
 
 
 async def test_end_of_the_connection_answers_all_calls() -> None:

@@ -83,8 +83,8 @@ async def test_the_queue_and_the_private_exchange(
         _, *private = told.of(commands.Exchange.Declare)
         assert [(each.exchange, each.exchange_type) for each in private] == [
             (f"{id_}.1", "fanout"),
-            (f"{id_}.1.lease", "direct"),
             (f"{id_}.1.groups", "fanout"),
+            (f"{id_}.1.lease", "direct"),
         ]
         assert all(each.auto_delete and not each.durable for each in private)
         *_, bind = told.of(commands.Exchange.Bind)

@@ -173,7 +173,7 @@ class ConsumerChannel(CallChannel):
     time of its publishing (milliseconds since 1970, 0 if it doesn't say) and this object to ack it
     by; ``on_end(exc)`` at most once, when the broker cancels the consumer (ChannelClosed:
     the queue was deleted, or its node is gone) or closes the AMQP channel (ChannelClosedByServer);
-    not when the connection ends.
+    not if that is the answer to a call, nor when the connection ends.
     """
 
     def __init__(
@@ -195,22 +195,13 @@ class ConsumerChannel(CallChannel):
         self._acks = AckBatch()
         self._ended = False
 
-    def consume(self, queue: str, prefetch_count: int) -> asyncio.Future[None]:
-        """Start deliveries, at most ``prefetch_count`` of them unacked."""
-        self.call(pamqp.commands.Basic.Qos(prefetch_count=prefetch_count))
+    def consume(self, queue: str, prefetch_count: int | None = None) -> asyncio.Future[None]:
+        """Start deliveries, at most ``prefetch_count`` of them unacked (None: as it was said)."""
+        if prefetch_count is not None:
+            self.call(pamqp.commands.Basic.Qos(prefetch_count=prefetch_count))
         return self.call(
             pamqp.commands.Basic.Consume(queue=queue, consumer_tag=frames.CONSUMER_TAG)
         )
-
-    def hold(self, queue: str) -> asyncio.Future[None]:
-        """Consume a queue that nothing is ever routed to, so that it doesn't expire.
-
-        Whoever deletes it all the same (a cluster's node that ends, if it is there) ends nothing
-        else.
-        Nothing may be called after this: RabbitMQ answers a consume when it likes, not in order.
-        What somebody puts into it by hand is a delivery like others.
-        """
-        return self.call(pamqp.commands.Basic.Consume(queue=queue))
 
     def tell(self, method: pamqp.base.Frame) -> None:
         """Write a method that has no answer, if anything can be written."""
@@ -287,7 +278,7 @@ class ConsumerChannel(CallChannel):
 
     def accept_frame(self, frame: Any) -> None:
         if isinstance(frame, pamqp.commands.Basic.Cancel):
-            if frame.consumer_tag == frames.CONSUMER_TAG:  # and not that of hold()
+            if frame.consumer_tag == frames.CONSUMER_TAG:  # and not another one
                 self._report_end(
                     carehare.ChannelClosed("RabbitMQ cancelled the consumer: its queue is gone")
                 )
@@ -300,7 +291,7 @@ class ConsumerChannel(CallChannel):
             self._on_end(exc)
 
     def _end(self, culprit_exc: Exception, others_exc: Exception) -> None:
-        if isinstance(culprit_exc, carehare.ChannelClosedByServer):
+        if isinstance(culprit_exc, carehare.ChannelClosedByServer) and not self._calls:
             self._report_end(culprit_exc)
         self._ended = True
         super()._end(culprit_exc, others_exc)

@@ -1,0 +1,240 @@
+"""The groups exchange may be somebody else's: made before, and not to be configured by us."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import carehare
+import pamqp.commands
+import pytest
+from log_lines import LogLines, log_lines
+from own_broker import broker_commands
+from test_permissions import (
+    EVERYTHING,
+    ONLY_PUBLISHING,
+    Permissions,
+    User,
+    call_as_admin,
+    must_be_refused,
+    must_work,
+)
+
+from channels_rabbitmq._groups_exchange import GroupsExchange
+from channels_rabbitmq.core import RabbitmqChannelLayer
+from private_broker import PrivateBroker
+
+OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
+
+GROUP = "g"
+MESSAGE = {"type": "m"}
+# All but to configure the exchange itself
+NOT_CONFIGURE: Permissions = (r"^crq\..*$", EVERYTHING[1], EVERYTHING[2])
+
+slow = pytest.mark.slow  # a broker starts, and each rabbitmqctl takes a second
+
+
+@pytest.fixture(scope="module")
+def own_broker() -> Iterator[PrivateBroker]:
+    with PrivateBroker(broker_commands()) as broker:
+        yield broker
+
+
+@pytest.fixture
+def user(own_broker: PrivateBroker) -> User:
+    return User(own_broker)
+
+
+@pytest.fixture
+def lines() -> Iterator[LogLines]:
+    with log_lines() as lines:
+        yield lines
+
+
+@pytest.fixture
+async def open_one(open_layer: OpenLayer, user: User) -> OpenLayer:
+    async def open_one(**config: Any) -> RabbitmqChannelLayer:
+        return await open_layer(**{"host": user.url, "groups_exchange": "groups", **config})
+
+    return open_one
+
+
+async def declare(user: User, exchange_type: str = "direct", **options: Any) -> None:
+    await asyncio.to_thread(
+        call_as_admin, user, "exchange_declare", "groups", exchange_type, **options
+    )
+
+
+OTHER_PROPERTIES: list[dict[str, Any]] = [
+    {"durable": True},
+    {"auto_delete": True},
+    {"durable": True, "auto_delete": True},
+    {"arguments": {"alternate-exchange": "other"}},
+    {"arguments": {"x-some-argument": 1}},
+]
+
+
+@slow
+@pytest.mark.parametrize("permissions", [EVERYTHING, NOT_CONFIGURE])
+@pytest.mark.parametrize("declared", OTHER_PROPERTIES)
+async def test_it_is_used_as_it_is(
+    open_one: OpenLayer,
+    user: User,
+    lines: LogLines,
+    permissions: Permissions,
+    declared: dict[str, Any],
+) -> None:
+    """By those who send and by those who receive, on each connection, and nobody changes it."""
+    user.allow(permissions)
+    await declare(user, **declared)
+    before = await asyncio.to_thread(user.broker.list_exchanges, vhost=user.vhost)
+    layer, other = await open_one(), await open_one()
+    channel = await layer.new_channel()
+    await layer.group_add(GROUP, channel)
+    await other.group_send(GROUP, MESSAGE)
+    assert await asyncio.wait_for(layer.receive(channel), 10) == MESSAGE
+    await must_work(layer)
+    await must_work(other)
+    await asyncio.to_thread(user.disconnect)
+    await lines.next("WARNING subscriber .*: connected again")
+    await must_work(layer)
+    after = await asyncio.to_thread(user.broker.list_exchanges, vhost=user.vhost)
+    if not declared.get("auto_delete"):  # It may have gone with its last binding, and come again.
+        assert [row for row in after if not row["name"].startswith("crq.")] == before
+    assert not [line for line in lines.all if "cannot connect" in line]
+
+
+@slow
+async def test_a_process_that_only_sends_needs_no_permission_to_configure_it(
+    open_one: OpenLayer, user: User
+) -> None:
+    receiver = await open_one(host=user.admin_url)
+    channel = await receiver.new_channel()
+    await receiver.group_add(GROUP, channel)
+    user.allow(("", *ONLY_PUBLISHING[1:]))
+    await (await open_one()).group_send(GROUP, MESSAGE)
+    assert await asyncio.wait_for(receiver.receive(channel), 10) == MESSAGE
+
+
+@slow
+async def test_one_that_goes_is_declared_again(
+    open_one: OpenLayer, user: User, lines: LogLines
+) -> None:
+    """An auto-delete exchange goes with its last binding: that of the last process with a queue."""
+    user.allow(EVERYTHING)
+    await declare(user, auto_delete=True)
+    sender, receiver = await open_one(), await open_one()
+    await must_work(receiver)
+    await sender.group_send(GROUP, MESSAGE)
+    await receiver.close()
+    await sender.group_send(GROUP, MESSAGE)
+    await lines.next("WARNING publisher .*: lost .* 404 NOT_FOUND")
+    await lines.next("WARNING publisher .*: connected again")
+    await must_work(sender)
+
+
+@slow
+@pytest.mark.parametrize("role", ["subscriber", "publisher"])
+@pytest.mark.parametrize(
+    ("exchange_type", "declared"),
+    [("topic", {}), ("fanout", {"durable": True}), ("headers", {"auto_delete": True})],
+)
+async def test_one_of_another_type_is_named(
+    open_one: OpenLayer,
+    user: User,
+    lines: LogLines,
+    role: str,
+    exchange_type: str,
+    declared: dict[str, Any],
+) -> None:
+    """Once it is deleted all goes well, without a restart."""
+    user.allow(EVERYTHING)
+    await declare(user, exchange_type, **declared)
+    layer = await open_one(operation_timeout=0.5)
+    words = (
+        r"406 PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'groups' in vhost "
+        rf"'{user.vhost}': received 'direct' but current is '{exchange_type}' \(groups need a "
+        r"direct exchange: .*groups_exchange"
+    )
+    await must_be_refused(layer, lines, role, words)
+    patient = await open_one()
+    waiting = asyncio.create_task(patient.receive(await patient.new_channel()))
+    await lines.next("WARNING subscriber .*: cannot connect")
+    await asyncio.to_thread(call_as_admin, user, "exchange_delete", "groups")
+    await must_work(patient)
+    waiting.cancel()
+
+
+@slow
+async def test_an_internal_one_is_named(open_one: OpenLayer, user: User, lines: LogLines) -> None:
+    user.allow(EVERYTHING)
+    await declare(user, internal=True)
+    words = "406 PRECONDITION_FAILED - inequivalent arg 'internal' for exchange 'groups'"
+    await must_be_refused(await open_one(operation_timeout=0.5), lines, "subscriber", words)
+
+
+# What is made of the broker's answers, without one
+
+_REFUSED = carehare.ChannelClosedByServer(403, "ACCESS_REFUSED - no")
+_MISSING = carehare.ChannelClosedByServer(404, "NOT_FOUND - no exchange")
+
+
+def differs(argument: str) -> carehare.ChannelClosedByServer:
+    text = f"PRECONDITION_FAILED - inequivalent arg '{argument}' for exchange 'e'"
+    return carehare.ChannelClosedByServer(406, text)
+
+
+def is_passive(exchange: GroupsExchange) -> bool:
+    method: Any = exchange.declare()
+    return bool(method.passive)
+
+
+def test_what_is_deleted_between_two_tries_is_declared() -> None:
+    exchange = GroupsExchange("e")
+    assert not is_passive(exchange)
+    assert exchange.accept_refusal(exchange.declare(), differs("durable"))
+    assert is_passive(exchange)
+    assert exchange.accept_refusal(exchange.declare(), _MISSING)
+    assert not is_passive(exchange)
+
+
+def test_what_may_not_be_declared_and_is_not_there_is_the_first_refusal() -> None:
+    exchange = GroupsExchange("e")
+    assert exchange.accept_refusal(exchange.declare(), _REFUSED)
+    with pytest.raises(carehare.ChannelClosedByServer, match="403"):
+        exchange.accept_refusal(exchange.declare(), _MISSING)
+    assert not is_passive(exchange)  # The permission may be there by now.
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [
+        differs("type"),
+        differs("internal"),
+        carehare.ChannelClosedByServer(406, "PRECONDITION_FAILED - exchange limit of 5 reached"),
+        carehare.ChannelClosedByServer(541, "INTERNAL_ERROR"),
+    ],
+)
+def test_what_no_other_try_helps_against(exc: carehare.ChannelClosedByServer) -> None:
+    exchange = GroupsExchange("e")
+    assert not exchange.accept_refusal(exchange.declare(), exc)
+    assert not is_passive(exchange)
+
+
+def test_other_methods_are_not_its_matter() -> None:
+    exchange = GroupsExchange("e")
+    for method in (
+        pamqp.commands.Exchange.Declare(exchange="other"),
+        pamqp.commands.Exchange.Bind(source="e", destination="other"),
+    ):
+        assert not exchange.accept_refusal(method, _REFUSED)
+
+
+def test_an_answer_to_an_earlier_question_of_another_connection() -> None:
+    """Both connections share it, and both have asked before either was answered."""
+    exchange = GroupsExchange("e")
+    first, second = exchange.declare(), exchange.declare()
+    assert exchange.accept_refusal(first, differs("durable"))
+    assert exchange.accept_refusal(second, differs("durable"))
+    assert is_passive(exchange)
