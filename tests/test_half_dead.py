@@ -18,6 +18,7 @@ from channels.exceptions import ChannelFull
 from lengths import Length
 from log_lines import LogLines, log_lines
 from pamqp.heartbeat import Heartbeat
+from patience import connect_patiently
 from traffic import Traffic
 
 from channels_rabbitmq._amqp import amqp_channels, heartbeat
@@ -176,7 +177,8 @@ async def test_confirms_that_stay_out_are_noticed(
 ) -> None:
     """One message is enough, however short the time that its call had."""
     async with AmqpProxy(broker.url) as proxy:
-        layer = await open_layer(**config(proxy.url, operation_timeout=0.1))
+        layer = await open_layer(**config(proxy.url, operation_timeout=1))
+        await connect_patiently(layer)
         await layer.group_send("g", MESSAGE)
         rule = proxy.drop(TO_CLIENT, pamqp.commands.Basic.Ack, name="publisher")
         heard = proxy.count(TO_CLIENT, Heartbeat)

@@ -26,6 +26,7 @@ from log_lines import LogLines, log_lines
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
+from patience import connect_patiently
 
 from channels_rabbitmq import _supervisor
 from channels_rabbitmq._amqp import amqp_channels
@@ -372,7 +373,7 @@ async def test_damaged_frames_on_the_way_of_real_connections(
         host=url, operation_timeout=1, connect_timeout=1, watchdog_interval=0.2
     )
     channel = await layer.new_channel()
-    await layer.connect()
+    await connect_patiently(layer)
     numbers = itertools.count()
     received: list[int] = []
 

@@ -17,6 +17,7 @@ from asgiref.sync import async_to_sync
 from conftest import Broker
 from log_lines import log_lines
 from loop_thread import LoopThread
+from patience import connect_patiently
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
@@ -198,6 +199,7 @@ async def proxy(broker: Broker) -> AsyncIterator[AmqpProxy]:
 
 async def used(layer: RabbitmqChannelLayer) -> str:
     """Open all connections; return a member of the group "g"."""
+    await connect_patiently(layer)
     channel = await layer.new_channel()
     await layer.group_add("g", channel)
     await layer.send(channel, MESSAGE)
@@ -264,7 +266,7 @@ async def test_a_receive_waits_however_long_it_lasts(
 ) -> None:
     layer = await open_layer(host=proxy.url, operation_timeout=1)
     channel = await layer.new_channel()
-    await layer.connect()
+    await connect_patiently(layer)
     receiving = asyncio.create_task(layer.receive(channel))
     proxy.refuse()
     proxy.cut()

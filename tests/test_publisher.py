@@ -12,6 +12,7 @@ from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
 from channels.exceptions import ChannelFull
 from conftest import Broker
 from log_lines import log_lines
+from patience import connect_patiently
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
@@ -150,6 +151,7 @@ async def test_a_broker_that_does_not_read_fills_no_memory(
 ) -> None:
     async with AmqpProxy(broker.url) as proxy:
         layer = await open_layer(host=proxy.url, operation_timeout=1)
+        await connect_patiently(layer)
         await layer.group_send("g", MESSAGE)
         publisher = layer._loop_layer()._publisher
         before = publisher._counters.published

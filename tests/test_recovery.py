@@ -14,6 +14,7 @@ import pytest
 from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
 from lengths import Length
 from log_lines import LogLines, log_lines
+from patience import connect_patiently
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
@@ -428,6 +429,7 @@ async def test_a_confirm_that_does_not_come_counts_as_unknown_in_time(
 ) -> None:
     async with AmqpProxy(broker.url) as proxy:
         layer = await open_layer(host=proxy.url, operation_timeout=2)
+        await connect_patiently(layer)
         await layer.group_send("g", MESSAGE)
         proxy.drop(TO_CLIENT, pamqp.commands.Basic.Ack)
         await asyncio.wait_for(layer.group_send("g", MESSAGE), 10)
