@@ -43,6 +43,8 @@ _RESERVED_KEYS = frozenset({GROUP_KEY, CHANNEL_KEY, ENCRYPTED_KEY})
 
 _ATOMS = frozenset({str, bytes, float, bool, type(None)})
 _FLAT_TYPES = _ATOMS | {int}
+# A message without containers and with so few keys takes no more than its size and some overhead.
+_FEW_KEYS = 16
 _CONTAINERS = frozenset({dict, list, tuple})
 
 
@@ -91,7 +93,7 @@ class Envelope:
         """The message without its recipient.
 
         A group's has many receivers: each call gives a copy of its own. A channel's has one, so it
-        is always the same: whoever calls again has not given the first one to anybody.
+        may be the same again: whoever calls again has not given the first one to anybody.
         """
         if self.flat is not None:
             return self.flat.copy()
@@ -103,6 +105,24 @@ class Envelope:
         if self._packed is not None:
             self._message = None
         return message
+
+    def compact(self) -> None:
+        """Keep the message packed only, for one that may wait long.
+
+        Unpacked, a list of small values takes up to 75 times its size, and what is kept for
+        channels that are behind is bounded by its size.
+        """
+        message = self._message
+        if message is None or (
+            len(message) <= _FEW_KEYS and _FLAT_TYPES.issuperset(map(type, message.values()))
+        ):
+            return
+        if self._packed is None:
+            try:
+                self._packed = msgpack.packb(message)
+            except (ValueError, RecursionError):
+                return  # Others may nest deeper than msgpack packs.
+        self._message = self.flat = None
 
     def __repr__(self) -> str:
         recipient = f"channel={self.channel!r}" if self.group is None else f"group={self.group!r}"

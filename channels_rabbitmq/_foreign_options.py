@@ -103,6 +103,6 @@ def notes_for(config: Mapping[str, object]) -> Iterator[str]:
     if capacities and not _OF_CHANNELS_REDIS.isdisjoint(config):
         yield (
             f"{capacities}: not quite what channels_redis has by this name. Here it limits what a "
-            "process keeps for a channel that nobody reads, and remote_capacity limits what waits "
-            "on RabbitMQ for all channels of a process together"
+            "process keeps for a channel that is behind, if only for a moment after a burst, and "
+            "remote_capacity limits what waits on RabbitMQ for all channels of a process together"
         )

@@ -62,6 +62,8 @@ _ID_LENGTH = 16
 _RANDOM_LENGTH = 12
 _LONGEST_NAME = 99
 _LONGEST_HOST = 255  # characters that are shown
+# Seconds by which a tick is late if something has held up the event loop.
+_STANDSTILL = 0.5
 _MOST_ROUTES = 1000  # that are remembered
 # Seconds that a message needs, at most, from its writing to its confirm
 _TIME_TO_CONFIRM = 0.5
@@ -157,6 +159,8 @@ class LoopLayer:
         self.add_waiter_again = self._router.add_waiter_again
         self.pop_reserved = self._router.pop_reserved
         self.discard_waiter = self._router.discard_waiter
+        # RabbitMQ drops what is older than expiry; a second for the way.
+        self._oldest = math.inf if settings.expiry is None else settings.expiry + 1.0
         self._tick_timer: asyncio.TimerHandle | None = None
         self._bindings = Bindings(clock=self.loop.time)
         self._on_disconnect = Hook("on_disconnect", hook_functions.on_disconnect, self.id)
@@ -411,9 +415,9 @@ class LoopLayer:
                 self._reporter.report("foreign", channel[:_LONGEST_NAME])
             consumer.ack(tag)
             return
-        # A clock that is ahead of ours gives an age below 0.
-        age = max(0.0, time() - published / 1000) if published else 0.0
-        self._router.deliver(envelope, tag, consumer, age)
+        # One that can't be comes from a clock that differs from ours.
+        age = time() - published / 1000 if published else 0.0
+        self._router.deliver(envelope, tag, consumer, age if 0 < age < self._oldest else 0.0)
         self._start_ticking()
 
     def _start_ticking(self) -> None:
@@ -424,11 +428,17 @@ class LoopLayer:
         self._tick_timer = None if at is None else self.loop.call_at(at, self._tick)
 
     def _tick(self) -> None:
+        assert self._tick_timer is not None
+        late_by = self.loop.time() - self._tick_timer.when()
         self._schedule_tick(self.loop.time() + TICK_INTERVAL)  # also if tick() should fail
         at = self._router.tick()
-        assert self._tick_timer is not None
         self._tick_timer.cancel()
         self._schedule_tick(at)
+        if late_by < _STANDSTILL:
+            self._report_backlogs()
+
+    def _report_backlogs(self) -> None:
+        """Tell who is behind. (Not after a standstill of the loop: then everybody is.)"""
         for channel, messages in self._router.channels_behind():
             self._reporter.report_level("behind", channel, messages)
         if self._router.unacked >= self._settings.local_capacity:

@@ -73,7 +73,16 @@ class Mailbox:
     and there may be very many of them, so containers are made only when needed.
     """
 
-    __slots__ = ("channel", "early_acked", "first", "more_waiters", "reserved", "rest", "waiter")
+    __slots__ = (
+        "channel",
+        "early_acked",
+        "early_acked_bytes",
+        "first",
+        "more_waiters",
+        "reserved",
+        "rest",
+        "waiter",
+    )
 
     def __init__(self, channel: str) -> None:
         self.channel = channel
@@ -82,6 +91,7 @@ class Mailbox:
         self.rest: deque[Delivery] | None = None
         # How many of the messages, the oldest, are acked although nobody has received them
         self.early_acked = 0
+        self.early_acked_bytes = 0
         # The receive() to wake next, and those behind it. Some may be cancelled and not yet gone.
         self.waiter: asyncio.Future[None] | None = None
         self.more_waiters: deque[asyncio.Future[None]] | None = None

@@ -21,7 +21,8 @@ consumer is stuck, slow or busy, or nobody reads it any more. Harm is what decid
 soon as half of ``local_capacity`` is in use *and* another channel's ``receive()`` waits, the
 channels that hold most are relieved, until a quarter is in use. What they hold is acked early and
 so stops counting. It is bounded in another way: ``capacity`` messages for a channel, and
-``EARLY_ACKED_BYTES`` in all; beyond either, the oldest are dropped. If nobody waits, everybody is
+``EARLY_ACKED_BYTES`` in all; beyond either, the oldest are dropped, of the channel with the most
+messages or bytes. If nobody waits, everybody is
 slow, and all messages count as ever.
 
 That is looked at once all who were woken have run, for until then every channel of a burst seems to
@@ -653,17 +654,22 @@ class Router:
         if not mailbox.early_acked:
             self._stalled_channels += 1
         mailbox.early_acked += 1
+        size = delivery.envelope.size + MESSAGE_OVERHEAD
+        mailbox.early_acked_bytes += size
         if not delivery.early_acked:
-            self._early_acked_bytes += delivery.envelope.size + MESSAGE_OVERHEAD
+            self._early_acked_bytes += size
+            delivery.envelope.compact()
         delivery.early_acked += 1
 
     def _release_early_acked(self, mailbox: Mailbox, delivery: Delivery) -> None:
         mailbox.early_acked -= 1
         if not mailbox.early_acked:
             self._stalled_channels -= 1
+        size = delivery.envelope.size + MESSAGE_OVERHEAD
+        mailbox.early_acked_bytes -= size
         delivery.early_acked -= 1
         if not delivery.early_acked:
-            self._early_acked_bytes -= delivery.envelope.size + MESSAGE_OVERHEAD
+            self._early_acked_bytes -= size
 
     def _drop_overflow(self, mailboxes: Sequence[Mailbox]) -> None:
         """Keep the bounds of what is acked early, after ``mailboxes`` got more of it."""
@@ -675,13 +681,19 @@ class Router:
             self._drop_bytes()
 
     def _drop_bytes(self) -> None:
-        """Drop the oldest message of the fullest channel until the bytes are within their bound."""
-        fullest = [(-mailbox.early_acked, n, mailbox) for n, mailbox in enumerate(self._holding)]
-        heapq.heapify(fullest)
+        """Drop the oldest of the channel that holds most, until the bytes are within their bound.
+
+        That is the one with the most bytes: else a channel with many small messages would lose them
+        because of another one's large ones.
+        """
+        largest = [
+            (-mailbox.early_acked_bytes, n, mailbox) for n, mailbox in enumerate(self._holding)
+        ]
+        heapq.heapify(largest)
         while self._early_acked_bytes > EARLY_ACKED_BYTES:
-            _, n, mailbox = fullest[0]
+            _, n, mailbox = largest[0]
             self._overflow(mailbox)
-            heapq.heapreplace(fullest, (-mailbox.early_acked, n, mailbox))
+            heapq.heapreplace(largest, (-mailbox.early_acked_bytes, n, mailbox))
 
     def _overflow(self, mailbox: Mailbox) -> None:
         self._pop(mailbox)

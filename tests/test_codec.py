@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import enum
+import gc
 import hashlib
 import math
 import os
@@ -700,3 +701,75 @@ def sealed(packed: bytes) -> bytes:
 )
 def test_malformed_encrypted_bodies(body: bytes, problem: str) -> None:
     assert re.search(problem, malformed(body, secret_codec))
+
+
+# Messages that wait long
+
+
+def kept_for(message: dict[str, Any], *, for_group: bool, compacted: bool) -> int:
+    """Bytes of memory that 20 such messages take, for each."""
+    codec = MessageCodec(max_message_size=2**20)
+    encode = codec.encode_for_group if for_group else codec.encode_for_channel
+    body = encode("g" if for_group else "x!y", message)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        envelopes = [codec.decode(bytes(bytearray(body))) for _ in range(20)]
+        if compacted:
+            for envelope in envelopes:
+                envelope.compact()
+        size = tracemalloc.get_traced_memory()[0] // 20
+    finally:
+        tracemalloc.stop()
+    assert envelopes[0].message() == message
+    return size
+
+
+@pytest.mark.parametrize("for_group", [False, True])
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"type": "t", "rows": [{"id": n, "on": True, "t": "x"} for n in range(500)]},
+        {"type": "t", "empty": [{} for _ in range(2000)]},
+        {"type": "t", **{f"key{n}": n for n in range(500)}},
+    ],
+    ids=["rows", "empty", "many keys"],
+)
+def test_a_compact_message_takes_little_more_than_its_body(
+    message: dict[str, Any], for_group: bool
+) -> None:
+    body = len(msgpack.packb(message))
+    assert kept_for(message, for_group=for_group, compacted=False) > 4 * body
+    assert kept_for(message, for_group=for_group, compacted=True) < 1.25 * body + 1000
+
+
+@pytest.mark.parametrize("keys", [(), ("a key of 32 bytes, or so",)])
+@pytest.mark.parametrize("for_group", [False, True])
+@pytest.mark.parametrize(
+    "message", [{"type": "t", "n": 1}, {"type": "t", "list": [1, {"a": b"b"}]}]
+)
+def test_a_compact_message_is_the_same_and_each_members_own(
+    message: dict[str, Any], for_group: bool, keys: tuple[str, ...]
+) -> None:
+    codec = MessageCodec(max_message_size=1000, symmetric_encryption_keys=keys)
+    encode = codec.encode_for_group if for_group else codec.encode_for_channel
+    envelope = codec.decode(encode("g" if for_group else "x!y", message))
+    envelope.compact()
+    envelope.compact()
+    first = envelope.message()
+    assert first == message
+    if for_group:
+        first["more"] = 1
+        assert envelope.message() == message
+
+
+def test_a_message_that_nests_too_deep_to_be_packed_is_kept_as_it_is() -> None:
+    deep: Any = 1
+    body = msgpack.packb({"__asgi_channel__": "x!y"})
+    for _ in range(600):
+        deep = [deep]
+    nested = b"\x91" * 600 + b"\x01"
+    body = b"\x82" + body[1:] + msgpack.packb("deep") + nested
+    envelope = MessageCodec(max_message_size=1000).decode(body)
+    envelope.compact()
+    assert envelope.message() == {"deep": deep}

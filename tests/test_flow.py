@@ -41,6 +41,9 @@ class _Envelope:
     def message(self) -> dict[str, Any]:
         return self._message
 
+    def compact(self) -> None:
+        """It is small."""
+
 
 @dataclass
 class Reader:

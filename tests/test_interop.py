@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -358,3 +359,24 @@ class TestMalformed:
             logged = [line for line in lines.rest() if "WARNING" in line]
         assert 1 <= len(logged) <= 2
         assert not [line for line in logged if "s3cret" in line]
+
+
+async def test_a_time_of_publishing_that_cannot_be_is_left_out(
+    open_layer: OpenLayer, broker: Broker, groups_exchange: str
+) -> None:
+    """Other programs may write that header, and machines' clocks differ."""
+    layer, channel = await open_member(open_layer, expiry=10)
+    await layer.connect()
+    body = msgpack.packb(to_channel(MESSAGE, channel))
+
+    async def publish(published: int) -> None:
+        properties = pika.BasicProperties(headers={"timestamp_in_ms": published})
+        where = (broker.url, groups_exchange, key_of(channel))
+        await asyncio.to_thread(publish_bodies, *where, [body], properties)
+        assert await receive(layer, channel) == MESSAGE
+
+    for published in (-(2**62), 0, int((time.time() - 3600) * 1000), 2**62):
+        await publish(published)
+    assert layer.statistics()[0].highest_age < 5
+    await publish(int((time.time() - 7) * 1000))
+    assert 7 <= layer.statistics()[0].highest_age < 12

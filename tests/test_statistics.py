@@ -574,7 +574,7 @@ class TestReceived:
         with log_lines() as lines:
             for n in range(1, 4):
                 await layer.send(stuck, {"n": n})
-            line = await lines.next("channels that are behind hold more than their capacity")
+            line = await lines.next("channels that are behind hold more than is kept")
         assert "2 messages dropped: channels" in line
         assert stuck in line
         statistics = of(layer)
