@@ -23,7 +23,8 @@ receiver: it may be back in a moment. Such a call raises, and the receiver isn't
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import heapq
+import itertools
 from collections.abc import Awaitable, Callable
 
 from ._amqp.amqp_channels import CONFIRMED, Outcome, Route
@@ -58,14 +59,20 @@ _NO_QUEUE_YET = (
 
 
 class _Lane:
-    """Who sends by one route while a returned message is being tried again: one at a time."""
+    """Who sends by one route while a returned message is being tried again: one at a time.
 
-    __slots__ = ("_is_taken", "_queue", "users")
+    In the order of their deadlines, which is that of the calls. Not in that of entering: when many
+    that were written together are returned, calls made since then have entered before most of them.
+    """
+
+    __slots__ = ("_is_taken", "_numbers", "_queue", "users")
 
     def __init__(self) -> None:
         self.users = 0
         self._is_taken = False
-        self._queue: deque[asyncio.Future[bool]] = deque()  # first come, first served
+        # A heap of (deadline, number, turn)
+        self._queue: list[tuple[float, int, asyncio.Future[bool]]] = []
+        self._numbers = itertools.count()
 
     async def enter(self, deadline: float) -> bool:
         """Wait for one's turn; False if it doesn't come by ``deadline`` (loop time)."""
@@ -75,7 +82,7 @@ class _Lane:
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[bool] = loop.create_future()
         timer = loop.call_at(deadline, resolve, turn, False)
-        self._queue.append(turn)
+        heapq.heappush(self._queue, (deadline, next(self._numbers), turn))
         try:
             return await turn
         except asyncio.CancelledError:
@@ -87,13 +94,13 @@ class _Lane:
 
     def cancel(self) -> None:
         """Cancel those who wait for their turn."""
-        for turn in self._queue:
+        for _, _, turn in self._queue:
             turn.cancel()
 
     def leave(self) -> None:
         """Let the next one have his turn."""
         while self._queue:
-            turn = self._queue.popleft()
+            _, _, turn = heapq.heappop(self._queue)
             if not turn.done():
                 turn.set_result(True)
                 return

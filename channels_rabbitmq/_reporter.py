@@ -17,7 +17,7 @@ _LONGEST_NAME = 100
 
 _SENTENCES = {
     "back-pressure": "all of local_capacity is in use by %d messages: receivers are too slow",
-    "behind": "%d messages wait in memory for receivers that are stuck or too slow",
+    "behind": "%d messages waiting in memory for receivers that are stuck or too slow",
     "blocked": "%d group messages dropped: RabbitMQ blocks publishers",
     "expired": "%d messages dropped: no receive() took them within local_expiry",
     "foreign": "%d messages dropped: for channels of another process",

@@ -260,12 +260,26 @@ class Supervisor:
         if not self._is_retry_due:
             self._is_retry_due = True
             self._pause.wake()
+        waited = time.time() - self._since
+        if not self._reasons and waited >= self._settings.operation_timeout:
+            self._note_no_answer()
         reasons = "; ".join(f"{url}: {reason}" for url, reason in self._reasons.items())
         if not reasons:
             reasons = f"{self._settings.host}: still connecting"
         seconds = round(self._outage.seconds)
         lasting = f" for {seconds} s" if seconds else ""
         return BrokerUnavailable(f"No connection to RabbitMQ{lasting}: {reasons}")
+
+    def _note_no_answer(self) -> None:
+        """A call's time is over before the first attempt.
+
+        On a loop for this call alone, that attempt ends with it and tells nobody: each call would
+        wait its full time.
+        """
+        self.last_reason = f"no answer within {self._settings.operation_timeout:g} s"
+        self._reasons[str(self._settings.host)] = self.last_reason
+        self._outage.note_failure(self._reasons, is_refusal=False)
+        self._log_failure(str(self._settings.host))
 
     def closed_error(self) -> BaseException:
         """Return what a call raises that meets the end."""

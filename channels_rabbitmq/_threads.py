@@ -95,5 +95,13 @@ async def call_once(kind: str, key: Hashable, function: Callable[[], T]) -> T:
                 # Once the main thread has ended, none can be. Other threads may go on for long,
                 # and would rather wait here than not at all.
                 _run(own, call)
+    result = asyncio.wrap_future(future)
+    # asyncio shall not complain of an exception that nobody sees because this is cancelled.
+    result.add_done_callback(_look_at)
     # Not the future itself: whoever is cancelled would cancel it for the others.
-    return await asyncio.shield(asyncio.wrap_future(future))
+    return await asyncio.shield(result)
+
+
+def _look_at(result: asyncio.Future[Any]) -> None:
+    if not result.cancelled():
+        result.exception()

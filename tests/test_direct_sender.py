@@ -13,7 +13,7 @@ from log_lines import log_lines
 
 from channels_rabbitmq import _direct_sender
 from channels_rabbitmq._amqp.amqp_channels import Outcome, Route
-from channels_rabbitmq._direct_sender import DirectSender
+from channels_rabbitmq._direct_sender import DirectSender, _Lane
 from channels_rabbitmq._publisher import Publisher
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
@@ -363,3 +363,21 @@ async def test_eight_dead_names_before_a_live_one(open_layer: OpenLayer) -> None
         await lines.next("WARNING .* dropped: the process of their channel is gone")
     (statistics,) = sender.statistics()
     assert statistics.dropped.unreachable == 8
+
+
+async def test_a_lane_is_in_the_order_of_the_calls_and_not_of_who_entered_first() -> None:
+    """Many are written together, and are returned one after the other: later calls come between."""
+    now = asyncio.get_running_loop().time()
+    lane, order = _Lane(), []
+    assert await lane.enter(now + 10)
+
+    async def take_turn(called: int) -> None:
+        assert await lane.enter(now + 10 + called)
+        order.append(called)
+        lane.leave()
+
+    turns = [asyncio.create_task(take_turn(called)) for called in (5, 6, 1, 2, 7, 3, 4)]
+    await asyncio.sleep(0)
+    lane.leave()
+    await asyncio.wait(turns)
+    assert order == [1, 2, 3, 4, 5, 6, 7]

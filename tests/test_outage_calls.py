@@ -15,6 +15,7 @@ import pytest
 from amqp_proxy import AmqpProxy
 from asgiref.sync import async_to_sync
 from conftest import Broker
+from fake_servers import silent_server
 from log_lines import log_lines
 from loop_thread import LoopThread
 from patience import connect_patiently
@@ -332,3 +333,33 @@ async def test_a_real_broker_stopped_for_longer_than_a_call_may_take(
         await asyncio.sleep(0.05)
     await starting
     await all_go_on(layer, channel)
+
+
+async def silent_calls(url: str, count: int) -> list[float]:
+    """How long calls take, each on an event loop of its own, of a broker that says nothing."""
+    layer = RabbitmqChannelLayer(host=url, operation_timeout=2.5)
+    seconds = []
+
+    async def call() -> None:
+        with pytest.raises(BrokerUnavailable, match="no answer within"):
+            await layer.group_send("g", {"type": "t"})
+
+    def call_each() -> None:
+        for _ in range(count):
+            begun_at = time.monotonic()
+            asyncio.run(call())
+            seconds.append(time.monotonic() - begun_at)
+
+    await asyncio.to_thread(call_each)
+    return seconds
+
+
+@pytest.mark.slow
+async def test_a_silent_broker_is_known_to_the_next_event_loop() -> None:
+    async with silent_server() as server:
+        with log_lines() as lines:
+            first, *others = await silent_calls(server.url, 3)
+            line = await lines.next("cannot connect to amqp://.*: no answer within 2.5 s")
+            assert "publisher" in line
+    assert first > 2.4
+    assert max(others) < 2.4

@@ -217,7 +217,7 @@ async def test_overload_is_told_to_senders_and_bounded_everywhere(
     most = lasted / _REPORT_INTERVAL + 2
     assert set(warnings) <= {
         "all of local_capacity is in use by N messages",
-        "N messages wait in memory for receivers that are stuck or too slow",
+        "N messages waiting in memory for receivers that are stuck or too slow",
     }
     assert "all of local_capacity is in use by N messages" in warnings
     assert list(overload["warnings"]) == ["N group messages refused by at least one full queue"]

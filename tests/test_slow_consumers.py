@@ -122,7 +122,7 @@ async def test_stuck_channels_hold_up_nobody_else(open_layer: OpenLayer) -> None
         dropped, behind = [], []
         for line in lines.rest():
             dropped += [line] if "hold more than is kept for them" in line else []
-            behind += [line] if "wait in memory for receivers" in line else []
+            behind += [line] if "waiting in memory for receivers" in line else []
     await crowd.until_received(crowd.healthy)
     logger.info(
         "%d/s without stuck channels, %d/s with them (%.0f %%), %d/s in the first 2 s; "
@@ -229,7 +229,7 @@ async def test_neighbours_of_bad_channels_lose_nothing_and_the_culprits_are_name
             await sender.group_send("room", {"n": n})
         line = ""
         while slow not in line:  # In the first one it may be too early for that.
-            line = await lines.next("wait in memory for receivers that are stuck or too slow")
+            line = await lines.next("waiting in memory for receivers that are stuck or too slow")
     for channel in prompt:
         while len(received[channel]) < 1200:  # noqa: ASYNC110 - a receiver tells nobody
             await asyncio.sleep(0.01)
@@ -259,7 +259,7 @@ async def test_a_loop_that_stands_still_is_not_taken_for_slow_receivers(
         time.sleep(2.0)  # noqa: ASYNC251 - as a handler that computes
         assert [(await receiver.receive(channel))["n"] for _ in range(300)] == list(range(300))
         await asyncio.sleep(0.5)  # A line comes within 0.1 s.
-        assert not [line for line in lines.rest() if "wait in memory" in line]
+        assert not [line for line in lines.rest() if "waiting in memory" in line]
     waiting.cancel()
     await asyncio.wait([waiting])
 
