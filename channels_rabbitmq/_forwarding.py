@@ -29,6 +29,7 @@ from typing import Any
 from channels.exceptions import StopConsumer
 
 from ._amqp.connection import Connection
+from ._amqp.futures import look_at
 from ._loop_layer import LoopLayer, UserConnection, new_id
 from ._outage import KnownOutage
 from ._router import HandedOver
@@ -182,7 +183,7 @@ class ReceiveCall(Call):
         self._settle(None, StopConsumer())
         if self._caller_task is not None:
             # Perhaps nobody looks at it any more, and asyncio would print that.
-            self._caller_task.add_done_callback(_look_at)
+            self._caller_task.add_done_callback(look_at)
 
     def _accept(self) -> None:
         self._tell_owner(self._on_accepted)
@@ -221,11 +222,6 @@ class ReceiveCall(Call):
     def _cancel(self) -> None:
         super()._cancel()
         self._requeue()
-
-
-def _look_at(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled():
-        task.exception()
 
 
 class SyncReceivers:

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ._amqp.futures import look_at
 from ._amqp.url import BrokerUrl
 from ._functions import import_function, is_async
 from ._hosts import read_hosts
@@ -83,7 +84,7 @@ async def _ask(function: HostFunction, timeout: float) -> Any:
         is_destroyed = True
         raise
     finally:
-        task.add_done_callback(_look_at)
+        task.add_done_callback(look_at)
         if not task.done() and not is_destroyed:
             task.cancel()
             await asyncio.wait([task], timeout=_CANCEL_TIMEOUT)
@@ -115,12 +116,6 @@ def _call_sync(function: HostFunction) -> Any:
         return function()
     except BaseException as err:
         raise _Raised(err) from None
-
-
-def _look_at(task: asyncio.Task[Any]) -> None:
-    """Keep asyncio from complaining of an exception that came too late."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _describe(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Which names of channels and groups are allowed (channel layer specification, "Channels")."""
+"""Which names of channels and groups, and which texts, the channel layer specification allows."""
 
 from __future__ import annotations
 
@@ -22,3 +22,12 @@ def require_group_name(name: object) -> None:
     """Raise TypeError unless ``name`` may be a group's."""
     if not (isinstance(name, str) and len(name) <= _LONGEST and _GROUP.fullmatch(name)):
         raise TypeError(f"Invalid group name {name!r}: {_RULE}")
+
+
+def is_encodable(text: str) -> bool:
+    """Whether a text is without lone surrogates, so that it has an encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -28,6 +28,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgpack
 
+from ._names import is_encodable
+
 # Containers within each other, the message itself included. msgpack's own limit
 # differs between its releases (511, 1024, less without its C code), and sender
 # and receiver needn't have the same one.
@@ -163,7 +165,7 @@ def _children(path: str, container: Any) -> Iterator[tuple[str, str, object]]:
             )
         short_key = _shorten(key, 40)
         quoted_key = json.dumps(short_key, ensure_ascii=not short_key.isprintable())
-        if not _is_encodable(key):
+        if not is_encodable(key):
             raise TypeError(f"{_shorten(path)} has a key, {quoted_key}, with a lone surrogate")
         if key in keys:
             raise TypeError(f"{_shorten(path)} has the key {quoted_key} twice")
@@ -179,7 +181,7 @@ def _check_atom(path: str, value: Any) -> object:
     """Return a value that isn't a container; raise TypeError for what can't be sent."""
     problem = f"is of type {_type_name(value)}; {_ALLOWED}"
     if _is_a(value, str):
-        problem = "" if _is_encodable(value) else "is a str with a lone surrogate"
+        problem = "" if is_encodable(value) else "is a str with a lone surrogate"
     elif _is_a(value, int) and not _is_a(value, bool):
         original, value = value, int.__index__(value)  # A subclass may compare as it likes.
         problem = ""
@@ -203,14 +205,6 @@ def _is_class(cls: Any, base: type) -> bool:
 
 def _shorten(text: str, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _type_name(value: object) -> str:

@@ -19,6 +19,7 @@ from typing import TypeVar
 from ._amqp.url import FORM, BrokerUrl
 from ._hosts import read_hosts
 from ._mistakes import read_each
+from ._names import is_encodable
 
 _LONGEST_EXCHANGE_NAME = 127
 
@@ -150,7 +151,7 @@ def _read_key(name: str, value: object) -> str | bytes:
         raise ValueError(f"{name} must be a str or bytes, not {type_name(value)}")
     if not value:
         raise ValueError(f"{name} must not be empty")
-    if isinstance(value, str) and not _is_encodable(value):
+    if isinstance(value, str) and not is_encodable(value):
         raise ValueError(f"{name} is a str with a lone surrogate")
     return value
 
@@ -208,14 +209,6 @@ def _check_function(
 def _show(number: float) -> str:
     # Python refuses to print an int of thousands of digits.
     return "so large a number" if abs(number) > 10**18 else repr(number)
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def type_name(value: object) -> str:

@@ -19,6 +19,8 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
+from ._amqp.futures import look_at
+
 T = TypeVar("T")
 
 
@@ -96,12 +98,6 @@ async def call_once(kind: str, key: Hashable, function: Callable[[], T]) -> T:
                 # and would rather wait here than not at all.
                 _run(own, call)
     result = asyncio.wrap_future(future)
-    # asyncio shall not complain of an exception that nobody sees because this is cancelled.
-    result.add_done_callback(_look_at)
+    result.add_done_callback(look_at)
     # Not the future itself: whoever is cancelled would cancel it for the others.
     return await asyncio.shield(result)
-
-
-def _look_at(result: asyncio.Future[Any]) -> None:
-    if not result.cancelled():
-        result.exception()

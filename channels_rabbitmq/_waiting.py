@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from ._amqp.futures import look_at
+
 T = TypeVar("T")
 
 
@@ -53,11 +55,6 @@ def _wake(future: asyncio.Future[bool], result: bool) -> None:
         future.set_result(result)
 
 
-def _look_at(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled():
-        task.exception()
-
-
 async def run_until(deadline: float, coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine until ``deadline``, in loop time; then cancel it and raise TimeoutError.
 
@@ -72,8 +69,7 @@ async def run_until(deadline: float, coroutine: Coroutine[Any, Any, T]) -> T:
         is_destroyed = True
         raise
     finally:
-        # asyncio shall not complain of an exception that nobody sees because this is cancelled.
-        task.add_done_callback(_look_at)
+        task.add_done_callback(look_at)
         if not task.done() and not is_destroyed:
             task.cancel()
             await asyncio.wait([task])

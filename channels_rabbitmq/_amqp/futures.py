@@ -8,7 +8,7 @@ would do too, at 9 µs a call.)
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -23,4 +23,10 @@ def fail(future: asyncio.Future[T], exc: BaseException) -> None:
     """Set the exception, unless the one who waits is gone; asyncio won't mind if nobody looks."""
     if not future.done():
         future.set_exception(exc)
+        future.exception()
+
+
+def look_at(future: asyncio.Future[Any]) -> None:
+    """Have asyncio not complain of an exception that nobody sees: a callback for one that ends."""
+    if not future.cancelled():
         future.exception()
