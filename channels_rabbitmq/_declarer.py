@@ -57,7 +57,10 @@ class Declarer:
         self._is_told = False  # that there is no lease
 
     async def declare(
-        self, open_consumer: Callable[[], ConsumerChannel], topology: TopologyChannel
+        self,
+        open_consumer: Callable[[], ConsumerChannel],
+        topology: TopologyChannel,
+        server_version: tuple[int, ...],
     ) -> Declarations:
         """Declare and consume, and cut the former connections' ways.
 
@@ -65,7 +68,7 @@ class Declarer:
         refuses what is needed.
         """
         self._number += 1
-        declarations = Declarations(self._id, self._number, self._settings)
+        declarations = Declarations(self._id, self._number, self._settings, server_version)
         # The first is the one that was in use; of attempts that failed the latest are enough.
         former = self._former[:1] + self._former[1:][-5:]
         self._former = [*former, declarations]

@@ -1,7 +1,8 @@
 """Sending to one channel, through its process's queue, and what to do when there is none.
 
 A direct send is *mandatory*: the broker returns it if no queue is bound to its key, and then
-another try can't duplicate it. How long it is tried again depends on what is known of the process:
+another try can't duplicate it. So it is with a nack that isn't for a full queue (``_refusals``).
+How long it is tried again depends on what is known of the process:
 
 - It may be reconnecting, and is back in a moment: if it took a message in the last minute, for
   ``RETRY_TIMEOUT``; if our own connection was lost a moment ago, until ``RECONNECT_GRACE``.
@@ -30,6 +31,7 @@ from collections.abc import Awaitable, Callable
 from ._amqp.amqp_channels import CONFIRMED, Outcome, Route
 from ._amqp.futures import resolve
 from ._publisher import Publisher
+from ._refusals import DELETION_TIMEOUT, Refusals
 from ._waiting import Waiters
 from .exceptions import BrokerUnavailable
 
@@ -53,6 +55,8 @@ _CONFIRM_TIMEOUT = 0.5
 UNREACHABLE_TIMEOUT = 60.0
 _MOST_ROUTES = 1000  # that are noted as alive
 
+_NOT_TAKEN = (Outcome.RETURNED, Outcome.REFUSED)  # by any queue
+
 _NO_QUEUE_YET = (
     "The process of the channel has no queue on RabbitMQ yet: it may still be reconnecting"
 )
@@ -65,10 +69,11 @@ class _Lane:
     that were written together are returned, calls made since then have entered before most of them.
     """
 
-    __slots__ = ("_is_taken", "_numbers", "_queue", "users")
+    __slots__ = ("_is_taken", "_numbers", "_queue", "is_refused", "users")
 
     def __init__(self) -> None:
         self.users = 0
+        self.is_refused = False  # all who wait are: the queue turned out to be full
         self._is_taken = False
         # A heap of (deadline, number, turn)
         self._queue: list[tuple[float, int, asyncio.Future[bool]]] = []
@@ -76,6 +81,8 @@ class _Lane:
 
     async def enter(self, deadline: float) -> bool:
         """Wait for one's turn; False if it doesn't come by ``deadline`` (loop time)."""
+        if self.is_refused:
+            return True
         if not self._is_taken:
             self._is_taken = True
             return True
@@ -97,6 +104,13 @@ class _Lane:
         for _, _, turn in self._queue:
             turn.cancel()
 
+    def refuse(self) -> None:
+        """Have those who wait go on at once: the queue is full."""
+        self.is_refused = True
+        for _, _, turn in self._queue:
+            resolve(turn, True)
+        self._queue.clear()
+
     def leave(self) -> None:
         """Let the next one have his turn."""
         while self._queue:
@@ -105,6 +119,27 @@ class _Lane:
                 turn.set_result(True)
                 return
         self._is_taken = False
+
+
+class _Message:
+    """One that no queue took at its first try, or that waits behind such ones."""
+
+    __slots__ = ("after", "begun_at", "body", "deadline", "outcome", "route")
+
+    def __init__(
+        self,
+        body: bytes,
+        route: Route,
+        deadline: float,
+        after: Callable[[], Awaitable[object]] | None,
+        begun_at: float,
+    ) -> None:
+        self.body = body
+        self.route = route
+        self.deadline = deadline
+        self.after = after
+        self.begun_at = begun_at  # loop time of the call
+        self.outcome: Outcome | None = None  # of its last try, as the broker said it
 
 
 class _Allowance:
@@ -131,17 +166,26 @@ class DirectSender:
     """Sends bodies by a ``Publisher``; each process's channels have a route, which is mandatory.
 
     ``operation_timeout``: seconds that a call may take, which all deadlines are made of.
-    ``own_route`` leads to the caller's own process, which is alive.
+    ``own_route`` leads to the caller's own process, which is alive. ``refusals`` knows what a nack
+    means.
     """
 
-    def __init__(self, publisher: Publisher, operation_timeout: float, own_route: Route) -> None:
+    def __init__(
+        self,
+        publisher: Publisher,
+        operation_timeout: float,
+        own_route: Route,
+        refusals: Refusals,
+    ) -> None:
         self._publisher = publisher
         self._operation_timeout = operation_timeout
         self._own_route = own_route
+        self._refusals = refusals
         self._loop = asyncio.get_running_loop()
         self._lanes: dict[Route, _Lane] = {}
         self._pauses = Waiters()  # between two tries
-        self._heard_at: dict[Route, float] = {}  # loop time
+        # By route: when that call was made whose message was the last to be taken (loop time)
+        self._heard_at: dict[Route, float] = {}
         self._allowance = _Allowance()
         self._unreachable: dict[Route, float] = {}  # until when, in loop time
 
@@ -152,82 +196,145 @@ class DirectSender:
         deadline: float,
         after: Callable[[], Awaitable[object]] | None = None,
     ) -> Outcome:
-        """Send; RETURNED means that nobody was there, after all tries.
+        """Send; after all tries, RETURNED means that nobody was there, REFUSED: its queue is full.
 
         ``deadline`` and ``after`` are those of ``Publisher.publish``. Raises BrokerUnavailable as
         that does, and also if the time was over before all tries: either way nothing was sent. With
         one sender that awaits each call, messages by one route arrive in order.
         """
+        begun_at = self._loop.time()
+        outcome = None
         # Who finds publishers blocked needn't wait for a turn to hear it.
         if not self._lanes or route not in self._lanes or self._publisher.is_blocked:
             outcome = await self._publisher.publish(body, route, deadline, after)
-            self._note(route, outcome)
-            if (
-                outcome is CONFIRMED  # Almost always: so the rest isn't looked at.
-                or outcome is not Outcome.RETURNED
-                or self._is_unreachable(route)
-            ):
+            if outcome is CONFIRMED:  # Almost always: so the rest isn't looked at.
+                self._note_taken(route, begun_at)
                 return outcome
-        lane = self._lanes.get(route)
-        was_returned = lane is None  # just now, and nobody else has tried since
+            if outcome not in _NOT_TAKEN:
+                return outcome
+        message = _Message(body, route, deadline, after, begun_at)
+        message.outcome = outcome
+        return await self._send_again(message)
+
+    async def _send_again(self, message: _Message) -> Outcome:
+        """Send a message that wasn't taken, or waits behind such ones."""
+        final = None
+        try:
+            final = self._verdict(message) or await self._send_in_turn(message)
+        finally:
+            self._refusals.count(message.outcome, is_full=final is Outcome.REFUSED)
+        return final
+
+    async def _send_in_turn(self, message: _Message) -> Outcome:
+        lane = self._lanes.get(message.route)
+        is_first = lane is None  # so nobody else has tried since
         if lane is None:
-            lane = self._lanes[route] = _Lane()
+            lane = self._lanes[message.route] = _Lane()
         lane.users += 1
         try:
-            if not await lane.enter(deadline):
+            if not await lane.enter(message.deadline):
                 raise BrokerUnavailable(_NO_QUEUE_YET)
+            if lane.is_refused:
+                return Outcome.REFUSED
             try:
-                outcome = Outcome.RETURNED
-                if not was_returned:
-                    outcome = await self._publisher.publish(body, route, deadline, after)
-                    self._note(route, outcome)
-                if outcome is Outcome.RETURNED:
-                    outcome = await self._try_again(route, body, deadline, after)
+                outcome = Outcome.RETURNED if is_first else await self._publish(message)
+                if outcome in _NOT_TAKEN:
+                    outcome = await self._try_again(message)
+                if outcome is Outcome.REFUSED:
+                    lane.refuse()
                 return outcome
             finally:
                 lane.leave()
         finally:
             lane.users -= 1
             if not lane.users:
-                del self._lanes[route]
+                del self._lanes[message.route]
 
-    def _note(self, route: Route, outcome: Outcome) -> None:
-        """Note what the outcome of a try says of the process."""
-        if outcome is CONFIRMED or outcome is Outcome.REFUSED:
-            if len(self._heard_at) >= _MOST_ROUTES:
-                self._heard_at.clear()  # of processes that are gone, most of them
-            self._heard_at[route] = self._loop.time()
-            if self._unreachable:
-                self._unreachable.pop(route, None)
+    async def _publish(self, message: _Message) -> Outcome:
+        """Make another try, and note what it says of the process."""
+        self._refusals.count(message.outcome, is_full=False)
+        message.outcome = None
+        outcome = await self._publisher.publish(
+            message.body, message.route, message.deadline, message.after
+        )
+        message.outcome = outcome
+        if outcome is CONFIRMED:
+            self._note_taken(message.route, message.begun_at)
+        return outcome
 
-    async def _try_again(
-        self,
-        route: Route,
-        body: bytes,
-        deadline: float,
-        after: Callable[[], Awaitable[object]] | None,
-    ) -> Outcome:
-        """Go on with a message that was returned, as long as its process may turn up."""
+    def _note_taken(self, route: Route, begun_at: float) -> None:
+        """The process is there: its queue has taken the message of a call made at that moment."""
+        if len(self._heard_at) >= _MOST_ROUTES:
+            self._heard_at.clear()  # of processes that are gone, most of them
+        self._heard_at[route] = begun_at
+        if self._unreachable:
+            self._unreachable.pop(route, None)
+
+    def _verdict(self, message: _Message) -> Outcome | None:
+        """Return what becomes of a message that wasn't taken, if that can be told already."""
+        if message.outcome is None:
+            return None
+        if message.outcome is Outcome.REFUSED:
+            if self._heard_at.get(message.route, 0.0) > message.begun_at:
+                return Outcome.REFUSED  # A later one was taken.
+            is_full = self._refusals.known(message.route)
+            if is_full is not False:
+                return Outcome.REFUSED if is_full else None
+        return Outcome.RETURNED if self._is_unreachable(message.route) else None
+
+    async def _try_again(self, message: _Message) -> Outcome:
+        """Go on with a message that wasn't taken, as long as its process may turn up."""
         begun_at = self._loop.time()
         pause = _FIRST_PAUSE
         spent = 0.0  # of the allowance
-        while not self._is_unreachable(route):
+        while (outcome := await self._find_verdict(message, begun_at)) is None:
             at = self._loop.time() + pause  # the next try
-            if not self._may_be_back(route, begun_at, at):
+            if not self._may_be_back(message.route, begun_at, at):
                 if self._is_too_late(begun_at, at) or not self._allowance.spend(pause, at):
-                    self._remember_unreachable(route)
+                    outcome = await self._give_up(message)
                     break
                 spent += pause
-            if at > deadline - _CONFIRM_TIMEOUT:
-                raise BrokerUnavailable(_NO_QUEUE_YET)
+            if at > message.deadline - _CONFIRM_TIMEOUT:
+                outcome = await self._ask(message)
+                if outcome is None:
+                    raise BrokerUnavailable(_NO_QUEUE_YET)
+                break
             await self._pauses.wait(at)
+            if (outcome := self._verdict(message)) is not None:
+                break
             pause = min(pause * 2, _LONGEST_PAUSE)
-            outcome = await self._publisher.publish(body, route, deadline, after)
-            self._note(route, outcome)
-            if outcome is not Outcome.RETURNED:
-                self._allowance.give_back(spent)
-                return outcome
-        return Outcome.RETURNED
+            outcome = await self._publish(message)
+            if outcome not in _NOT_TAKEN:
+                break
+        if outcome is not Outcome.RETURNED:
+            self._allowance.give_back(spent)
+        return outcome
+
+    async def _find_verdict(self, message: _Message, begun_at: float) -> Outcome | None:
+        """As ``_verdict``, but finds out why a queue goes on refusing."""
+        is_just_deleted = self._loop.time() < begun_at + DELETION_TIMEOUT
+        if is_just_deleted and not self._is_unreachable(message.route):
+            return self._verdict(message)
+        return await self._ask(message)
+
+    async def _give_up(self, message: _Message) -> Outcome:
+        """Return what becomes of a message that won't be tried again."""
+        outcome = await self._ask(message)
+        if outcome is None:
+            self._remember_unreachable(message.route)
+            outcome = Outcome.RETURNED
+        return outcome
+
+    async def _ask(self, message: _Message) -> Outcome | None:
+        """As ``_verdict``, but finds out what a nack means, unless that is known."""
+        if (
+            message.outcome is Outcome.REFUSED
+            and self._verdict(message) is None
+            and await self._refusals.is_full(message.route, message.deadline)
+        ):
+            self._note_taken(message.route, message.begun_at)
+            return Outcome.REFUSED
+        return self._verdict(message)
 
     def _may_be_back(self, route: Route, begun_at: float, at: float) -> bool:
         """Whether what is known of a process gives reason to try it again at that moment."""

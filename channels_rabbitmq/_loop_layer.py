@@ -45,6 +45,7 @@ from ._members import Members
 from ._outage import KnownOutage
 from ._probe import Probe
 from ._publisher import Publisher
+from ._refusals import Refusals
 from ._reporter import Reporter
 from ._router import TICK_INTERVAL, HandedOver, Router
 from ._settings import Settings
@@ -187,8 +188,14 @@ class LoopLayer:
             known_outage=known_outage,
             on_no_exchange=self._accept_no_exchange,
         )
+        self._refusals = Refusals(
+            self._publisher, self.counters, settings.groups_exchange, self.loop.time
+        )
         self._direct_sender = DirectSender(
-            self._publisher, settings.operation_timeout, self._own_exchange_route(self.id)
+            self._publisher,
+            settings.operation_timeout,
+            self._own_exchange_route(self.id),
+            self._refusals,
         )
         self._routes: dict[str, Route] = {}  # by id
         self._user_connection = UserConnection(settings, self.id, known_outage)
@@ -447,7 +454,9 @@ class LoopLayer:
 
     async def _send_probe(self) -> Outcome:
         route = next(self._probe_routes)
-        return await self._publisher.publish(self._probe_body, route, self._deadline())
+        outcome = await self._publisher.publish(self._probe_body, route, self._deadline())
+        self._refusals.count(outcome, is_full=True)
+        return outcome
 
     async def _send_ping(self) -> Outcome:
         return await self._publisher.publish(b"", self._publisher.ping_route, self._deadline())

@@ -209,10 +209,9 @@ class Publisher:
             counters.unknown += 1
         elif outcome is Outcome.RETURNED:
             counters.returned += 1
-        elif route.mandatory:  # refused, like the rest
-            counters.refused += 1
-        else:
+        elif not route.mandatory:  # refused, like the rest
             counters.refused_by_a_queue += 1
+        # Else the caller counts it, who finds out what it means.
         if self.supervisor.cancels_calls:
             raise asyncio.CancelledError
         return outcome

@@ -24,7 +24,9 @@ _SENTENCES = {
     "malformed": "%d messages dropped: not in this layer's format",
     "late": "messages were up to %d s old when they were received, more than half of expiry",
     "overflowed": "%d messages dropped: channels that are behind hold more than is kept for them",
-    "refused by a queue": "%d group messages refused by at least one full queue",
+    "refused by a queue": (
+        "%d group messages refused by at least one queue: its process doesn't keep up, or is gone"
+    ),
     "unknown": "%d messages written but not confirmed: they may or may not arrive",
     "unreachable": "%d messages dropped: the process of their channel is gone",
 }

@@ -17,12 +17,12 @@ class Counters:
     # Publisher
     published: int = 0  # messages written to the broker, every try counted
     confirmed: int = 0  # taken by the broker
-    refused: int = 0  # refused by a full queue: sends raised ChannelFull
+    refused: int = 0  # refused by a full queue, after all tries: sends raised ChannelFull
     refused_by_a_queue: int = 0  # group messages refused by at least one queue
     blocked: int = 0  # not written because the broker blocks publishers
     blocked_groups: int = 0  # those of them that were for groups
     unknown: int = 0  # written, but the connection or the time ended before the confirm
-    returned: int = 0  # direct sends that reached no queue at a try
+    returned: int = 0  # direct sends that no queue took at a try, though none is full
     unreachable: int = 0  # direct sends dropped: their process is gone
     cancelled: int = 0  # written, but the caller didn't wait for the confirm
 
@@ -131,13 +131,16 @@ class LoopLayerStatistics:
     """Taken by the broker."""
 
     refused: int
-    """Refused by a full queue: ``send()`` raised ``ChannelFull``. (Or it was a probe.)"""
+    """Refused by a full queue: ``send()`` raised ``ChannelFull``. (Or it was a probe.) At the first
+    tries a refusal counts as ``returned``, until it is known that the queue is full."""
 
     refused_by_a_queue: int
-    """To groups, refused by at least one full queue; others took them."""
+    """To groups, refused by at least one queue: its process doesn't keep up, or is gone;
+    others took them."""
 
     returned: int
-    """To channels, at a try at which there was no queue."""
+    """To channels, at a try at which no queue took them, for another reason than that it is full:
+    there was none, or it was just being deleted."""
 
     unknown: int
     """The connection or the time ended before the broker's answer: they may or may not arrive."""

@@ -91,7 +91,9 @@ class Subscriber:
     async def set_up(self, connection: Connection) -> None:
         topology = connection.open_topology()
         open_consumer = partial(self._open_consumer, connection)
-        self._declarations = await self._declarer.declare(open_consumer, topology)
+        self._declarations = await self._declarer.declare(
+            open_consumer, topology, connection.server_version
+        )
         self._topology = topology
         self.queue = self._declarations.queue
 

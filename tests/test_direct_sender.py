@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import pytest
 from log_lines import log_lines
 
-from channels_rabbitmq import _direct_sender
+from channels_rabbitmq import _direct_sender, _refusals
 from channels_rabbitmq._amqp.amqp_channels import Outcome, Route
 from channels_rabbitmq._direct_sender import DirectSender, _Lane
 from channels_rabbitmq._publisher import Publisher
+from channels_rabbitmq._refusals import Refusals
+from channels_rabbitmq._statistics import Counters
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 
@@ -32,9 +34,11 @@ class FakePublisher:
         self.reconnected_at = float("-inf")
         self.is_blocked = False
         self.reachable: set[str] = set()
+        self.refusing: set[str] = set()  # keys whose queue is full, or just being deleted
         self.taken: list[bytes] = []
         self.tries: dict[str, int] = defaultdict(int)
         self.tried = asyncio.Event()
+        self.fates: deque[Outcome] = deque()  # of the next tries, whatever else is true
 
     async def publish(
         self, body: bytes, route: Route, deadline: float, after: object = None
@@ -43,8 +47,12 @@ class FakePublisher:
         await asyncio.sleep(0)  # as long as a confirm takes: others run
         self.tries[routing_key] += 1
         self.tried.set()
+        if self.fates:
+            return self.fates.popleft()
         if self.is_blocked:
             return Outcome.BLOCKED
+        if routing_key in self.refusing:
+            return Outcome.REFUSED
         if routing_key not in self.reachable:
             return Outcome.RETURNED
         self.taken.append(body)
@@ -56,6 +64,12 @@ class FakePublisher:
             await asyncio.wait_for(self.tried.wait(), 10)
 
 
+def make_sender(publisher: FakePublisher, operation_timeout: float) -> DirectSender:
+    clock = asyncio.get_running_loop().time
+    refusals = Refusals(cast(Publisher, publisher), Counters(), "groups", clock)
+    return DirectSender(cast(Publisher, publisher), operation_timeout, OWN, refusals)
+
+
 @pytest.fixture
 def publisher() -> FakePublisher:
     return FakePublisher()
@@ -65,7 +79,7 @@ def publisher() -> FakePublisher:
 async def sender(publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch) -> DirectSender:
     monkeypatch.setattr(_direct_sender, "_FIRST_PAUSE", 0.001)
     monkeypatch.setattr(_direct_sender, "_LONGEST_PAUSE", 0.001)
-    return DirectSender(cast(Publisher, publisher), 10.0, OWN)
+    return make_sender(publisher, 10.0)
 
 
 async def test_each_process_has_a_route_and_messages_by_it_are_mandatory() -> None:
@@ -193,7 +207,7 @@ async def test_a_short_time_limit_alone_is_no_error(
 ) -> None:
     monkeypatch.setattr(_direct_sender, "_FIRST_PAUSE", 0.001)
     # Half of what the confirm leaves of it is for all tries.
-    sender = DirectSender(cast(Publisher, publisher), 1.5, OWN)
+    sender = make_sender(publisher, 1.5)
     assert await sender.send(ROUTE, b"lost", deadline(1.5)) is Outcome.RETURNED
     assert publisher.tries["crq.a!"] > 2
 
@@ -258,6 +272,121 @@ async def test_who_is_cancelled_on_his_turn_lets_the_next_one_have_it(
     assert not sender._lanes
 
 
+# Nacks
+
+
+async def test_a_queue_that_was_just_being_deleted_is_no_full_one(
+    sender: DirectSender, publisher: FakePublisher
+) -> None:
+    publisher.refusing.add("crq.a!")
+    sending = asyncio.create_task(sender.send(ROUTE, b"m", deadline()))
+    await publisher.wait_for_tries(ROUTE, 2)
+    publisher.refusing.clear()
+    await publisher.wait_for_tries(ROUTE, 4)
+    publisher.reachable.add("crq.a!")
+    assert await sending is Outcome.CONFIRMED
+    assert publisher.taken == [b"m"]
+    assert "crq.a!alive" not in publisher.tries
+
+
+async def test_a_queue_that_goes_on_refusing_while_its_process_is_there_is_full(
+    sender: DirectSender, publisher: FakePublisher
+) -> None:
+    publisher.refusing.add("crq.a!")
+    publisher.reachable.add("crq.a!alive")
+    begun_at = time.monotonic()
+    assert await sender.send(ROUTE, b"m", deadline()) is Outcome.REFUSED
+    assert _refusals.DELETION_TIMEOUT <= time.monotonic() - begun_at < 1.0
+    # And the next ones at once.
+    for _ in range(10):
+        tries = publisher.tries["crq.a!"]
+        assert await sender.send(ROUTE, b"m", deadline()) is Outcome.REFUSED
+        assert publisher.tries["crq.a!"] == tries + 1
+    assert publisher.tries["crq.a!alive"] == 1
+    assert sender._refusals._counters.refused == 11
+    # When there is room again:
+    publisher.refusing.clear()
+    publisher.reachable.add("crq.a!")
+    assert await sender.send(ROUTE, b"m", deadline()) is Outcome.CONFIRMED
+
+
+async def test_after_a_while_it_is_found_out_anew_why_a_queue_refuses(
+    sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_refusals, "VERDICT_TIMEOUT", 0.0)
+    publisher.refusing.add("crq.a!")
+    publisher.reachable.add("crq.a!alive")
+    assert await sender.send(ROUTE, b"m", deadline()) is Outcome.REFUSED
+    sending = asyncio.create_task(sender.send(ROUTE, b"m", deadline()))
+    await publisher.wait_for_tries(ROUTE, publisher.tries["crq.a!"] + 2)
+    publisher.refusing.clear()  # It has just ended,
+    publisher.reachable.add("crq.a!")  # and is back.
+    assert await sending is Outcome.CONFIRMED
+
+
+async def test_a_process_that_vanished_with_its_node_is_gone(
+    sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.1)
+    publisher.refusing.update(("crq.a!", "crq.a!alive"))
+    assert await sender.send(ROUTE, b"lost", deadline()) is Outcome.RETURNED
+    tries = publisher.tries["crq.a!"]
+    for _ in range(10):
+        assert await sender.send(ROUTE, b"lost", deadline()) is Outcome.RETURNED
+    assert publisher.tries["crq.a!"] == tries + 10
+    assert publisher.tries["crq.a!alive"] == 1
+    assert sender._refusals._counters.refused == 0
+    # It is back, and full before the first message gets through.
+    publisher.refusing.remove("crq.a!alive")
+    publisher.reachable.add("crq.a!alive")
+    monkeypatch.setattr(sender._refusals, "_verdicts", {})  # a second later
+    assert await sender.send(ROUTE, b"m", deadline()) is Outcome.REFUSED
+
+
+async def test_a_message_after_which_another_was_taken_is_not_tried_again(
+    sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would come behind that one."""
+    monkeypatch.setattr(_direct_sender, "_FIRST_PAUSE", 0.02)
+    publisher.refusing.add("crq.a!")
+    first = asyncio.create_task(sender.send(ROUTE, b"1", deadline()))
+    second = asyncio.create_task(sender.send(ROUTE, b"2", deadline()))
+    await asyncio.sleep(0)  # Both are written:
+    publisher.refusing.clear()
+    publisher.reachable.add("crq.a!")
+    publisher.fates.append(Outcome.REFUSED)  # the first one's
+    assert await first is Outcome.REFUSED
+    assert await second is Outcome.CONFIRMED
+    assert publisher.taken == [b"2"]
+
+
+async def test_those_that_wait_behind_are_refused_with_the_first(
+    sender: DirectSender, publisher: FakePublisher
+) -> None:
+    publisher.refusing.add("crq.a!")
+    publisher.reachable.add("crq.a!alive")
+    sending = [asyncio.create_task(sender.send(ROUTE, b"0", deadline()))]
+    await publisher.wait_for_tries(ROUTE, 2)
+    sending += [asyncio.create_task(sender.send(ROUTE, b"m", deadline())) for _ in range(100)]
+    assert set(await asyncio.gather(*sending)) == {Outcome.REFUSED}
+    assert publisher.tries["crq.a!"] < 100, "they need no try"
+    assert not sender._lanes
+
+
+async def test_a_short_time_limit_says_full_too(publisher: FakePublisher) -> None:
+    sender = make_sender(publisher, 0.4)
+    publisher.refusing.add("crq.a!")
+    publisher.reachable.add("crq.a!alive")
+    assert await sender.send(ROUTE, b"m", deadline(0.4)) is Outcome.REFUSED
+    # And the rest of one, in which the receiver may reconnect yet.
+    sender = make_sender(publisher, 10.0)
+    publisher.reconnected_at = asyncio.get_running_loop().time()
+    assert await sender.send(ROUTE, b"m", deadline(0.51)) is Outcome.REFUSED
+    publisher.refusing.update(("crq.b!", "crq.b!alive"))
+    with pytest.raises(BrokerUnavailable, match="no queue on RabbitMQ yet"):
+        await sender.send(OTHER, b"m", deadline(0.51))
+
+
 # Whose process nobody has heard of
 
 
@@ -268,7 +397,7 @@ def route(number: int) -> Route:
 @pytest.fixture
 async def slow_sender(publisher: FakePublisher) -> DirectSender:
     """With the pauses that are the real ones."""
-    return DirectSender(cast(Publisher, publisher), 10.0, OWN)
+    return make_sender(publisher, 10.0)
 
 
 async def test_a_table_of_dead_names_costs_one_allowance(

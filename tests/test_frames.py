@@ -314,6 +314,20 @@ def test_the_rest_goes_through_pamqp(frame: object) -> None:
     assert plain(frames.decode(marshal(frame, channel=channel))) == plain(frame)
 
 
+@pytest.mark.parametrize(
+    ("version", "read"),
+    [("4.3.6", {"version": "4.3"}), ("3.10.8-1", {"version": "3.10"}), ("x", {}), (4, {})],
+)
+def test_of_the_properties_of_a_server_the_version_is_read(
+    version: object, read: dict[str, str]
+) -> None:
+    properties = {"product": "R", "version": version, "capabilities": {"a": True}}
+    start = commands.Connection.Start(mechanisms="PLAIN", server_properties=properties)
+    decoded = frames.decode(marshal(start, channel=0))
+    assert isinstance(decoded, commands.Connection.Start)
+    assert (decoded.server_properties, decoded.mechanisms) == (read, "PLAIN")
+
+
 @given(
     st.sampled_from([1, 2, 3, 8, 5, 65]),
     channel_numbers,

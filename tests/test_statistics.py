@@ -442,7 +442,8 @@ class TestSent:
         statistics = of(sender)
         assert statistics.refused == errors > 0
         assert statistics.refused_by_a_queue > 0
-        assert statistics.published == published(statistics) == 25
+        # The first that was refused is tried twice again, and then it is asked why.
+        assert 25 < statistics.published == published(statistics) <= 25 + 3
 
     async def test_returned_and_unreachable(
         self, open_layer: OpenLayer, monkeypatch: pytest.MonkeyPatch

@@ -188,6 +188,7 @@ class ConsumerChannel(CallChannel):
         self._on_delivery = on_delivery
         self._on_end = on_end
         self._tag: int | None = None  # of the message whose header or body is due
+        self._is_ours = True  # that is for our consumer tag
         self._published = 0  # as its header said
         self._missing: int | None = None  # bytes of its body; None: the header is due
         self._body: list[bytes] = []
@@ -237,6 +238,7 @@ class ConsumerChannel(CallChannel):
             if frames.read_index(data, start, end) != frames.DELIVER:
                 return super().accept_bytes(frame_type, data, start, end)
             self._tag = frames.read_delivery_tag(data, start, end)
+            self._is_ours = frames.is_for_our_consumer(data, start)
             return end + 1
         if self._tag is None or frame_type != _content_due(self._missing):
             raise pamqp.exceptions.AMQPUnexpectedFrame("A header or body out of place")
@@ -273,8 +275,9 @@ class ConsumerChannel(CallChannel):
         tag, self._tag, self._missing = self._tag, None, None
         self._body.clear()
         assert tag is not None
-        self._acks.expect(tag)
-        self._on_delivery(body, tag, self._published, self)
+        if self._is_ours:
+            self._acks.expect(tag)
+            self._on_delivery(body, tag, self._published, self)
 
     def accept_frame(self, frame: Any) -> None:
         if isinstance(frame, pamqp.commands.Basic.Cancel):

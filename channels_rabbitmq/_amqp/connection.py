@@ -103,6 +103,11 @@ class Connection(carehare.Connection):
         return hasattr(self, "_protocol") and self._protocol.can_write
 
     @property
+    def server_version(self) -> tuple[int, ...]:
+        """The broker's, as ``(4, 0)``; empty if it doesn't say."""
+        return self._protocol.server_version
+
+    @property
     def ended(self) -> asyncio.Future[Exception | None]:
         """Done when the connection has ended, with the reason, None if it was ``close``.
 

@@ -22,6 +22,7 @@ long one between two bytes, also of one character. They are made readable before
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -39,6 +40,10 @@ OVERHEAD = 8
 _SMALL_BODY = 1024
 # That of all the layer's consumers: each has an AMQP channel of its own.
 CONSUMER_TAG = "channels"
+
+# The entry "version" (a long string) in the server's properties; and its first two numbers.
+_VERSION_KEY = b"\x07versionS"
+_version = re.compile(re.escape(_VERSION_KEY) + rb"\0\0\0.(\d{1,4}\.\d{1,4})", re.DOTALL)
 
 START = 10 << 16 | 10
 CONNECTION_CLOSE = 10 << 16 | 50
@@ -156,6 +161,11 @@ def read_published(data: bytes, start: int, end: int) -> int:
         return 0
     published: int = _milliseconds.unpack_from(data, at + len(_PUBLISHED))[0]
     return published
+
+
+def is_for_our_consumer(data: bytes, start: int) -> bool:
+    """Whether a Basic.Deliver has our consumer tag."""
+    return data.startswith(_short_consumer_tag, start + 4)
 
 
 def find_delivery(
@@ -338,7 +348,12 @@ def _with_readable_text(frame: bytes, at: int, end: int) -> bytes:
 
 
 def _without_properties_of_server(start: bytes, end: int) -> bytes:
-    """Return the frame of a Connection.Start with an empty table, which follows six bytes."""
-    rest = start[_skip(start, 13, end, 4) : end]
-    size = 6 + 4 + len(rest)
-    return _frame_head.pack(METHOD, 0, size) + start[7:13] + b"\0\0\0\0" + rest + b"\xce"
+    """Return the frame of a Connection.Start with the version alone in its table.
+
+    That follows six bytes.
+    """
+    table_end = _skip(start, 13, end, 4)
+    found = _version.search(start, 17, table_end)
+    entry = _VERSION_KEY + len(found[1]).to_bytes(4, "big") + found[1] if found else b""
+    rest = len(entry).to_bytes(4, "big") + entry + start[table_end:end]
+    return _frame_head.pack(METHOD, 0, 6 + len(rest)) + start[7:13] + rest + b"\xce"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import platform
+import re
 import socket
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -120,6 +121,7 @@ class Protocol(carehare._protocol.Protocol):
         self._wanted = frames.OVERHEAD  # bytes that it takes to go on with _rest
         self._heartbeat: Heartbeat | None = None
         self._handshake = iter(_HANDSHAKE)
+        self.server_version: tuple[int, ...] = ()  # as (4, 0), if the broker says it
         self._channel_id_store: ChannelIds = ChannelIds(0)  # until the limit is known
         self._exchange_channels: dict[str, ConfirmingExchange]  # type: ignore[assignment]  # narrower
         # Those of _channels that take bytes. (isinstance() for each frame would be an eighth of the
@@ -301,6 +303,8 @@ class Protocol(carehare._protocol.Protocol):
 
     def _accept_start(self, frame: pamqp.commands.Connection.Start) -> None:
         self._expect(frame)
+        version = str((frame.server_properties or {}).get("version"))
+        self.server_version = tuple(map(int, re.findall(r"\d+", version)))
         if "PLAIN" not in (frame.mechanisms or "").split():
             raise carehare.ConnectionClosed("RabbitMQ offers no login by name and password (PLAIN)")
         # Not through carehare's writer, whose debug log would hold the password.
