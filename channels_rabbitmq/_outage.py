@@ -137,6 +137,10 @@ class Outage:
         """An attempt, at each URL, has failed; ``is_refusal``: in the broker's words."""
         self._was_tried = True
         self._is_refused = is_refusal and not self._was_connected
+        self.tell_others(reasons)
+
+    def tell_others(self, reasons: dict[str, str]) -> None:
+        """Let the layer's other connections know of it."""
         if self._began_at is not None:
             self._known.note_failure(
                 self._role,

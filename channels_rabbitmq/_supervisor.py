@@ -278,7 +278,7 @@ class Supervisor:
         """
         self.last_reason = f"no answer within {self._settings.operation_timeout:g} s"
         self._reasons[str(self._settings.host)] = self.last_reason
-        self._outage.note_failure(self._reasons, is_refusal=False)
+        self._outage.tell_others(self._reasons)
         self._log_failure(str(self._settings.host))
 
     def closed_error(self) -> BaseException:

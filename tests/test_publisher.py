@@ -68,7 +68,7 @@ async def test_blocked_while_connecting(open_layer: OpenLayer, broker: Broker) -
         assert await layer.receive(channel) == MESSAGE
 
 
-async def test_a_nack_is_channel_full_for_a_channel_and_a_count_for_a_group(
+async def test_a_nack_is_a_count_for_a_group_and_a_lost_node_if_all_is_refused(
     open_layer: OpenLayer, broker: Broker
 ) -> None:
     async with AmqpProxy(broker.url) as proxy:
@@ -81,11 +81,11 @@ async def test_a_nack_is_channel_full_for_a_channel_and_a_count_for_a_group(
             return commands.Basic.Nack(delivery_tag=ack.delivery_tag, multiple=ack.multiple)
 
         proxy.rule(TO_CLIENT, commands.Basic.Ack, refuse)
-        with pytest.raises(ChannelFull, match="is full"):
-            await layer.send(channel, MESSAGE)
         await layer.group_send("g", MESSAGE)
         counters = layer._loop_layer().counters
-        assert (counters.refused, counters.refused_by_a_queue) == (1, 1)
+        assert counters.refused_by_a_queue == 1
+        await layer.send(channel, MESSAGE)
+        assert (counters.refused, counters.unreachable) == (0, 1)
 
 
 async def test_a_probe_without_an_answer_is_another_attempt(
