@@ -40,6 +40,13 @@ nothing is lost but what it is for.
 It is a luxury: if RabbitMQ refuses it (a limit of queues or exchanges, a permission), the groups'
 bindings go with the queue, which costs some messages when a connection is lost.
 
+**Alternate exchanges** that an operator's policy gives to exchanges get what an exchange has routed
+nowhere. The lease's exchange routes no message. So it names one itself, and that is itself:
+RabbitMQ doesn't route by an exchange twice. (Else, with a policy for all exchanges, a catch-all got
+each message, and once it was full, each was nacked.) As long as a lease lasts, what is sent to the
+channels of its process has been routed, to nobody, and is returned also if everybody's exchange has
+an alternate one (but for the moment between a cut and the next binding).
+
 **Whoever imports definitions** that were exported while a process was connected gets all of this
 but the exclusive queue. Exchanges go with the last binding of which they are the source, so each of
 ours has one that ends with the lease: the one for channels is bound to the lease's exchange for
@@ -133,7 +140,8 @@ class Declarations:
                 durable=True,
                 arguments=self._lease_arguments(),
             ),
-            _private(lease, "direct"),
+            # The argument keeps a policy's alternate exchange away, which would get all messages.
+            _private(lease, "direct", {"alternate-exchange": lease}),
             commands.Queue.Bind(
                 queue=self.lease_queue, exchange=lease, routing_key=self._alive_key
             ),
@@ -228,7 +236,9 @@ class Declarations:
         return [pamqp.commands.Queue.Delete(queue=self.lease_queue, nowait=nowait)]
 
 
-def _private(exchange: str, exchange_type: str) -> pamqp.base.Frame:
+def _private(
+    exchange: str, exchange_type: str, arguments: dict[str, Any] | None = None
+) -> pamqp.base.Frame:
     return pamqp.commands.Exchange.Declare(
-        exchange=exchange, exchange_type=exchange_type, auto_delete=True
+        exchange=exchange, exchange_type=exchange_type, auto_delete=True, arguments=arguments
     )

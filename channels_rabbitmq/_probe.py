@@ -93,7 +93,7 @@ class Probe:
         """Send the probe; BLOCKED also if the publisher doesn't work."""
         outcome = await self._send()
         if outcome is Outcome.UNKNOWN:
-            if await self._ping() is not Outcome.CONFIRMED:
+            if await self._ping() in (Outcome.UNKNOWN, Outcome.BLOCKED):
                 return Outcome.BLOCKED
             outcome = await self._send()
         return outcome

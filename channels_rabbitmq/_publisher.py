@@ -5,7 +5,10 @@ broker stops reading from publishers (a memory or disk alarm, flow control).
 
 The broker tells a connection that it blocks publishers only after that connection has published,
 1 to 2 ms later. So the set-up ends with a probe that no queue takes: either its confirm comes, and
-the way is free, or ``connection.blocked``.
+the way is free, or ``connection.blocked``. It is mandatory: if it isn't returned, somebody took it,
+and then no message is returned that nobody gets. Either a policy has given the groups exchange an
+alternate one; or it isn't a direct exchange, which RabbitMQ doesn't say to those who may not
+declare it.
 """
 
 from __future__ import annotations
@@ -58,13 +61,15 @@ class Publisher:
         self._counters = counters
         self._groups_exchange = groups_exchange
         self._on_no_exchange = on_no_exchange
-        # Of a message that no queue takes, which shows whether the broker does
+        # Of a message that no queue takes, which shows whether the broker does. (A nack says so,
+        # too: it comes from an alternate exchange's queue.)
         self.ping_route = Route(settings.groups_exchange, _PROBE_KEY, mandatory=False)
         self._amqp_channel: PublisherChannel | None = None  # while connected
         # For channels_rabbitmq 4.x, whose queues are on the default exchange: an AMQP channel of
         # its own, because one send without the permission for that exchange ends it.
         self._default_exchange_channel: PublisherChannel | None = None
         self._refusal_logged = False  # once for a connection
+        self._is_void_told = False
         self._connection: Connection | None = None
         self._is_blocked = False
         self._blocked_at_set_up: asyncio.Future[None] | None = None
@@ -92,10 +97,13 @@ class Publisher:
         connection.on_blocked = self._accept_blocked
         amqp_channel = await self._open(connection)
         probe = amqp_channel.publish(
-            b"", self.ping_route, loop.time() + self._settings.operation_timeout
+            b"",
+            self.ping_route._replace(mandatory=True),
+            loop.time() + self._settings.operation_timeout,
         )
+        probe.add_done_callback(self._accept_probe)
         await asyncio.wait([probe, blocked], return_when=asyncio.FIRST_COMPLETED)
-        if amqp_channel.is_ended or (probe.done() and probe.result() is not Outcome.CONFIRMED):
+        if amqp_channel.is_ended or (probe.done() and probe.result() is Outcome.UNKNOWN):
             raise self._end_exc or carehare.ConnectionClosed("RabbitMQ took no message in time")
         self._new_amqp_channel = amqp_channel
         self._connection = connection
@@ -114,6 +122,18 @@ class Publisher:
             except carehare.ChannelClosedByServer as err:
                 if not self._groups_exchange.accept_refusal(method, err):
                     raise
+
+    def _accept_probe(self, probe: asyncio.Future[Outcome]) -> None:
+        """Warn once, if a message that nobody gets isn't returned."""
+        is_taken = probe.result() is CONFIRMED or probe.result() is Outcome.REFUSED
+        if is_taken and not self._is_void_told:
+            self._is_void_told = True
+            logger.warning(
+                "%s: what send() sends to processes that are gone isn't noticed: the exchange %r "
+                "has an alternate exchange, or isn't a direct one",
+                self.supervisor.name,
+                self._groups_exchange.name,
+            )
 
     def ready(self) -> None:
         self._amqp_channel, self._new_amqp_channel = self._new_amqp_channel, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import carehare
 import pytest
@@ -203,7 +204,11 @@ async def test_a_blocked_channel_is_never_left(bench: Bench) -> None:
     assert bench.protocol.can_write
 
 
-async def test_a_confirm_shows_that_publishers_are_not_blocked_any_more(bench: Bench) -> None:
+@pytest.mark.parametrize("answer", [commands.Basic.Ack(1), commands.Basic.Nack(1)])
+async def test_a_confirm_shows_that_publishers_are_not_blocked_any_more(
+    bench: Bench, answer: Any
+) -> None:
+    """So does a nack, which comes from the full queue of an alternate exchange."""
     bench.publisher()
     bench.peer.feed(commands.Connection.Blocked("low on memory"))
     for _ in range(20):
@@ -211,7 +216,7 @@ async def test_a_confirm_shows_that_publishers_are_not_blocked_any_more(bench: B
         bench.beat()
     assert bench.pings() == 1
     assert bench.peer.blocked == ["low on memory"]
-    bench.peer.feed(commands.Basic.Ack(1), channel=1)
+    bench.peer.feed(answer, channel=1)
     await asyncio.sleep(0)
     assert bench.peer.blocked == ["low on memory", None]
     # Whose word was only late.

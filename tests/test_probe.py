@@ -170,9 +170,13 @@ async def test_a_publisher_that_hangs_is_not_the_queue_s_fault(
     assert bench.pings >= 2
 
 
-async def test_a_queue_that_neither_confirms_nor_delivers_is_deaf(bench: Bench) -> None:
+@pytest.mark.parametrize("ping_answer", [Outcome.CONFIRMED, Outcome.REFUSED])
+async def test_a_queue_that_neither_confirms_nor_delivers_is_deaf(
+    bench: Bench, ping_answer: Outcome
+) -> None:
     """Only after a second probe, since the first may have gone by a publisher that hung."""
     bench.answer = Outcome.UNKNOWN
+    bench.ping_answer = ping_answer
     assert "nothing arrives" in await asyncio.wait_for(bench.supervisor.given_up.get(), 10)
     assert bench.pings == 1
     assert bench.sent.qsize() == 2

@@ -38,7 +38,7 @@ async def test_set_up_declares_the_groups_exchange_and_probes_the_way(
     assert (exchange.exchange, exchange.exchange_type) == (groups_exchange, "direct")
     assert not any([exchange.durable, exchange.auto_delete, exchange.internal])
     assert [(p.exchange, p.routing_key, p.mandatory) for p in published] == [
-        (groups_exchange, "!probe", False),
+        (groups_exchange, "!probe", True),
         (groups_exchange, "g", False),
     ]
 

@@ -515,7 +515,7 @@ class PublisherChannel(CallChannel):
     def _accept_ping(self, blocked_since: float | None, ping: asyncio.Future[Outcome]) -> None:
         self._ping = None
         protocol = self._protocol
-        if ping.result() is CONFIRMED and blocked_since == protocol.blocked_since:
+        if ping.result() is not Outcome.UNKNOWN and blocked_since == protocol.blocked_since:
             protocol.note_unblocked()
 
     def _confirm(self, sequence_number: int, multiple: bool, outcome: Outcome) -> None:
