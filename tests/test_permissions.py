@@ -17,6 +17,7 @@ from log_lines import LogLines, log_lines
 from old_version import OldProcess, make_environment
 from own_broker import broker_commands
 
+from channels_rabbitmq import _declarations
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from private_broker import PrivateBroker
@@ -406,6 +407,21 @@ class TestLimits:
         await asyncio.to_thread(user.broker.ctl, *args)
         await must_work(layer)
 
+    @pytest.mark.parametrize("kind", ["user", "vhost"])
+    async def test_connections_while_it_reconnects(
+        self, open_one: OpenLayer, user: User, lines: LogLines, kind: str
+    ) -> None:
+        user.allow(EVERYTHING)
+        whose = (user.name,) if kind == "user" else ("-p", user.vhost)
+        user.broker.ctl(f"set_{kind}_limits", *whose, '{"max-connections": 2}')
+        layer = await open_one(operation_timeout=10.0)
+        await must_work(layer)
+        await asyncio.to_thread(user.disconnect)
+        for _ in range(2):
+            line = await lines.next("WARNING (subscriber|publisher) .*: connected again")
+            assert float(re.findall(r"after ([\d.]+) s", line)[0]) < 5
+        await must_work(layer)
+
     async def test_amqp_channels(self, open_one: OpenLayer, user: User, lines: LogLines) -> None:
         user.allow(EVERYTHING)
         user.broker.ctl("set_user_limits", user.name, '{"max-channels": 3}')
@@ -446,20 +462,33 @@ class TestLimits:
         refused = [line for line in lines.all if "cannot connect" in line and "limit" in line]
         assert refused == []
 
+    @pytest.mark.parametrize(("queues", "seconds"), [(12, 5.0), (8, 15.0)])
     async def test_queues_of_processes_that_reconnect_at_the_same_time(
-        self, open_one: OpenLayer, user: User, lines: LogLines
+        self,
+        open_one: OpenLayer,
+        user: User,
+        lines: LogLines,
+        monkeypatch: pytest.MonkeyPatch,
+        queues: int,
+        seconds: float,
     ) -> None:
+        """Three for each are enough. With two, some wait until the leases of others are over."""
+        if queues == 8:
+            monkeypatch.setattr(_declarations, "LEASE", 3.0)
         user.allow(EVERYTHING)
-        user.broker.ctl("set_vhost_limits", "-p", user.vhost, '{"max-queues": 8}')
+        limits = f'{{"max-queues": {queues}}}'
+        user.broker.ctl("set_vhost_limits", "-p", user.vhost, limits)
         layers = [await open_one(operation_timeout=10.0) for _ in range(4)]
         for layer in layers:
             await must_work(layer)
         await asyncio.to_thread(user.disconnect)
         for _ in layers:
             line = await lines.next("WARNING subscriber .*: connected again")
-            assert float(re.findall(r"after ([\d.]+) s", line)[0]) < 5
+            assert float(re.findall(r"after ([\d.]+) s", line)[0]) < seconds
         for layer in layers:
             await must_work(layer)
+        refused = [line for line in lines.all if "queue limit" in line]
+        assert bool(refused) == (queues == 8)
 
     @pytest.mark.parametrize("exchanges", [3, 4, 7])
     async def test_exchanges(
