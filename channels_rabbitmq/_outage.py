@@ -13,7 +13,7 @@ Two cases have rules of their own:
   ``connect()``, for a process that starts together with its broker.
 - A connection is first asked for in the midst of an outage which other connections of the layer
   know of (``KnownOutage``). It counts from their beginning, but the connection's first attempt gets
-  two seconds: nobody but that attempt can know whether the outage is over. (Unless another
+  a second: nobody but that attempt can know whether the outage is over. (Unless another
   connection of its role has just failed, which is as good. On event loops of ``async_to_sync`` each
   call has a ``carehare_connection`` of its own, and each would log in to a broker that refuses it.)
 
@@ -27,7 +27,7 @@ import time
 from dataclasses import dataclass, replace
 
 # Seconds that calls give the first attempt of a connection which is asked for in an outage.
-FIRST_ATTEMPT_TIMEOUT = 2.0
+FIRST_ATTEMPT_TIMEOUT = 1.0
 # Seconds for which a failed attempt says something about the next connection's.
 _MEMORY = 30.0
 # Seconds between two attempts, at least, if calls fail in between: a site whose calls fail at once

@@ -215,14 +215,14 @@ async def test_a_connection_asked_for_in_the_midst_of_an_outage_counts_from_its_
     assert await failing_after(make(url, operation_timeout=1.5).wait_ready(soon(60))) < 1
 
 
-async def test_its_first_attempt_has_two_seconds(
+async def test_its_first_attempt_has_a_second(
     make: Callable[..., Supervisor], known: KnownOutage
 ) -> None:
     async with silent_server() as server:
         now = time.monotonic()
         known.note_failure("other role", Failure(now - 60, now, False, {}))
         waiting = make(server.url, operation_timeout=60).wait_ready(soon(60))
-        assert 2 <= await failing_after(waiting, match="for 62 s: .*still connecting") < 6
+        assert 1 <= await failing_after(waiting, match="for 61 s: .*still connecting") < 5
 
 
 async def test_it_connects_if_the_outage_is_over(

@@ -77,19 +77,20 @@ async def test_nobody_listens(open_layer: OpenLayer) -> None:
     await each_fails_at_once(layer, channel, *words)
 
 
+@pytest.mark.slow
 async def test_all_calls_that_wait_fail_together(open_layer: OpenLayer) -> None:
     """The second half of the outage's first seconds is not begun anew by who comes then."""
     host = f"amqp://127.0.0.1:{free_port()}"
-    layer = await open_layer(host=host, operation_timeout=1.5)
+    layer = await open_layer(host=host, operation_timeout=3.0)
     channel = await layer.new_channel()
     begun_at = time.monotonic()
     calls = [asyncio.create_task(layer.send(channel, MESSAGE))]
     for call in CALLS.values():
-        await asyncio.sleep(0.1)  # so that they begin at different times
+        await asyncio.sleep(0.3)  # so that they begin at different times
         calls.append(asyncio.ensure_future(call(layer, channel)))
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(result, BrokerUnavailable) for result in results)
-    assert time.monotonic() - begun_at < 1.5 + AT_ONCE
+    assert time.monotonic() - begun_at < 3.0 + 1.5  # else the last would take 5.4
 
 
 REFUSED = {
