@@ -37,6 +37,10 @@ No message is ever routed to that queue. It isn't exclusive, or it would go at o
 durable: newer brokers may refuse queues that are neither. Should it be deleted before its time,
 nothing is lost but what it is for.
 
+How long it takes to bind the groups anew depends on how many there are. So the next connection
+binds the former one's groups' exchange to its own lease's exchange until all are bound: then that
+exchange, with its bindings, stays however long it takes.
+
 It is a luxury: if RabbitMQ refuses it (a limit of queues or exchanges, a permission), the groups'
 bindings go with the queue, which costs some messages when a connection is lost.
 
@@ -69,9 +73,9 @@ import pamqp.commands
 
 from ._settings import Settings
 
-# Seconds for which the bindings of a lost connection's groups stay: long enough that by then the
-# next connection has bound them anew: deleting them holds up binds (with 5,000 groups by half a
-# second, with 20,000 by one or two), though no confirm.
+# Seconds for which the bindings of a lost connection's groups stay without a next connection. To
+# delete them before those are bound anew holds up binds (with 5,000 groups by half a second, with
+# 20,000 by one or two), though no confirm.
 LEASE = 20.0
 
 
@@ -225,6 +229,29 @@ class Declarations:
         if not self.has_lease:
             return []
         return [pamqp.commands.Basic.Consume(queue=self.lease_queue, no_ack=True)]
+
+    def hold_groups(self, former: Declarations) -> list[pamqp.base.Frame]:
+        """Have the groups of a former connection stay bound as long as our own lease lasts.
+
+        Its exchange is declared first: to bind one that has gone would be an error.
+        """
+        if not (self.has_lease and former.has_lease):
+            return []
+        return [
+            _private(former.own_groups_exchange, "fanout"),
+            self._hold(pamqp.commands.Exchange.Bind, former),
+        ]
+
+    def release_groups(self, former: Declarations) -> list[pamqp.base.Frame]:
+        """End what ``hold_groups`` began."""
+        if not (self.has_lease and former.has_lease):
+            return []
+        return [self._hold(pamqp.commands.Exchange.Unbind, former)]
+
+    def _hold(
+        self, method: Callable[..., pamqp.base.Frame], former: Declarations
+    ) -> pamqp.base.Frame:
+        return method(destination=self._lease_exchange, source=former.own_groups_exchange)
 
     def delete_lease(self, *, nowait: bool = False) -> list[pamqp.base.Frame]:
         """Leave nothing behind; by any connection, no error if it is over.

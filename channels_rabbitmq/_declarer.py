@@ -54,6 +54,7 @@ class Declarer:
         self._former: list[Declarations] = []  # whose exchanges may exist still
         # The one in use before all of those, if any: its lease may not be over yet.
         self._before: list[Declarations] = []
+        self._held: list[Declarations] = []  # whose groups' exchange the present one holds
         self._is_told = False  # that there is no lease
 
     async def declare(
@@ -125,6 +126,23 @@ class Declarer:
             logger.warning(
                 "%s: goes without a lease on its groups' bindings: %s", self._owner, describe(exc)
             )
+
+    def hold_groups(self, topology: TopologyChannel) -> None:
+        """Keep the lost connection's groups bound until ``release_groups``.
+
+        A refusal costs what the lease would have saved, and no more.
+        """
+        self._held = self._before
+        for each in self._held:
+            for method in self._former[-1].hold_groups(each):
+                topology.call(method)
+
+    def release_groups(self, topology: TopologyChannel) -> None:
+        """All groups are bound anew: let the lost connection's go. Does nothing a second time."""
+        for each in self._held:
+            for method in self._former[-1].release_groups(each):
+                topology.call(method)
+        self._held = []
 
     def end_leases(self, consumer: ConsumerChannel) -> None:
         """Leave nothing behind at an orderly end. No error if one is over."""

@@ -96,6 +96,7 @@ class Subscriber:
         )
         self._topology = topology
         self.queue = self._declarations.queue
+        self._declarer.hold_groups(topology)
 
     def _open_consumer(self, connection: Connection) -> ConsumerChannel:
         self._consumer = connection.open_consumer(
@@ -106,7 +107,7 @@ class Subscriber:
     def ready(self) -> None:
         self._was_ready = True
         self._pump()
-        self._tell_reconnected()
+        self._look_whether_all_are_bound()
 
     def lost(self, reason: str) -> None:
         self._cancel_timer()
@@ -127,14 +128,12 @@ class Subscriber:
         self._bindings.connection_lost()
         self._refusals.clear()
 
-    def _tell_reconnected(self) -> None:
-        """Tell of it, if it is due: every group is bound again that was."""
-        if (
-            self._loss is not None
-            and not self._bindings.missing
-            and self._topology is not None
-            and self.supervisor.connection is not None
-        ):
+    def _look_whether_all_are_bound(self) -> None:
+        """Do what is due once every group is bound again that was."""
+        if self._bindings.missing or self._topology is None or self.supervisor.connection is None:
+            return
+        self._declarer.release_groups(self._topology)
+        if self._loss is not None:
             reason, self._loss = self._loss, None
             self._on_reconnect(reason)
 
@@ -163,7 +162,7 @@ class Subscriber:
         if group in self._waiters:
             self._waiters[group].wake()
         self._pump()
-        self._tell_reconnected()
+        self._look_whether_all_are_bound()
 
     async def wait_bound(self, group: str, deadline: float) -> None:
         """Wait until a group is bound and confirmed, before all that nobody waits for.
@@ -227,7 +226,7 @@ class Subscriber:
         if waiters is not None:
             waiters.wake()
         self._pump()
-        self._tell_reconnected()
+        self._look_whether_all_are_bound()
 
     def _accept_refusal(self, command: Command, exc: carehare.ChannelClosedByServer) -> None:
         if command.bind:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pamqp.commands
 import pytest
-from amqp_proxy import TO_CLIENT, AmqpProxy
+from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
 from log_lines import log_lines
 
 from channels_rabbitmq import _declarations
@@ -81,6 +81,40 @@ async def test_groups_of_a_lost_connection_stay_bound_until_the_lease_is_over(
     # What has a consumer doesn't expire, and nothing was ever routed to it.
     lease = (await queues(private_broker))[f"{id_}.2.lease"]
     assert (lease["consumers"], lease["messages"]) == (1, 0)
+
+
+@pytest.mark.slow
+async def test_they_stay_as_long_as_it_takes_to_bind_them_anew(
+    open_layer: OpenLayer,
+    private_broker: PrivateBroker,
+    proxy: AmqpProxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_declarations, "LEASE", 1.0)
+    layer = await open_layer(host=proxy.url)
+    channel = await layer.new_channel()
+    await layer.group_add("g", channel)
+    id_ = channel.partition("!")[0]
+
+    bound = asyncio.Event()
+
+    async def slowly(frame: Frame) -> Frame:
+        if frame.decode().routing_key == "g":
+            await bound.wait()
+        return frame
+
+    proxy.rule(TO_BROKER, pamqp.commands.Exchange.Bind, slowly)
+    await reconnect(proxy)
+    await until_expired(private_broker, f"{id_}.1.lease")
+    assert await group_bindings(private_broker) == [f"{id_}.1.groups"]
+    bound.set()
+    await layer.group_add("g", channel)
+    # The exchange is deleted in a moment, and nobody is told.
+    while await group_bindings(private_broker) != [f"{id_}.2.groups"]:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    assert await exchanges(private_broker) == {f"{id_}.2{end}" for end in ("", ".groups", ".lease")}
+    await layer.group_send("g", MESSAGE)
+    assert await layer.receive(channel) == MESSAGE
 
 
 @pytest.mark.slow
