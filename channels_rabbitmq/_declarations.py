@@ -5,14 +5,16 @@ noticed that its connection is dead (almost three heartbeats after a half-open o
 connection doesn't ask for it; a declare during its deletion can even end in ``541 INTERNAL_ERROR``,
 which closes the connection. With ``crq.x.2`` for ``<id>.<number>``::
 
-                      "crq.x!"
-    (groups exchange) -----------------------> (crq.x.2) -----> queue crq.x.2 (exclusive)
-          |                                     ^     |
-          |     "crq.x!alive"                   |     v    "crq.x!alive"
-          |-----------------------------------------> (crq.x.2.lease) -----> queue crq.x.2.lease
-          |                                     |     ^
-          +----------------------------------> (crq.x.2.groups)
-                "crq.x!groups", each group
+                       "crq.x!"             "crq.x!"
+    (groups exchange) ----------> (crq.x.2) ----------> queue crq.x.2 (exclusive)
+          |                           |  "lease"             ^
+          |    "crq.x!alive"          v                      |
+          |--------------------> (crq.x.2.lease) --> queue crq.x.2.lease
+          |                           ^  ^                   |
+          |                           |  +---------- (crq.x.2.members)
+          |     each group,           |                      ^
+          +--------------------> (crq.x.2.groups) -----------+
+               "crq.x!groups"
 
 **Messages for channels** come through an exchange of their own. Were the queue bound for them
 directly, the dead queue of a former connection would go on taking them until it is full, and then
@@ -27,9 +29,10 @@ together with its bindings, and only then cuts the way to it. Meanwhile it confi
 there, and drops it: with 5,000 groups bound to the queue itself, 11 to 14 % of 500 confirmed
 messages a second were lost when its connection was closed by force every 2.4 seconds, and
 confirms were held up by 0.3 to 0.45 s. (3.10 and 4.0; an auto-delete exchange without more, or one
-that goes with a second exclusive queue, is deleted in the same moment.) Now the queue has one
-binding whatever the number of groups, and what is lost is what was under way: 0.05 to 0.09 %. All
-groups come by one way then, and so does one message of the probe, by a key of its own.
+that goes with a second exclusive queue, is deleted in the same moment.) Now the queue has two
+bindings whatever the number of groups, and what is lost is what was under way: 0.05 to 0.09 %. All
+groups come by one way then, and so does one message of the probe, by a key of its own. (The
+exchange in between, ``.members``, is there for the next connection: to cut that way.)
 
 **The lease** deletes the groups' bindings later: the groups' exchange goes with the lease's
 exchange, which goes with the lease's queue, which goes ``LEASE`` seconds after its consumer.
@@ -45,17 +48,19 @@ It is a luxury: if RabbitMQ refuses it (a limit of queues or exchanges, a permis
 bindings go with the queue, which costs some messages when a connection is lost.
 
 **Alternate exchanges** that an operator's policy gives to exchanges get what an exchange has routed
-nowhere. The lease's exchange routes no message. So it names one itself, and that is itself:
-RabbitMQ doesn't route by an exchange twice. (Else, with a policy for all exchanges, a catch-all got
-each message, and once it was full, each was nacked.) As long as a lease lasts, what is sent to the
-channels of its process has been routed, to nobody, and is returned also if everybody's exchange has
-an alternate one (but for the moment between a cut and the next binding).
+nowhere. The lease's exchange routes no message, that for channels none once its queue has gone. So
+they name one themselves, and that is themselves: RabbitMQ doesn't route by an exchange twice.
+(Else, with a policy for all exchanges, a catch-all got what it mustn't, and once it was full, each
+message was nacked.) As long as a lease lasts, what is sent to the channels of its process has been
+routed, to nobody, and is returned also if everybody's exchange has an alternate one (but for the
+moment between a cut and the next binding).
 
 **Whoever imports definitions** that were exported while a process was connected gets all of this
 but the exclusive queue. Exchanges go with the last binding of which they are the source, so each of
-ours has one that ends with the lease: the one for channels is bound to the lease's exchange for
-this reason only. (It routes nothing there. RabbitMQ 3.10 needs 2 us more CPU for a message to a
-channel, 27 to 29 us; for groups, and on 4.3, no difference could be measured.)
+ours has one that ends with the lease: those for channels and members are bound to the lease's
+exchange for this reason only. (For channels by a key that no message has, hence its type, direct:
+when it was a fanout exchange, the way to nowhere took RabbitMQ 3.10 5 us of 40 for each message,
+and a tenth of the throughput.)
 
 **Whether the process is there** is asked by a message for the queue of its lease, when its other
 queue refuses messages (``_refusals``): both are on one node, and the lease's is never full. (Where
@@ -77,6 +82,9 @@ from ._settings import Settings
 # delete them before those are bound anew holds up binds (with 5,000 groups by half a second, with
 # 20,000 by one or two), though no confirm.
 LEASE = 20.0
+
+
+_KEY_OF_NO_MESSAGE = "lease"
 
 
 def direct_routing_key(id_: str) -> str:
@@ -112,6 +120,7 @@ class Declarations:
         self.queue = id_ if number == 1 else name
         self.direct_exchange = name
         self.own_groups_exchange = f"{name}.groups"  # which is bound to everybody's
+        self._members_exchange = f"{name}.members"
         self.lease_queue = self._lease_exchange = f"{name}.lease"
         self.has_lease = True  # Set it to False to do without.
 
@@ -123,13 +132,16 @@ class Declarations:
         declaration and its binding leaves one.) The lease last: what limits leave is for the rest.
         """
         commands = pamqp.commands
-        queue, direct, groups = self.queue, self.direct_exchange, self.own_groups_exchange
+        queue, direct = self.queue, self.direct_exchange
+        groups, members = self.own_groups_exchange, self._members_exchange
         return [
             commands.Queue.Declare(queue=queue, exclusive=True, arguments=self._queue_arguments()),
-            _private(direct, "fanout"),
-            commands.Queue.Bind(queue=queue, exchange=direct),
+            _private(direct, "direct", its_own_alternate=True),
+            commands.Queue.Bind(queue=queue, exchange=direct, routing_key=self._direct_key),
+            _private(members, "fanout"),
+            commands.Queue.Bind(queue=queue, exchange=members),
             _private(groups, "fanout"),
-            commands.Exchange.Bind(destination=direct, source=groups),
+            commands.Exchange.Bind(destination=members, source=groups),
             *(self._lease_methods() if self.has_lease else []),
             self.bind_group(self._probe_key),
             *self._ways_to_lease(commands.Exchange.Bind),
@@ -137,19 +149,24 @@ class Declarations:
 
     def _lease_methods(self) -> list[pamqp.base.Frame]:
         commands = pamqp.commands
-        lease, sources = self._lease_exchange, (self.own_groups_exchange, self.direct_exchange)
+        lease = self._lease_exchange
+        sources = (self.own_groups_exchange, self._members_exchange, self.direct_exchange)
         return [
             commands.Queue.Declare(
                 queue=self.lease_queue,
                 durable=True,
                 arguments=self._lease_arguments(),
             ),
-            # The argument keeps a policy's alternate exchange away, which would get all messages.
-            _private(lease, "direct", {"alternate-exchange": lease}),
+            _private(lease, "direct", its_own_alternate=True),
             commands.Queue.Bind(
                 queue=self.lease_queue, exchange=lease, routing_key=self._alive_key
             ),
-            *(commands.Exchange.Bind(destination=lease, source=source) for source in sources),
+            *(
+                commands.Exchange.Bind(
+                    destination=lease, source=source, routing_key=_KEY_OF_NO_MESSAGE
+                )
+                for source in sources
+            ),
         ]
 
     def is_for_lease(self, method: pamqp.base.Frame) -> bool:
@@ -160,7 +177,10 @@ class Declarations:
     def undo(self) -> list[pamqp.base.Frame]:
         """Delete what ``methods`` has made as far as it came, if the broker refused the rest."""
         commands = pamqp.commands
-        names = (self.direct_exchange, self._lease_exchange, self.own_groups_exchange)
+        names = (
+            *(self.direct_exchange, self._members_exchange),
+            *(self._lease_exchange, self.own_groups_exchange),
+        )
         return [
             commands.Queue.Delete(queue=self.lease_queue),
             *(commands.Exchange.Delete(exchange=name) for name in names),
@@ -197,7 +217,7 @@ class Declarations:
         unbind = pamqp.commands.Exchange.Unbind
         return [
             self._way(unbind, self.direct_exchange, self._direct_key),
-            unbind(destination=self.direct_exchange, source=self.own_groups_exchange),
+            unbind(destination=self._members_exchange, source=self.own_groups_exchange),
             *self._ways_to_lease(unbind),
         ]
 
@@ -264,8 +284,12 @@ class Declarations:
 
 
 def _private(
-    exchange: str, exchange_type: str, arguments: dict[str, Any] | None = None
+    exchange: str, exchange_type: str, *, its_own_alternate: bool = False
 ) -> pamqp.base.Frame:
     return pamqp.commands.Exchange.Declare(
-        exchange=exchange, exchange_type=exchange_type, auto_delete=True, arguments=arguments
+        exchange=exchange,
+        exchange_type=exchange_type,
+        auto_delete=True,
+        # Keeps a policy's alternate exchange away.
+        arguments={"alternate-exchange": exchange} if its_own_alternate else None,
     )

@@ -261,7 +261,7 @@ class TestMissing:
             (CONFIGURE, NOT_GROUPS, "publisher", "exchange 'groups'"),
             (CONFIGURE, ONLY_GROUPS, "subscriber", r"queue 'crq\.[a-z2-7]{16}(\.\d+)?'"),
             (WRITE, NOT_GROUPS, "publisher", "exchange 'groups'"),
-            (WRITE, ONLY_GROUPS, "subscriber", r"queue 'crq\.[a-z2-7]{16}(\.\d+)?'"),
+            (WRITE, ONLY_GROUPS, "subscriber", r"exchange 'crq\.[a-z2-7]{16}\.\d+'"),
             (READ, NOT_GROUPS, "subscriber", "exchange 'groups'"),
             (READ, ONLY_GROUPS, "subscriber", r"exchange 'crq\.[a-z2-7]{16}\.\d+'"),
             (READ, UNNUMBERED, "subscriber", r"exchange 'crq\.[a-z2-7]{16}\.\d+'"),
@@ -313,7 +313,7 @@ class TestMissing:
     ) -> None:
         """It is told once. A loss of the connection and the end leave nothing behind either."""
         permissions = list(EVERYTHING)
-        permissions[kind] = r"^(groups|crq\.[a-z2-7]{16}(\.\d+(\.groups)?)?)$"
+        permissions[kind] = r"^(groups|crq\.[a-z2-7]{16}(\.\d+(\.(groups|members))?)?)$"
         user.allow((permissions[0], permissions[1], permissions[2]))
         layer = await open_one(operation_timeout=10.0)
         await must_work(layer)
@@ -390,7 +390,7 @@ class TestRefusedConnections:
 
 
 class TestLimits:
-    """A process needs two connections with three AMQP channels, a queue, two exchanges."""
+    """A process needs two connections with three AMQP channels, a queue, three exchanges."""
 
     async def test_connections(self, open_one: OpenLayer, user: User, lines: LogLines) -> None:
         user.allow(EVERYTHING)
@@ -490,11 +490,11 @@ class TestLimits:
         refused = [line for line in lines.all if "queue limit" in line]
         assert bool(refused) == (queues == 8)
 
-    @pytest.mark.parametrize("exchanges", [3, 4, 7])
+    @pytest.mark.parametrize("exchanges", [4, 5, 9])
     async def test_exchanges(
         self, open_one: OpenLayer, user: User, lines: LogLines, exchanges: int
     ) -> None:
-        """3 without a lease, 4 with it, 7 with that of the former connection."""
+        """4 without a lease, 5 with it, 9 with that of the former connection."""
         if user.broker.version < (4, 2):
             pytest.skip("RabbitMQ has this limit since 4.2")
         user.allow(EVERYTHING)
@@ -510,5 +510,5 @@ class TestLimits:
         finally:
             user.broker.ctl("eval", "application:unset_env(rabbit, cluster_exchange_limit).")
         without = [line for line in lines.all if "goes without a lease" in line]
-        assert len(without) == (exchanges < 7)
+        assert len(without) == (exchanges < 9)
         assert not [line for line in lines.all if "cannot connect" in line]

@@ -699,7 +699,7 @@ async def test_definitions(open_layer: OpenLayer, private_broker: PrivateBroker)
     _, *words = shlex.split(block("delete-remains").replace("asgi", "/"))
     await asyncio.to_thread(private_broker.ctl, *words)
     own = [name for name in before if not name.startswith("crq.aaaaaaaaaaaaaaaa")]
-    assert (len(before), len(own)) == (6, 3)
+    assert (len(before), len(own)) == (8, 4)
     assert sorted(await exchanges()) == sorted(own)
     rows = await asyncio.to_thread(private_broker.list_bindings, "destination_name")
     assert not [row for row in rows if "crq.aaaaaaaaaaaaaaaa" in row["destination_name"]]

@@ -57,7 +57,7 @@ async def bound_groups(
     rows = await asyncio.to_thread(broker.list_bindings)
     # The way from there to the queue.
     ways = {row["destination_name"] for row in rows if row["source_name"] == own}
-    assert ways == {declarations.direct_exchange, declarations.lease_queue}
+    assert ways == {f"{declarations.direct_exchange}.members", declarations.lease_queue}
     return {
         row["routing_key"]
         for row in rows
