@@ -27,11 +27,11 @@ from dataclasses import dataclass
 from asgiref.sync import SyncToAsync
 
 from ._functions import import_function, is_async
-from ._readers import NO_MESSAGE_TYPE, HookFunction, check_hook
-from ._settings import Settings
+from ._settings.readers import NO_MESSAGE_TYPE, HookFunction, check_hook
+from ._settings.settings import Settings
 from ._threads import DaemonThreads
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("channels_rabbitmq.hooks")
 
 # Seconds that a hook may take to end when it was cancelled.
 _CANCEL_TIMEOUT = 1.0

@@ -31,30 +31,30 @@ from typing import Any
 
 from channels.exceptions import ChannelFull
 
-from ._ages import Ages
 from ._amqp.amqp_channels import CONFIRMED, ConsumerChannel, Outcome, Route
 from ._amqp.connection import Connection
-from ._bindings import Bindings
+from ._broker.bindings import Bindings
+from ._broker.direct_sender import DirectSender
+from ._broker.groups_exchange import GroupsExchange
+from ._broker.outage import KnownOutage
+from ._broker.publisher import Publisher
+from ._broker.refusals import Refusals
+from ._broker.subscriber import Subscriber
+from ._broker.supervisor import Supervisor
+from ._broker.topology import direct_routing_key, groups_probe_key
+from ._broker.watchdog import Probe
 from ._codec import MalformedBody, MessageCodec
-from ._culprits import Culprits
-from ._declarations import direct_routing_key, groups_probe_key
-from ._direct_sender import DirectSender
-from ._groups_exchange import GroupsExchange
 from ._hooks import Hook, HookFunctions
-from ._members import Members
-from ._outage import KnownOutage
-from ._probe import Probe
-from ._publisher import Publisher
-from ._refusals import Refusals
+from ._inbox.ages import Ages
+from ._inbox.culprits import Culprits
+from ._inbox.members import Members
+from ._inbox.router import TICK_INTERVAL, HandedOver, Router
 from ._reporter import Reporter
-from ._router import TICK_INTERVAL, HandedOver, Router
-from ._settings import Settings
-from ._statistics import Counters, DroppedStatistics, GroupStatistics, LoopLayerStatistics
-from ._subscriber import Subscriber
-from ._supervisor import Supervisor
+from ._settings.settings import Settings
 from .exceptions import BrokerUnavailable
+from .statistics import Counters, DroppedStatistics, GroupStatistics, LoopLayerStatistics
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("channels_rabbitmq.messages")
 
 _ID_PREFIX = "crq."
 _VERSION_4_ID = re.compile("channels_[A-Za-z]{12}")  # of channels_rabbitmq 4.x
@@ -116,7 +116,7 @@ class LoopLayer:
 
     Nothing connects before it is needed: sending opens the Publisher's connection, ``new_channel``,
     ``receive`` and ``group_add`` the Subscriber's. No call but ``receive`` waits longer than
-    ``operation_timeout`` for the broker, nor for one that has been away for that long (``_outage``
+    ``operation_timeout`` for the broker, nor for one that has been away for that long (``outage``
     has the rule). Cancelling a call harms no other.
     """
 
@@ -467,7 +467,7 @@ class LoopLayer:
     # For operators
 
     def statistics(self, *, for_sync_code: bool) -> LoopLayerStatistics:
-        """Tell what has happened and how it is. From any thread; see ``_statistics``."""
+        """Tell what has happened and how it is. From any thread; see ``statistics``."""
         counters = replace(self.counters)
         router = self._router
         return LoopLayerStatistics(

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
-from ._amqp.futures import look_at
+from ._futures import look_at
 
 T = TypeVar("T")
 

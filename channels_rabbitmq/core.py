@@ -20,15 +20,15 @@ from channels.exceptions import (
 )
 from channels.layers import BaseChannelLayer
 
-from . import _background
-from ._background import LoopLayers
-from ._forwarding import Forwarder, SyncForwarder
 from ._loop_layer import LoopLayer
+from ._loops import background as _background
+from ._loops.background import LoopLayers
+from ._loops.forwarders import Forwarder, SyncForwarder
 from ._names import require_channel_name, require_group_name
-from ._readers import HookFunction, HostFunction
-from ._settings import DEFAULT_HOST, OPTIONS, Settings
-from ._statistics import LoopLayerStatistics
+from ._settings.readers import HookFunction, HostFunction
+from ._settings.settings import DEFAULT_HOST, OPTIONS, Settings
 from .exceptions import BrokerUnavailable
+from .statistics import LoopLayerStatistics
 
 
 class RabbitmqChannelLayer(BaseChannelLayer):

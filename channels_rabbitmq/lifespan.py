@@ -12,7 +12,7 @@ from channels.layers import get_channel_layer
 from .core import RabbitmqChannelLayer
 from .exceptions import BrokerUnavailable
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("channels_rabbitmq.lifespan")
 
 
 class LifespanApp:

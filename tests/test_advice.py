@@ -11,8 +11,8 @@ import carehare
 import pytest
 from conftest import Broker
 
-from channels_rabbitmq._advice import advise
 from channels_rabbitmq._amqp.url import BrokerUrl
+from channels_rabbitmq._broker.advice import advise
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from private_broker import PrivateBroker, TlsFiles, free_port

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from channels_rabbitmq._ages import WINDOW, Ages
+from channels_rabbitmq._inbox.ages import WINDOW, Ages
 
 START = 1000.0
 

@@ -21,9 +21,9 @@ from conftest import Broker
 from loop_thread import LoopThread
 from programs import without_slowness
 
-from channels_rabbitmq import _background
-from channels_rabbitmq._background import is_of_async_to_sync
 from channels_rabbitmq._loop_layer import LoopLayer
+from channels_rabbitmq._loops import background as _background
+from channels_rabbitmq._loops.background import is_of_async_to_sync
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from private_broker import PrivateBroker
@@ -422,7 +422,7 @@ def command(code: str, broker_url: str) -> list[str]:
     head = (
         "import asyncio, atexit, gc, os, signal, sys, threading, time\n"
         "from asgiref.sync import async_to_sync\n"
-        "from channels_rabbitmq import _background\n"
+        "from channels_rabbitmq._loops import background as _background\n"
         "from channels_rabbitmq.core import RabbitmqChannelLayer\n"
         "from channels_rabbitmq.exceptions import BrokerUnavailable\n"
         f"layer = RabbitmqChannelLayer(host={broker_url!r})\n"

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from channels_rabbitmq._bindings import Bindings, Command
+from channels_rabbitmq._broker.bindings import Bindings, Command
 
 
 class Clock:

@@ -12,7 +12,7 @@ from channels.exceptions import ChannelFull
 from log_lines import log_lines
 from own_broker import broker_commands
 
-from channels_rabbitmq._settings import DEFAULT_HOST
+from channels_rabbitmq._settings.settings import DEFAULT_HOST
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from private_broker import PrivateBroker
 

@@ -13,7 +13,7 @@ from conftest import Broker
 from log_lines import log_lines
 from name_server import serve_names
 
-from channels_rabbitmq import _supervisor
+from channels_rabbitmq._broker import supervisor as _supervisor
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from private_broker import free_port
 

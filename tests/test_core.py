@@ -33,8 +33,8 @@ from fake_servers import silent_server
 from log_lines import log_lines
 from programs import without_slowness
 
-from channels_rabbitmq import _direct_sender
-from channels_rabbitmq._supervisor import State
+from channels_rabbitmq._broker import direct_sender as _direct_sender
+from channels_rabbitmq._broker.supervisor import State
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from private_broker import free_port

@@ -10,7 +10,7 @@ import pytest
 from test_interop import reconnect
 from test_lease import exchanges, group_bindings, queues, until_expired
 
-from channels_rabbitmq import _declarations
+from channels_rabbitmq._broker import topology as _declarations
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from private_broker import BrokerFailed, PrivateBroker
 

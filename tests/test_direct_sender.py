@@ -11,14 +11,15 @@ from typing import Any, cast
 import pytest
 from log_lines import log_lines
 
-from channels_rabbitmq import _direct_sender, _refusals
 from channels_rabbitmq._amqp.amqp_channels import Outcome, Route
-from channels_rabbitmq._direct_sender import DirectSender, _Lane
-from channels_rabbitmq._publisher import Publisher
-from channels_rabbitmq._refusals import Refusals
-from channels_rabbitmq._statistics import Counters
+from channels_rabbitmq._broker import direct_sender as _direct_sender
+from channels_rabbitmq._broker import refusals as _refusals
+from channels_rabbitmq._broker.direct_sender import DirectSender, _Lane
+from channels_rabbitmq._broker.publisher import Publisher
+from channels_rabbitmq._broker.refusals import Refusals
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
+from channels_rabbitmq.statistics import Counters
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

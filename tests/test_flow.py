@@ -16,11 +16,11 @@ from typing import Any, cast
 import pytest
 import virtual_time
 
-from channels_rabbitmq._ages import Ages
 from channels_rabbitmq._codec import Envelope
-from channels_rabbitmq._members import Members
-from channels_rabbitmq._router import Router
-from channels_rabbitmq._statistics import Counters
+from channels_rabbitmq._inbox.ages import Ages
+from channels_rabbitmq._inbox.members import Members
+from channels_rabbitmq._inbox.router import Router
+from channels_rabbitmq.statistics import Counters
 
 logger = logging.getLogger(__name__)  # of figures: pytest -o log_cli=1 --log-cli-level=INFO
 

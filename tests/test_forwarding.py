@@ -15,7 +15,7 @@ from channels.exceptions import ChannelFull, MessageTooLarge, StopConsumer
 from fake_servers import silent_server
 from loop_thread import LoopThread
 
-from channels_rabbitmq import _forwarding
+from channels_rabbitmq._loops import forwarders as _forwarding
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 

@@ -21,7 +21,7 @@ from test_permissions import (
     must_work,
 )
 
-from channels_rabbitmq._groups_exchange import GroupsExchange
+from channels_rabbitmq._broker.groups_exchange import GroupsExchange
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from private_broker import PrivateBroker
 

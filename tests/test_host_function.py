@@ -24,8 +24,8 @@ from log_lines import log_lines
 from pamqp import commands
 from programs import without_slowness
 
-from channels_rabbitmq._host_function import NoUrl, current_urls
-from channels_rabbitmq._settings import Settings
+from channels_rabbitmq._broker.host_function import NoUrl, current_urls
+from channels_rabbitmq._settings.settings import Settings
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 

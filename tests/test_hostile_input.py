@@ -28,9 +28,9 @@ from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 from patience import connect_patiently
 
-from channels_rabbitmq import _supervisor
 from channels_rabbitmq._amqp import amqp_channels
 from channels_rabbitmq._amqp.amqp_channels import Route
+from channels_rabbitmq._broker import supervisor as _supervisor
 from channels_rabbitmq._codec import MessageCodec
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable

@@ -17,8 +17,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_url import SECRET, delimiters, text_of
 
-from channels_rabbitmq._hosts import read_hosts
-from channels_rabbitmq._mistakes import Mistakes
+from channels_rabbitmq._settings.hosts import read_hosts
+from channels_rabbitmq._settings.mistakes import Mistakes
 from channels_rabbitmq.core import RabbitmqChannelLayer
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]

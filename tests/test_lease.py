@@ -11,7 +11,7 @@ import pytest
 from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
 from log_lines import log_lines
 
-from channels_rabbitmq import _declarations
+from channels_rabbitmq._broker import topology as _declarations
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from private_broker import PrivateBroker
 

@@ -19,7 +19,7 @@ from django.test import override_settings
 from fake_servers import silent_server
 from log_lines import log_lines
 
-from channels_rabbitmq._supervisor import State
+from channels_rabbitmq._broker.supervisor import State
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.lifespan import LifespanApp
 from private_broker import free_port

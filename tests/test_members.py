@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from channels_rabbitmq._members import Members, Membership
+from channels_rabbitmq._inbox.members import Members, Membership
 
 
 @pytest.fixture

@@ -13,13 +13,14 @@ from amqp_peer import scripted_broker
 from fake_servers import closing_server, silent_server
 from test_supervisor import FakeRole, end, failing, nothing, serve, soon
 
-from channels_rabbitmq import _outage, _supervisor
 from channels_rabbitmq._amqp import connection as connection_module
 from channels_rabbitmq._amqp import protocol as protocol_module
 from channels_rabbitmq._amqp.connection import Connection
-from channels_rabbitmq._outage import Failure, KnownOutage
-from channels_rabbitmq._settings import Settings
-from channels_rabbitmq._supervisor import Supervisor
+from channels_rabbitmq._broker import outage as _outage
+from channels_rabbitmq._broker import supervisor as _supervisor
+from channels_rabbitmq._broker.outage import Failure, KnownOutage
+from channels_rabbitmq._broker.supervisor import Supervisor
+from channels_rabbitmq._settings.settings import Settings
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from private_broker import free_port
 

@@ -17,7 +17,7 @@ from log_lines import LogLines, log_lines
 from old_version import OldProcess, make_environment
 from own_broker import broker_commands
 
-from channels_rabbitmq import _declarations
+from channels_rabbitmq._broker import topology as _declarations
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from private_broker import PrivateBroker

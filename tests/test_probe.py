@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from channels_rabbitmq import _probe
 from channels_rabbitmq._amqp.amqp_channels import Outcome
-from channels_rabbitmq._probe import Probe
-from channels_rabbitmq._supervisor import Supervisor
+from channels_rabbitmq._broker import watchdog as _probe
+from channels_rabbitmq._broker.supervisor import Supervisor
+from channels_rabbitmq._broker.watchdog import Probe
 from channels_rabbitmq.exceptions import BrokerUnavailable
 
 

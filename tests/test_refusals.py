@@ -14,7 +14,7 @@ from log_lines import log_lines
 from own_broker import broker_commands
 from private_cluster import PrivateCluster
 
-from channels_rabbitmq import _direct_sender
+from channels_rabbitmq._broker import direct_sender as _direct_sender
 from channels_rabbitmq.core import RabbitmqChannelLayer
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]

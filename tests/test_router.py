@@ -18,13 +18,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from channels_rabbitmq import _router
-from channels_rabbitmq._ages import WINDOW, Ages
 from channels_rabbitmq._codec import Envelope, MessageCodec
-from channels_rabbitmq._mailbox import Mailbox
-from channels_rabbitmq._members import Members
-from channels_rabbitmq._router import BEHIND, MESSAGE_OVERHEAD, TICK_INTERVAL, HandedOver, Router
-from channels_rabbitmq._statistics import Counters
+from channels_rabbitmq._inbox import router as _router
+from channels_rabbitmq._inbox.ages import WINDOW, Ages
+from channels_rabbitmq._inbox.mailbox import Mailbox
+from channels_rabbitmq._inbox.members import Members
+from channels_rabbitmq._inbox.router import (
+    BEHIND,
+    MESSAGE_OVERHEAD,
+    TICK_INTERVAL,
+    HandedOver,
+    Router,
+)
+from channels_rabbitmq.statistics import Counters
 
 
 class FakeEnvelope:

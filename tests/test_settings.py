@@ -16,10 +16,10 @@ from channels.layers import BaseChannelLayer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channels_rabbitmq import _foreign_options
 from channels_rabbitmq._amqp.url import BrokerUrl
-from channels_rabbitmq._mistakes import Mistakes
-from channels_rabbitmq._settings import OPTIONS, Settings
+from channels_rabbitmq._settings import foreign_options as _foreign_options
+from channels_rabbitmq._settings.mistakes import Mistakes
+from channels_rabbitmq._settings.settings import OPTIONS, Settings
 from channels_rabbitmq.core import RabbitmqChannelLayer
 
 

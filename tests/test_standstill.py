@@ -13,10 +13,10 @@ import pytest
 from amqp_proxy import AmqpProxy
 from log_lines import log_lines
 
-from channels_rabbitmq import _background
 from channels_rabbitmq._amqp import heartbeat
 from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.url import BrokerUrl
+from channels_rabbitmq._loops import background as _background
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from private_broker import PrivateBroker, TlsFiles
 

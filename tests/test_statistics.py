@@ -25,14 +25,14 @@ from conftest import Broker
 from log_lines import log_lines
 from loop_thread import LoopThread
 
-from channels_rabbitmq import _direct_sender
-from channels_rabbitmq._statistics import (
+from channels_rabbitmq._broker import direct_sender as _direct_sender
+from channels_rabbitmq.core import RabbitmqChannelLayer
+from channels_rabbitmq.statistics import (
     ConnectionStatistics,
     DroppedStatistics,
     GroupStatistics,
     LoopLayerStatistics,
 )
-from channels_rabbitmq.core import RabbitmqChannelLayer
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
@@ -241,7 +241,7 @@ asyncio.run(main())
         self, open_layer: OpenLayer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As where uwsgi forks: what is there belongs to the parent, and stays as it is."""
-        from channels_rabbitmq import _background
+        from channels_rabbitmq._loops import background as _background
 
         layer = await open_layer()
         await layer.new_channel()

@@ -15,7 +15,7 @@ from log_lines import LogLines, log_lines
 from own_broker import broker_commands
 from remains import pending_futures, remains, until_nothing_remains
 
-from channels_rabbitmq._declarations import groups_probe_key
+from channels_rabbitmq._broker.topology import groups_probe_key
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from private_broker import PrivateBroker

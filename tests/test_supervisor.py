@@ -21,15 +21,15 @@ from conftest import Broker
 from fake_servers import closing_server, fake_server, silent_server, swallowing_address
 from pamqp import commands
 
-from channels_rabbitmq import _supervisor
 from channels_rabbitmq._amqp import connection as connection_module
 from channels_rabbitmq._amqp import protocol as protocol_module
 from channels_rabbitmq._amqp import racing
 from channels_rabbitmq._amqp.amqp_channels import ConsumerChannel
 from channels_rabbitmq._amqp.connection import Connection
-from channels_rabbitmq._outage import KnownOutage
-from channels_rabbitmq._settings import Settings
-from channels_rabbitmq._supervisor import State, Supervisor, back_off, describe
+from channels_rabbitmq._broker import supervisor as _supervisor
+from channels_rabbitmq._broker.outage import KnownOutage
+from channels_rabbitmq._broker.supervisor import State, Supervisor, back_off, describe
+from channels_rabbitmq._settings.settings import Settings
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from private_broker import free_port
 

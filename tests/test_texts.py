@@ -20,7 +20,7 @@ from pamqp import commands
 from channels_rabbitmq._amqp import frames
 from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.url import BrokerUrl
-from channels_rabbitmq._supervisor import describe
+from channels_rabbitmq._broker.supervisor import describe
 from channels_rabbitmq.core import RabbitmqChannelLayer
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]

@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from channels_rabbitmq._waiting import Waiters, run_until
+from channels_rabbitmq._futures import Waiters, run_until
 
 
 def soon(seconds: float = 10.0) -> float:

@@ -23,10 +23,10 @@ import pamqp.commands
 import pamqp.exceptions
 from carehare._channel import Channel
 
+from .._futures import fail, resolve
 from . import frames
 from .acks import AckBatch
 from .answers import AnswerWatch
-from .futures import fail, resolve
 
 if TYPE_CHECKING:
     from .protocol import Protocol

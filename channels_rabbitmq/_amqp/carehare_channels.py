@@ -22,9 +22,9 @@ from carehare._exchange_channel import ExchangeChannel
 from carehare._frame_writer import FrameWriter
 from carehare._rpc_channel import RpcChannel
 
+from .._futures import fail, resolve
 from . import frames
 from .amqp_channels import closed_by_server
-from .futures import fail, resolve
 
 
 class QuietFrameWriter(FrameWriter):

@@ -29,6 +29,7 @@ import pamqp.exceptions
 import pamqp.header
 import pamqp.heartbeat
 
+from .._futures import fail, resolve
 from . import frames, greeting
 from .amqp_channels import BytesChannel, CallChannel
 from .carehare_channels import (
@@ -38,7 +39,6 @@ from .carehare_channels import (
     QuietFrameWriter,
     Rpc,
 )
-from .futures import fail, resolve
 from .heartbeat import Heartbeat
 from .tls import explain_end
 from .transport import CoalescingTransport

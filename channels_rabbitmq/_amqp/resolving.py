@@ -10,8 +10,8 @@ import ipaddress
 import socket
 from typing import Any, NamedTuple
 
+from .._futures import run_until
 from .._threads import call_once
-from .._waiting import run_until
 
 # The name server, or the way to it, has failed. Other errors are its answers.
 _NO_ANSWER = (socket.EAI_AGAIN, socket.EAI_FAIL)

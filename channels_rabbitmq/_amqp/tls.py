@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import carehare
 
+from .._futures import run_until
 from .._threads import call_once
-from .._waiting import run_until
 from .url import BrokerUrl
 
 # OpenSSL's names for what arrives from somebody who doesn't speak TLS; the newer, the less it says.

@@ -19,13 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ._amqp.futures import look_at
-from ._amqp.url import BrokerUrl
-from ._functions import import_function, is_async
-from ._hosts import read_hosts
-from ._readers import HostFunction, check_host_function
-from ._settings import Settings, check_ssl_context
-from ._threads import call_once
+from .._amqp.url import BrokerUrl
+from .._functions import import_function, is_async
+from .._futures import look_at
+from .._settings.hosts import read_hosts
+from .._settings.readers import HostFunction, check_host_function
+from .._settings.settings import Settings, check_ssl_context
+from .._threads import call_once
 
 # Seconds that an async function may take to end when it was cancelled.
 _CANCEL_TIMEOUT = 1.0

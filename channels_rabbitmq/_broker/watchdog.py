@@ -21,12 +21,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from ._amqp.amqp_channels import Outcome
-from ._amqp.connection import Connection
-from ._supervisor import Supervisor
-from .exceptions import BrokerUnavailable
+from .._amqp.amqp_channels import Outcome
+from .._amqp.connection import Connection
+from ..exceptions import BrokerUnavailable
+from .supervisor import Supervisor
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("channels_rabbitmq.watchdog")
 
 # Seconds between two looks for its answer
 _LOOK_INTERVAL = 0.25

@@ -63,7 +63,7 @@ when it was a fanout exchange, the way to nowhere took RabbitMQ 3.10 5 us of 40 
 and a tenth of the throughput.)
 
 **Whether the process is there** is asked by a message for the queue of its lease, when its other
-queue refuses messages (``_refusals``): both are on one node, and the lease's is never full. (Where
+queue refuses messages (``refusals``): both are on one node, and the lease's is never full. (Where
 a policy or setting places queues, newer brokers are told to place it there. The others don't need
 the answer.) Nobody looks at the question. The next connection cuts its way.
 """
@@ -76,7 +76,7 @@ from typing import Any
 import pamqp.base
 import pamqp.commands
 
-from ._settings import Settings
+from .._settings.settings import Settings
 
 # Seconds for which the bindings of a lost connection's groups stay without a next connection. To
 # delete them before those are bound anew holds up binds (with 5,000 groups by half a second, with

@@ -39,17 +39,17 @@ from typing import Any
 
 from asgiref.sync import AsyncToSync
 
-from ._forwarding import Forwarder, SyncForwarder, SyncReceivers
-from ._hooks import HookFunctions
-from ._host_function import with_imported_host
-from ._loop_closing import end_before_close
-from ._loop_layer import LoopLayer
-from ._outage import KnownOutage
-from ._settings import Settings
-from ._statistics import LoopLayerStatistics
-from .exceptions import BrokerUnavailable
+from .._broker.host_function import with_imported_host
+from .._broker.outage import KnownOutage
+from .._hooks import HookFunctions
+from .._loop_layer import LoopLayer
+from .._settings.settings import Settings
+from ..exceptions import BrokerUnavailable
+from ..statistics import LoopLayerStatistics
+from .closing import end_before_close
+from .forwarders import Forwarder, SyncForwarder, SyncReceivers
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("channels_rabbitmq.sync")
 
 # Seconds that all closing may take when the process ends.
 _EXIT_TIMEOUT = 3.0

@@ -1,6 +1,6 @@
 """``Subscriber``: this event loop's queue, its bindings, and the deliveries from it.
 
-Each connection has a queue and exchanges of its own: ``_declarations`` says which, and why. All
+Each connection has a queue and exchanges of its own: ``topology`` says which, and why. All
 are declared in one pipeline, the former connection's ways cut, and the new queue consumed; then the
 channels of this id are reachable, and messages to them come. The groups are bound right afterwards,
 those first which somebody waits for.
@@ -17,19 +17,19 @@ from functools import partial
 import carehare
 import pamqp.commands
 
-from ._amqp.amqp_channels import ConsumerChannel, TopologyChannel
-from ._amqp.connection import Connection
-from ._bindings import Bindings, Command
-from ._declarations import Declarations
-from ._declarer import Declarer
-from ._groups_exchange import GroupsExchange
-from ._outage import KnownOutage
-from ._settings import Settings
-from ._supervisor import State, Supervisor, describe
-from ._waiting import Waiters
-from .exceptions import BrokerUnavailable
+from .._amqp.amqp_channels import ConsumerChannel, TopologyChannel
+from .._amqp.connection import Connection
+from .._futures import Waiters
+from .._settings.settings import Settings
+from ..exceptions import BrokerUnavailable
+from .bindings import Bindings, Command
+from .declarer import Declarer
+from .groups_exchange import GroupsExchange
+from .outage import KnownOutage
+from .supervisor import State, Supervisor, describe
+from .topology import Declarations
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("channels_rabbitmq.subscriber")
 
 _NOT_FOUND = 404  # AMQP 0-9-1, section 1.2
 

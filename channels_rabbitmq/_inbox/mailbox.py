@@ -1,6 +1,6 @@
 """What the router keeps: a delivery of the broker, and the mailbox of one channel.
 
-These are data with the questions one can ask of them; the rules are in ``_router.py``.
+These are data with the questions one can ask of them; the rules are in ``router.py``.
 
 A delivery may be in many mailboxes (a group's members), so nothing that differs from mailbox to
 mailbox is kept with it. That works because the messages of a mailbox which were acked early are
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from ._codec import Envelope
+    from .._codec import Envelope
 
 
 class Acker(Protocol):

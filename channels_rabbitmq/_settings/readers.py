@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TypeVar
 
-from ._amqp.url import FORM, BrokerUrl
-from ._hosts import read_hosts
-from ._mistakes import read_each
-from ._names import is_encodable
+from .._amqp.url import FORM, BrokerUrl
+from .._names import is_encodable
+from .hosts import read_hosts
+from .mistakes import read_each
 
 _LONGEST_EXCHANGE_NAME = 127
 

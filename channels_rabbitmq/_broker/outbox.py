@@ -19,8 +19,8 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 
-from ._amqp.amqp_channels import Outcome, Route
-from ._waiting import Waiters
+from .._amqp.amqp_channels import Outcome, Route
+from .._futures import Waiters
 
 Confirm = asyncio.Future[Outcome]
 

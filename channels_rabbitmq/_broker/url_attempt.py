@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from ._amqp.connection import Connection
-from ._amqp.racing import PATIENCE_ONCE_ANSWERED
-from ._amqp.url import BrokerUrl
+from .._amqp.connection import Connection
+from .._amqp.racing import PATIENCE_ONCE_ANSWERED
+from .._amqp.url import BrokerUrl
 
 
 class UrlAttempt:

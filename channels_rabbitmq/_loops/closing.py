@@ -21,7 +21,7 @@ import threading
 import weakref
 from collections.abc import Callable
 
-from ._loop_layer import LoopLayer
+from .._loop_layer import LoopLayer
 
 
 def end_before_close(loop_layer: LoopLayer, is_ours: Callable[[], bool]) -> None:

@@ -12,7 +12,7 @@ import ssl
 
 import carehare
 
-from ._amqp.url import BrokerUrl
+from .._amqp.url import BrokerUrl
 
 # OpenSSL's codes for what is wrong with a certificate (X509_V_ERR_*)
 _EXPIRED = 10

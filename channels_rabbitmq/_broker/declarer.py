@@ -1,10 +1,10 @@
 """``Declarer``: has RabbitMQ declare what each connection of a ``Subscriber`` needs.
 
-``_declarations`` says what that is. All of it is written at once, and answered in one round trip.
+``topology`` says what that is. All of it is written at once, and answered in one round trip.
 What RabbitMQ refuses (it closes the AMQP channel, and ignores the rest) is left out in another try,
 on the same connection, if it can be spared:
 
-- The groups exchange, if somebody else has declared it (``_groups_exchange``).
+- The groups exchange, if somebody else has declared it (``groups_exchange``).
 - The lease. There may be no permission for it, or no room within a limit of queues or exchanges.
   Or such a limit has no room for the queue itself as long as the former connection has a lease:
   with ``max-queues`` at two for a process, it was deaf for 23 seconds after a forced close. So if a
@@ -22,13 +22,13 @@ import carehare
 import pamqp.base
 import pamqp.commands
 
-from ._amqp.amqp_channels import ConsumerChannel, TopologyChannel
-from ._declarations import Declarations
-from ._groups_exchange import GroupsExchange
-from ._settings import Settings
-from ._supervisor import describe
+from .._amqp.amqp_channels import ConsumerChannel, TopologyChannel
+from .._settings.settings import Settings
+from .groups_exchange import GroupsExchange
+from .supervisor import describe
+from .topology import Declarations
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("channels_rabbitmq.subscriber")
 
 # "queue limit in vhost 'v' (2) is reached", "exchange limit of 10 is reached", and so on
 _LIMIT = re.compile(r"\blimit\b")

@@ -19,17 +19,17 @@ from collections.abc import Awaitable, Callable
 
 import carehare
 
-from ._amqp.amqp_channels import CONFIRMED, Outcome, PublisherChannel, Route
-from ._amqp.connection import Connection
-from ._groups_exchange import GroupsExchange
-from ._outage import KnownOutage
-from ._outbox import Confirm, Outbox, WaitingMessage
-from ._settings import Settings
-from ._statistics import Counters
-from ._supervisor import Supervisor
-from .exceptions import BrokerUnavailable
+from .._amqp.amqp_channels import CONFIRMED, Outcome, PublisherChannel, Route
+from .._amqp.connection import Connection
+from .._settings.settings import Settings
+from ..exceptions import BrokerUnavailable
+from ..statistics import Counters
+from .groups_exchange import GroupsExchange
+from .outage import KnownOutage
+from .outbox import Confirm, Outbox, WaitingMessage
+from .supervisor import Supervisor
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("channels_rabbitmq.publisher")
 
 # No group's name and no channel's id holds or begins with "!", so nothing is bound to this key.
 _PROBE_KEY = "!probe"

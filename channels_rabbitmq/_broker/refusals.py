@@ -10,7 +10,7 @@ so another try can't duplicate it. Three things tell which it is:
 - *A later message was taken.* Then the queue is alive, and was full for a moment.
 - *Time.* A nack counts as a return at first, and the message is tried again. A queue that was just
   being deleted is gone by the second of these tries.
-- *A question*: a message for the queue of the receiver's lease (``_declarations``), which is on
+- *A question*: a message for the queue of the receiver's lease (``topology``), which is on
   the same node and never full, since the receiver takes what comes and forgets it. If that takes
   the question, the receiver is there, and its other queue full. If it refuses, their node is down.
   If it isn't there (RabbitMQ refused it; or the receiver is a channels_rabbitmq 4.x), nothing can
@@ -27,10 +27,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ._amqp.amqp_channels import Outcome, Route
-from ._declarations import alive_key
-from ._publisher import Publisher
-from ._statistics import Counters
+from .._amqp.amqp_channels import Outcome, Route
+from ..statistics import Counters
+from .publisher import Publisher
+from .topology import alive_key
 
 # Seconds after which a queue that goes on refusing isn't one that is just being deleted. With two
 # busy cores that takes 1 to 10 ms on 4.3.

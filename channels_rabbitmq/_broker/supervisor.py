@@ -22,19 +22,19 @@ from typing import Any, Protocol
 
 import carehare
 
-from ._advice import advise
-from ._amqp.connection import Connection
-from ._amqp.racing import Race
-from ._amqp.url import BrokerUrl
-from ._host_function import NoUrl, current_urls
-from ._outage import SHORTEST_DELAY_FOR_CALLS, KnownOutage, Outage
-from ._settings import Settings
-from ._statistics import ConnectionStatistics
-from ._url_attempt import UrlAttempt, deadline_of
-from ._waiting import Waiters, run_until
-from .exceptions import BrokerUnavailable
+from .._amqp.connection import Connection
+from .._amqp.racing import Race
+from .._amqp.url import BrokerUrl
+from .._futures import Waiters, run_until
+from .._settings.settings import Settings
+from ..exceptions import BrokerUnavailable
+from ..statistics import ConnectionStatistics
+from .advice import advise
+from .host_function import NoUrl, current_urls
+from .outage import SHORTEST_DELAY_FOR_CALLS, KnownOutage, Outage
+from .url_attempt import UrlAttempt, deadline_of
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("channels_rabbitmq.connection")
 
 # Seconds: the first delay after a loss, and the longest. It is short, since messages are to pass
 # within three seconds of the broker's return, and trying a port where nobody listens costs nothing.
@@ -207,7 +207,7 @@ class Supervisor:
         """Return the connection once it is set up.
 
         Raises BrokerUnavailable, with the reason, if that isn't so by ``deadline`` (loop time), or
-        earlier: see ``_outage``, also for ``patient``.
+        earlier: see ``outage``, also for ``patient``.
         """
         self.start()
         if not self.is_usable:
@@ -245,7 +245,7 @@ class Supervisor:
         return self.connection
 
     def limit(self, deadline: float, *, patient: bool = False) -> float:
-        """Return until when a call waits whose own time ends at ``deadline``: see ``_outage``.
+        """Return until when a call waits whose own time ends at ``deadline``: see ``outage``.
 
         For those who wait for what needs the connection. ``on_over`` tells when it is over early.
         """

@@ -1,7 +1,7 @@
 """Sending to one channel, through its process's queue, and what to do when there is none.
 
 A direct send is *mandatory*: the broker returns it if no queue is bound to its key, and then
-another try can't duplicate it. So it is with a nack that isn't for a full queue (``_refusals``).
+another try can't duplicate it. So it is with a nack that isn't for a full queue (``refusals``).
 How long it is tried again depends on what is known of the process:
 
 - It may be reconnecting, and is back in a moment: if it took a message in the last minute, for
@@ -28,12 +28,11 @@ import heapq
 import itertools
 from collections.abc import Awaitable, Callable
 
-from ._amqp.amqp_channels import CONFIRMED, Outcome, Route
-from ._amqp.futures import resolve
-from ._publisher import Publisher
-from ._refusals import DELETION_TIMEOUT, Refusals
-from ._waiting import Waiters
-from .exceptions import BrokerUnavailable
+from .._amqp.amqp_channels import CONFIRMED, Outcome, Route
+from .._futures import Waiters, resolve
+from ..exceptions import BrokerUnavailable
+from .publisher import Publisher
+from .refusals import DELETION_TIMEOUT, Refusals
 
 # Seconds for which a returned message is tried again (at most half of what the call may take), and
 # seconds since a reconnect of our own until which it is, at least: the receiver has probably lost

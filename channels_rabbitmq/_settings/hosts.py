@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from itertools import chain
 
-from ._amqp.url import END_OF_AUTHORITY, FORM, BrokerUrl
-from ._mistakes import read_each
+from .._amqp.url import END_OF_AUTHORITY, FORM, BrokerUrl
+from .mistakes import read_each
 
 _LIST = f'several URLs go into a list: ["{FORM}", "{FORM}"]'
 

@@ -61,13 +61,13 @@ from typing import TYPE_CHECKING, Any
 
 from channels.exceptions import StopConsumer
 
-from ._mailbox import Acker, Delivery, Mailbox
+from .mailbox import Acker, Delivery, Mailbox
 
 if TYPE_CHECKING:
-    from ._ages import Ages
-    from ._codec import Envelope
-    from ._members import Members
-    from ._statistics import Counters
+    from .._codec import Envelope
+    from ..statistics import Counters
+    from .ages import Ages
+    from .members import Members
 
 # Bytes: the bound of what is acked early and not yet received. A group's message counts once.
 EARLY_ACKED_BYTES = 64 * 1024 * 1024

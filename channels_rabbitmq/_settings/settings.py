@@ -3,7 +3,7 @@
 All mistakes that can be seen without a broker are told here, in words that
 name the option: at construction, instead of in a log line an hour later, and
 all in one error. An option is a line of ``OPTIONS``, a field of ``Settings``
-and a parameter of ``RabbitmqChannelLayer``; ``_readers`` holds what reads it.
+and a parameter of ``RabbitmqChannelLayer``; ``readers`` holds what reads it.
 No error and no ``repr`` shows a password or a key. So errors quote only
 numbers and names of types, and what can only be a module's name; a value that
 is in the wrong place may be secret.
@@ -22,11 +22,11 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-from ._amqp.url import BrokerUrl
-from ._codec import MessageCodec
-from ._foreign_options import describe_unknown, notes_for
-from ._mistakes import Mistakes, collected
-from ._readers import (
+from .._amqp.url import BrokerUrl
+from .._codec import MessageCodec
+from .foreign_options import describe_unknown, notes_for
+from .mistakes import Mistakes, collected
+from .readers import (
     HookFunction,
     HostFunction,
     count,

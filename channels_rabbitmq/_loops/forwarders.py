@@ -28,13 +28,13 @@ from typing import Any
 
 from channels.exceptions import StopConsumer
 
-from ._amqp.connection import Connection
-from ._amqp.futures import look_at
-from ._loop_layer import LoopLayer, UserConnection, new_id
-from ._outage import KnownOutage
-from ._router import HandedOver
-from ._settings import Settings
-from .exceptions import BrokerUnavailable
+from .._amqp.connection import Connection
+from .._broker.outage import KnownOutage
+from .._futures import look_at
+from .._inbox.router import HandedOver
+from .._loop_layer import LoopLayer, UserConnection, new_id
+from .._settings.settings import Settings
+from ..exceptions import BrokerUnavailable
 
 # Seconds that a call may take beyond its own limit, since the owner's loop may be busy.
 _GRACE = 5.0

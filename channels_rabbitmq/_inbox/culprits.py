@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ._members import Members
+from .members import Members
 
 # How many groups of a channel are named.
 _SHOWN_GROUPS = 2

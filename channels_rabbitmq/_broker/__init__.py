@@ -1,0 +1,1 @@
+"""Connections that are kept open, what is declared on them, and sending by them."""
