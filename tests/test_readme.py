@@ -51,6 +51,7 @@ from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq._broker import bindings as _bindings
 from channels_rabbitmq._broker import direct_sender as _direct_sender
 from channels_rabbitmq._broker import supervisor as _supervisor
+from channels_rabbitmq._inbox import accounting as _accounting
 from channels_rabbitmq._inbox import ages as _ages
 from channels_rabbitmq._inbox import router as _router
 from channels_rabbitmq._settings import settings as _settings
@@ -276,7 +277,7 @@ def test_numbers() -> None:
         f"beyond ``capacity`` or {_router.EARLY_ACKED_BYTES // 2**20} MiB",
         f"{_router.EARLY_ACKED_BYTES // 2**20} MiB for stalled channels",
         f"{_router.EARLY_ACKED_BYTES // 2**20} MiB for the process",
-        f"with {_router.MESSAGE_OVERHEAD} bytes for each message beyond its body",
+        f"with {_accounting.MESSAGE_OVERHEAD} bytes for each message beyond its body",
     ):
         assert sentence in plain(), sentence
     assert _direct_sender.UNREACHABLE_TIMEOUT == _direct_sender.HEARD_TIMEOUT == 60

@@ -20,12 +20,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from channels_rabbitmq._codec import Envelope, MessageCodec
 from channels_rabbitmq._inbox import router as _router
+from channels_rabbitmq._inbox.accounting import MESSAGE_OVERHEAD
 from channels_rabbitmq._inbox.ages import WINDOW, Ages
 from channels_rabbitmq._inbox.mailbox import Mailbox
 from channels_rabbitmq._inbox.members import Members
 from channels_rabbitmq._inbox.router import (
     BEHIND,
-    MESSAGE_OVERHEAD,
     TICK_INTERVAL,
     HandedOver,
     Router,

@@ -56,11 +56,11 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable, Collection, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from channels.exceptions import StopConsumer
 
+from .accounting import EARLY_ACKED_BYTES, Accounting
 from .mailbox import Acker, Delivery, Mailbox
 
 if TYPE_CHECKING:
@@ -68,11 +68,6 @@ if TYPE_CHECKING:
     from ..statistics import Counters
     from .ages import Ages
     from .members import Members
-
-# Bytes: the bound of what is acked early and not yet received. A group's message counts once.
-EARLY_ACKED_BYTES = 64 * 1024 * 1024
-# What a message takes in memory beyond its body: 550 to 830 bytes were measured.
-MESSAGE_OVERHEAD = 700
 
 # Seconds after which a channel that was relieved is worth a word: its consumer isn't just busy.
 BEHIND = 1.0
@@ -156,11 +151,7 @@ class Router:
         self._waiting = 0
         # Deliveries so far; numbers them
         self._deliveries = 0
-        # Deliveries that count against local_capacity
-        self._unacked = 0
-        # Bytes of what some mailbox holds that is acked early, and how many mailboxes do
-        self._early_acked_bytes = 0
-        self._stalled_channels = 0
+        self._accounting = Accounting()
         self._is_relief_due = False
         # When tick() wants to be called, if anything is held
         self._next_tick_at = 0.0
@@ -190,8 +181,8 @@ class Router:
         else:
             self._put_into_all(self._members.channels(envelope.group), delivery)
         if delivery.unacked:
-            self._unacked += 1
-            if self._unacked >= self._much:
+            self._accounting.unacked += 1
+            if self._accounting.unacked >= self._much:
                 self._relieve_soon()
         else:
             acker.ack(tag)
@@ -207,8 +198,8 @@ class Router:
             for delivery in mailbox.messages():
                 delivery.acker = None
         for mailbox in held:
-            self._ack_early(mailbox)
-        assert self._unacked == 0
+            self._accounting.ack_early(mailbox)
+        assert self._accounting.unacked == 0
         self._drop_overflow(held)
 
     # For consumers
@@ -219,16 +210,28 @@ class Router:
         Also None for any channel that isn't one of this event loop.
         """
         mailbox = self._mailboxes.get(channel)
-        if mailbox is None or mailbox.first is None:
+        if mailbox is None or (delivery := mailbox.first) is None:
             return None
         now = self._clock()
-        if mailbox.first.arrived_at + self._local_expiry <= now:
+        if delivery.arrived_at + self._local_expiry <= now:
             self._drop_expired(mailbox, now)
             self._forget_if_idle(mailbox)
             if not mailbox.is_behind:
                 return None
-        elif mailbox.reserved and not mailbox.is_behind:
-            return None
+        elif mailbox.reserved:
+            if not mailbox.is_behind:
+                return None
+        elif (rest := mailbox.rest) is not None and len(rest) > 1 and not mailbox.early_acked:
+            # What _hand_out() does in a burst, without the calls: a quarter of a member's copy.
+            mailbox.first = rest.popleft()
+            delivery.unacked -= 1
+            if not delivery.unacked:
+                self._accounting.ack(delivery)
+            self._counters.received += 1
+            age = now - delivery.published_at
+            if age > self._ages.highest:
+                self._ages.note(age, channel, now)
+            return delivery.envelope.message()
         return self._hand_out(mailbox, now)
 
     def has_channel(self, channel: str) -> bool:
@@ -281,7 +284,7 @@ class Router:
         else:
             mailbox.add_waiter(waiter)
         self._waiting += 1
-        if self._unacked >= self._much:
+        if self._accounting.unacked >= self._much:
             self._relieve_soon()
         return mailbox, waiter
 
@@ -379,7 +382,7 @@ class Router:
         place = mailbox.insert(delivery)
         # What is before it was requeued, too.
         assert place <= mailbox.early_acked, "the oldest are those acked early"
-        self._note_early_acked(mailbox, delivery)
+        self._accounting.note_early_acked(mailbox, delivery)
         self._drop_overflow([mailbox])
         self._wake(mailbox)
 
@@ -403,7 +406,8 @@ class Router:
         self._just_idle = None
         self._holding.clear()
         self._handed_over.clear()
-        self._unacked = self._early_acked_bytes = self._waiting = self._stalled_channels = 0
+        self._accounting = Accounting()
+        self._waiting = 0
         for mailbox in mailboxes:
             while (waiter := mailbox.pop_waiter()) is not None:
                 # No set_exception(): a receive() cancelled at this moment would never fetch it,
@@ -437,7 +441,7 @@ class Router:
     @property
     def unacked(self) -> int:
         """Deliveries that count against ``local_capacity``."""
-        return self._unacked
+        return self._accounting.unacked
 
     @property
     def waiting_messages(self) -> int:
@@ -468,12 +472,12 @@ class Router:
     @property
     def stalled_channels(self) -> int:
         """How many channels hold messages that were acked early."""
-        return self._stalled_channels
+        return self._accounting.stalled_channels
 
     @property
     def early_acked_bytes(self) -> int:
         """Size in memory of what was acked early and not received; see ``MESSAGE_OVERHEAD``."""
-        return self._early_acked_bytes
+        return self._accounting.early_acked_bytes
 
     def fullest_channels(self, count: int = 5) -> list[tuple[str, int]]:
         """The channels with the most messages that count, and how many."""
@@ -500,8 +504,8 @@ class Router:
         if self._closed:
             return "<Router: closed>"
         return (
-            f"<Router: unacked={self._unacked} messages={self.waiting_messages}"
-            f" in {len(self._holding)} channels ({self._stalled_channels} stalled),"
+            f"<Router: unacked={self._accounting.unacked} messages={self.waiting_messages}"
+            f" in {len(self._holding)} channels ({self._accounting.stalled_channels} stalled),"
             f" in hand-off={len(self._handed_over)}, receivers waiting={self._waiting}>"
         )
 
@@ -543,27 +547,15 @@ class Router:
         delivery = mailbox.popleft()
         if mailbox.first is None:
             del self._holding[mailbox]
-        if mailbox.early_acked:
-            self._release_early_acked(mailbox, delivery)
-        else:
-            self._release(delivery)
+        self._accounting.release(mailbox, delivery)
         return delivery
 
     def _hand_out(self, mailbox: Mailbox, now: float) -> dict[str, Any]:
-        rest = mailbox.rest
-        if rest is not None and len(rest) > 1 and not mailbox.early_acked:
-            # What _pop() does in a burst, without the calls: a fifth of a member's copy.
-            delivery = mailbox.first
-            assert delivery is not None
-            mailbox.first = rest.popleft()
-            delivery.unacked -= 1
-            if not delivery.unacked:
-                self._ack(delivery)
-        else:
-            delivery = self._pop(mailbox)
+        delivery = self._pop(mailbox)
         self._counters.received += 1
-        if now - delivery.published_at > self._ages.highest:
-            self._ages.note(now - delivery.published_at, mailbox.channel, now)
+        age = now - delivery.published_at
+        if age > self._ages.highest:
+            self._ages.note(age, mailbox.channel, now)
         if mailbox.first is None and mailbox.waiter is None and not mailbox.reserved:
             # Most receivers come back at once and go on with this mailbox, as if it were new. It
             # is forgotten when the next one becomes idle.
@@ -619,57 +611,17 @@ class Router:
     def _relieve(self) -> None:
         """If others are held up, stop counting what the fullest channels hold."""
         self._is_relief_due = False
-        if not self._waiting or self._unacked < self._much:
+        if not self._waiting or self._accounting.unacked < self._much:
             return
         behind = [mailbox for mailbox in self._holding if mailbox.is_behind]
         behind.sort(key=_size, reverse=True)
         relieved = []
         for mailbox in behind:
-            if self._unacked <= self._little:
+            if self._accounting.unacked <= self._little:
                 break
-            self._ack_early(mailbox)
+            self._accounting.ack_early(mailbox)
             relieved.append(mailbox)
         self._drop_overflow(relieved)
-
-    def _ack_early(self, mailbox: Mailbox) -> None:
-        """Stop counting the messages of a mailbox."""
-        for delivery in islice(mailbox.messages(), mailbox.early_acked, None):
-            self._note_early_acked(mailbox, delivery)
-            self._release(delivery)
-
-    def _release(self, delivery: Delivery) -> None:
-        """One mailbox that counted this delivery does so no more; the last one acks it."""
-        delivery.unacked -= 1
-        if not delivery.unacked:
-            self._ack(delivery)
-
-    def _ack(self, delivery: Delivery) -> None:
-        self._unacked -= 1
-        if delivery.acker is not None:
-            delivery.acker.ack(delivery.tag)
-            delivery.acker = None
-
-    def _note_early_acked(self, mailbox: Mailbox, delivery: Delivery) -> None:
-        """One mailbox holds this delivery, next to those acked early, and doesn't count it."""
-        if not mailbox.early_acked:
-            self._stalled_channels += 1
-        mailbox.early_acked += 1
-        size = delivery.envelope.size + MESSAGE_OVERHEAD
-        mailbox.early_acked_bytes += size
-        if not delivery.early_acked:
-            self._early_acked_bytes += size
-            delivery.envelope.compact()
-        delivery.early_acked += 1
-
-    def _release_early_acked(self, mailbox: Mailbox, delivery: Delivery) -> None:
-        mailbox.early_acked -= 1
-        if not mailbox.early_acked:
-            self._stalled_channels -= 1
-        size = delivery.envelope.size + MESSAGE_OVERHEAD
-        mailbox.early_acked_bytes -= size
-        delivery.early_acked -= 1
-        if not delivery.early_acked:
-            self._early_acked_bytes -= size
 
     def _drop_overflow(self, mailboxes: Sequence[Mailbox]) -> None:
         """Keep the bounds of what is acked early, after ``mailboxes`` got more of it."""
@@ -677,7 +629,7 @@ class Router:
             capacity = self._capacity_of(mailbox.channel)
             while mailbox.early_acked > capacity:
                 self._overflow(mailbox)
-        if self._early_acked_bytes > EARLY_ACKED_BYTES:
+        if self._accounting.early_acked_bytes > EARLY_ACKED_BYTES:
             self._drop_bytes()
 
     def _drop_bytes(self) -> None:
@@ -690,7 +642,7 @@ class Router:
             (-mailbox.early_acked_bytes, n, mailbox) for n, mailbox in enumerate(self._holding)
         ]
         heapq.heapify(largest)
-        while self._early_acked_bytes > EARLY_ACKED_BYTES:
+        while self._accounting.early_acked_bytes > EARLY_ACKED_BYTES:
             _, n, mailbox = largest[0]
             self._overflow(mailbox)
             heapq.heapreplace(largest, (-mailbox.early_acked_bytes, n, mailbox))
