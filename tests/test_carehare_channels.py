@@ -384,6 +384,11 @@ async def test_deleted_queue_ends_its_consumer(connection: Connection, queue: st
     """carehare 1.0.2 doesn't hear of it and waits for ever."""
     await connection.queue_declare(queue, exclusive=True)
     consumer = connection.acking_consumer(queue)
+    # Or the queue may be deleted first: two AMQP channels have no order.
+    await connection.publish(b"consumed", routing_key=queue)
+    body, delivery_tag = await consumer.next_delivery()
+    assert body == b"consumed"
+    consumer.ack(delivery_tag)
     waiting = asyncio.create_task(consumer.next_delivery())
     await connection._protocol.rpc(commands.Queue.Delete(queue=queue, nowait=True))
     with pytest.raises(carehare.ChannelClosed):
