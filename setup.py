@@ -18,6 +18,19 @@ def read_version() -> str:
 
 
 CRYPTOGRAPHY = "cryptography>=3.4"
+REPOSITORY = "https://github.com/CJWorkbench/channels_rabbitmq"
+
+# What a first patch needs: the tests without a broker, lint and types. A new release of a linter
+# must not fail an old commit.
+DEV = [
+    CRYPTOGRAPHY,
+    "hypothesis>=6.100",
+    "mypy~=2.4.1",
+    "pytest>=8.2",
+    "pytest-asyncio>=1.0",
+    "pytest-timeout>=2.3",
+    "ruff~=0.17.5",
+]
 
 setup(
     name="channels_rabbitmq",
@@ -27,6 +40,12 @@ setup(
     long_description_content_type="text/x-rst",
     author="the channels_rabbitmq authors",
     license="MIT",
+    url=REPOSITORY,
+    project_urls={
+        "Changelog": f"{REPOSITORY}/blob/main/CHANGELOG.rst",
+        "Issues": f"{REPOSITORY}/issues",
+        "Source": REPOSITORY,
+    },
     packages=find_packages(include=["channels_rabbitmq", "channels_rabbitmq.*"]),
     package_data={"channels_rabbitmq": ["py.typed"]},
     zip_safe=False,
@@ -40,8 +59,9 @@ setup(
     ],
     extras_require={
         "cryptography": [CRYPTOGRAPHY],
+        "dev": DEV,
         "tests": [
-            CRYPTOGRAPHY,
+            *DEV,
             "build",
             "celery>=5.4",
             "daphne>=4.1",
@@ -49,16 +69,9 @@ setup(
             "granian>=2.5",
             "gunicorn>=22",
             "hypercorn>=0.17",
-            "hypothesis>=6.100",
             "kombu>=5.3",
-            # A new release of a linter must not fail an old commit.
-            "mypy~=2.4.1",
             "packaging",
             "pika>=1.3",
-            "pytest>=8.2",
-            "pytest-asyncio>=1.0",
-            "pytest-timeout>=2.3",
-            "ruff~=0.17.5",
             "uvicorn>=0.30",
             "uvloop>=0.19",
             "websockets>=13",

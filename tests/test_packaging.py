@@ -100,10 +100,14 @@ def test_the_requirements(metadata: Message) -> None:
         "channels>=4.1",
         "msgpack<2,>=1",
     }
-    assert metadata.get_all("Provides-Extra") == ["cryptography", "tests"]
+    assert metadata.get_all("Provides-Extra") == ["cryptography", "dev", "tests"]
     assert requirements(metadata, "cryptography") == {"cryptography>=3.4"}
-    names = {re.split("[<>=~]", line)[0] for line in requirements(metadata, "tests")}
+    dev = requirements(metadata, "dev")
+    names = {re.split("[<>=~]", line)[0] for line in dev}
     assert {"pytest", "hypothesis", "mypy", "ruff", "cryptography"} <= names
+    assert dev <= requirements(metadata, "tests")
+    [urls] = [dict(line.split(", ") for line in metadata.get_all("Project-URL", []))]
+    assert {"Changelog", "Issues", "Source"} <= set(urls)
 
 
 @pytest.mark.slow
@@ -154,11 +158,23 @@ def test_the_metadata_stand_in_setup_py_alone() -> None:
 
 
 def test_who_runs_the_tests_and_the_manual_name_the_same_pythons() -> None:
-    tox, travis, manual = (
+    tox, travis, github, manual = (
         (ROOT / name).read_text(encoding="utf-8")
-        for name in ("tox.ini", ".travis.yml", "README.rst")
+        for name in ("tox.ini", ".travis.yml", ".github/workflows/tests.yml", "README.rst")
     )
     environments = ",".join(version.replace(".", "") for version in PYTHONS)
     assert f"py{{{environments}}}-{{oldest,newest}}" in tox
     assert f"python: {json.dumps(PYTHONS)}" in travis
+    assert f"python: {json.dumps(PYTHONS)}" in github
     assert f"\nPython {PYTHONS[0]} to {PYTHONS[-1]}, Channels" in manual
+
+
+def test_who_runs_the_tests_and_the_manual_name_the_same_brokers() -> None:
+    travis, github, manual = (
+        (ROOT / name).read_text(encoding="utf-8")
+        for name in (".travis.yml", ".github/workflows/tests.yml", "README.rst")
+    )
+    brokers = re.findall(r"RABBITMQ=rabbitmq:([\d.]+)", travis)
+    assert f"rabbitmq: {json.dumps(brokers)}" in github
+    *others, last = brokers
+    assert f"tested with {', '.join(others)} and {last}" in " ".join(manual.split())
