@@ -267,7 +267,7 @@ async def open_layer(
 
 @pytest.fixture
 async def programs(broker: Broker, groups_exchange: str) -> AsyncIterator[Programs]:
-    """Starts the programs of ``tests/everywhere``; those that still run at the end are killed."""
+    """Starts the programs of ``tests/programs``; those that still run at the end are killed."""
     from amqp_proxy import AmqpProxy
     from programs import Programs
 

@@ -70,7 +70,7 @@ from private_broker import BrokerFailed, PrivateBroker, TlsFiles, free_port
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(channels_rabbitmq.__file__).parent
 TEXT = (ROOT / "README.rst").read_text(encoding="utf-8")
 

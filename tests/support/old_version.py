@@ -19,7 +19,7 @@ import pytest
 OLD_VERSION = "4.0.1"
 # The newest with which it was tried; it is not maintained, and relies on much of theirs.
 _REQUIREMENTS = [f"channels_rabbitmq=={OLD_VERSION}", "carehare==1.0.2", "channels<4.4"]
-_PROGRAM = Path(__file__).with_name("channels_rabbitmq_4.py")
+_PROGRAM = Path(__file__).parents[1] / "programs" / "channels_rabbitmq_4.py"
 _LONGEST_LINE = 2**24
 
 

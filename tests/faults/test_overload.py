@@ -46,7 +46,7 @@ class Senders:
 
     @classmethod
     async def start(cls, **options: Any) -> Senders:
-        program = Path(__file__).with_name("overload_senders.py")
+        program = Path(__file__).parents[1] / "support" / "overload_senders.py"
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, str(program), json.dumps(options)),
             stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""A process with channels_rabbitmq 4: run by ``old_version.py`` in an environment of its own.
+"""A process with channels_rabbitmq 4: ``old_version.py`` runs it in an environment of its own.
 
     python channels_rabbitmq_4.py "{'host': 'amqp://...', ...}"
 

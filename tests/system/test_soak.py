@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from own_broker import broker_commands
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "soak"))  # its modules find each other in that way, too
 
 import memory  # noqa: E402 - its folder is on the path only now; the same below

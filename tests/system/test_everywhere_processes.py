@@ -11,7 +11,7 @@ from typing import Any
 
 import pika  # type: ignore[import-untyped]  # has no annotations
 import pytest
-from everywhere.celery_app import configured
+from celery_app import configured
 from programs import FORKING_PYTHON, Programs
 
 from channels_rabbitmq.core import RabbitmqChannelLayer

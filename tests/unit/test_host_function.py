@@ -394,7 +394,7 @@ def test_the_end_of_the_process_does_not_wait_for_it() -> None:
     """)
     process = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", "-c", program],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

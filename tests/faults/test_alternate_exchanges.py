@@ -116,7 +116,7 @@ async def test_a_full_one_hides_nothing(open_layer: OpenLayer, user: User) -> No
 async def test_the_readme_has_a_pattern_that_leaves_out_the_layers(
     open_layer: OpenLayer, user: User, lines: LogLines
 ) -> None:
-    readme = Path(__file__).parent.parent.joinpath("README.rst").read_text(encoding="utf-8")
+    readme = Path(__file__).parents[2].joinpath("README.rst").read_text(encoding="utf-8")
     [pattern] = re.findall(r"with the pattern\s+``(\S+)``", readme)
     await catch(user, pattern, {})
     layer = await open_layer(host=user.admin_url, groups_exchange="groups")

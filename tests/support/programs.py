@@ -1,4 +1,4 @@
-"""Programs of ``tests/everywhere``, each in a process of its own, and what the broker sees of them.
+"""Programs of ``tests/programs``, each in a process of its own, and what the broker sees of them.
 
     async def test_something(programs: Programs) -> None:
         program = await programs.start("loops.py", "two_threads")
@@ -31,7 +31,7 @@ from amqp_proxy import TO_BROKER, AmqpProxy, Frame
 from changes import Changes
 from pamqp import commands
 
-FOLDER = Path(__file__).parent / "everywhere"
+FOLDER = Path(__file__).parents[1] / "programs"
 
 # Each warning is an error, and asyncio tells what it would forgive otherwise.
 STRICT_PYTHON = [sys.executable, "-X", "dev", "-W", "error"]
@@ -223,7 +223,7 @@ class Programs:
     async def start(
         self, *command: str, python: list[str] = STRICT_PYTHON, **variables: str
     ) -> Program:
-        """Run Python with these arguments in ``tests/everywhere``."""
+        """Run Python with these arguments in ``tests/programs``."""
         process = await asyncio.create_subprocess_exec(
             *python,
             *command,

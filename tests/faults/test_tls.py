@@ -204,7 +204,7 @@ asyncio.run(main())
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-X", "dev", "-W", "error", "-c", program),
-            cwd=Path(__file__).parent.parent,
+            cwd=Path(__file__).parents[2],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )

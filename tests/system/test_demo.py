@@ -34,7 +34,7 @@ from websockets.typing import Origin
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from private_broker import PrivateBroker
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 _PATIENCE = 120.0  # seconds for which a page waits: delays to reconnect, on a busy machine
 

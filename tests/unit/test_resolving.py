@@ -213,7 +213,7 @@ def test_the_process_ends_in_time_and_without_noise(how: str) -> None:
     program = textwrap.dedent(PROGRAM.replace("HOW", how))
     process = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

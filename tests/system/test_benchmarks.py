@@ -29,7 +29,7 @@ from processes import children, is_alive
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))  # its modules find each other in that way, too
 
 import aims

@@ -1,7 +1,7 @@
 """The layer in plain scripts: sync code, threads, event loops of all kinds, and how they end.
 
 Each program runs by itself, on the Python that runs the tests, so that nothing here knows that it
-is tested; what it does stands in ``tests/everywhere``.
+is tested; what it does stands in ``tests/programs``.
 """
 
 from __future__ import annotations

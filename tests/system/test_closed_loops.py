@@ -1,4 +1,4 @@
-"""Event loops that are only closed: no noise, and nothing is left, at once (tests/everywhere)."""
+"""Event loops that are only closed: no noise, and nothing is left, at once (tests/programs)."""
 
 from __future__ import annotations
 

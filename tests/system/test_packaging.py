@@ -17,7 +17,7 @@ import pytest
 
 import channels_rabbitmq
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14", "3.15"]
 
 
@@ -145,7 +145,7 @@ def test_the_source_archive_holds_the_tests(dist: Path) -> None:
         "setup.py",
         "channels_rabbitmq/py.typed",
         "scripts/private_broker.py",
-        "tests/test_packaging.py",
+        "tests/system/test_packaging.py",
     ):
         assert name in names
     assert not [name for name in names if name.startswith("ssl/certs") or name.endswith(".pyc")]
