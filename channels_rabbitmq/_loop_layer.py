@@ -331,18 +331,17 @@ class LoopLayer:
         membership = self._members.join(group, channel)
         is_bound = False
         try:
-            self._subscriber.want(group)
-            await self._subscriber.wait_bound(group, self._deadline())
+            await self._subscriber.bind(group, self._deadline())
             is_bound = True
         finally:
             if self._members.settle(membership, is_bound):
-                self._subscriber.release(group)
+                self._subscriber.unbind(group)
 
     def group_discard(self, group: str, channel: str) -> None:
         """Stop delivering a group to a channel of this event loop."""
         self._require_own(channel)
         if self._members.leave(group, channel):
-            self._subscriber.release(group)
+            self._subscriber.unbind(group)
 
     # Receiving
 
@@ -508,7 +507,7 @@ class LoopLayer:
             local_capacity=self._settings.local_capacity,
             early_acked_bytes=router.early_acked_bytes,
             groups=GroupStatistics(
-                wanted=self._bindings.wanted,
+                wanted=self._bindings.required,
                 bound=self._bindings.bound,
                 lingering=self._bindings.lingering,
             ),

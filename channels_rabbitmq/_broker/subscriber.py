@@ -100,14 +100,14 @@ class Subscriber:
 
     def _open_consumer(self, connection: Connection) -> ConsumerChannel:
         self._consumer = connection.open_consumer(
-            on_delivery=self._on_delivery, on_end=self._accept_end
+            on_delivery=self._on_delivery, on_end=self._on_end
         )
         return self._consumer
 
     def ready(self) -> None:
         self._was_ready = True
         self._pump()
-        self._look_whether_all_are_bound()
+        self._check_rebound()
 
     def lost(self, reason: str) -> None:
         self._cancel_timer()
@@ -128,16 +128,20 @@ class Subscriber:
         self._bindings.connection_lost()
         self._refusals.clear()
 
-    def _look_whether_all_are_bound(self) -> None:
+    def _check_rebound(self) -> None:
         """Do what is due once every group is bound again that was."""
-        if self._bindings.missing or self._topology is None or self.supervisor.connection is None:
+        if (
+            self._bindings.awaiting_rebind
+            or self._topology is None
+            or self.supervisor.connection is None
+        ):
             return
         self._declarer.release_groups(self._topology)
         if self._loss is not None:
             reason, self._loss = self._loss, None
             self._on_reconnect(reason)
 
-    def _accept_end(self, exc: Exception) -> None:
+    def _on_end(self, exc: Exception) -> None:
         self.supervisor.give_up_connection(str(exc))
 
     def ask(self) -> None:
@@ -148,40 +152,35 @@ class Subscriber:
         if self._topology is not None:
             self._topology.call(pamqp.commands.Basic.Qos())
 
-    # Bindings
+    # Groups
 
-    def want(self, group: str) -> None:
-        """Have a group bound; ``wait_bound`` tells when it is."""
-        self._bindings.want(group)
-        self._pump()
+    async def bind(self, group: str, deadline: float) -> None:
+        """Bind a group, before those that no caller waits for, and wait until that is confirmed.
 
-    def release(self, group: str) -> None:
-        """Have a group unbound, soon."""
-        self._bindings.release(group)
+        Raises BrokerUnavailable if RabbitMQ doesn't confirm by ``deadline`` (loop time), or
+        refuses. The group stays required all the same, until ``unbind``.
+        """
+        self._bindings.require(group)
+        await self.wait_bound(group, deadline)
+
+    def unbind(self, group: str) -> None:
+        """Unbind a group in a moment, unless it is bound again before."""
+        self._bindings.unrequire(group)
         self._refusals.pop(group, None)
         if group in self._waiters:
             self._waiters[group].wake()
         self._pump()
-        self._look_whether_all_are_bound()
+        self._check_rebound()
 
     async def wait_bound(self, group: str, deadline: float) -> None:
-        """Wait until a group is bound and confirmed, before all that nobody waits for.
-
-        Returns at once if nobody wants it, or no more. Raises BrokerUnavailable if the broker
-        doesn't confirm by ``deadline`` (loop time), or refuses.
-        """
+        """As ``bind``, but returns at once if the group isn't required, or no more."""
         await self.supervisor.read_first()  # It may be bound for a connection that has ended.
-        while self._bindings.is_wanted(group) and not self._bindings.is_bound(group):
+        while self._bindings.is_required(group) and not self._bindings.is_bound(group):
             self._require_open()
             self._refusals.pop(group, None)
-            self._bindings.hurry(group)
+            self._bindings.prioritize(group)
             self._pump()
-            waiters = self._waiters.setdefault(group, Waiters())
-            try:
-                is_answered = await waiters.wait(self.supervisor.limit(deadline))
-            finally:
-                if not waiters and self._waiters.get(group) is waiters:
-                    del self._waiters[group]
+            is_answered = await self._wait_answer(group, deadline)
             self._require_open()
             if group in self._refusals:
                 raise BrokerUnavailable(
@@ -194,6 +193,14 @@ class Subscriber:
                     f"The group {group!r} was not bound in time: RabbitMQ did not confirm it"
                 )
 
+    async def _wait_answer(self, group: str, deadline: float) -> bool:
+        waiters = self._waiters.setdefault(group, Waiters())
+        try:
+            return await waiters.wait(self.supervisor.limit(deadline))
+        finally:
+            if not waiters and self._waiters.get(group) is waiters:
+                del self._waiters[group]
+
     def _require_open(self) -> None:
         if self.supervisor.state is State.CLOSED:
             raise self.supervisor.closed_error()
@@ -204,31 +211,31 @@ class Subscriber:
             return
         declarations = self._declarations
         assert declarations is not None, "it is connected"
-        for command in self._bindings.take():
+        for command in self._bindings.next_commands():
             make = declarations.bind_group if command.bind else declarations.unbind_group
             answer = self._topology.call(make(command.group))
-            answer.add_done_callback(partial(self._accept_answer, command))
+            answer.add_done_callback(partial(self._on_answer, command))
         deadline = self._bindings.next_deadline()
         if self._timer is None and deadline is not None:
             # In a context of its own: the caller's would live as long as groups come and go.
             self._timer = self._loop.call_at(
-                deadline, self._accept_timer, context=contextvars.Context()
+                deadline, self._on_timer, context=contextvars.Context()
             )
 
-    def _accept_answer(self, command: Command, answer: asyncio.Future[None]) -> None:
+    def _on_answer(self, command: Command, answer: asyncio.Future[None]) -> None:
         exc = answer.exception()
         if exc is not None and not isinstance(exc, carehare.ChannelClosedByServer):
             return  # The connection is gone.
-        self._bindings.settle(command, exc is None)
+        self._bindings.on_answer(command, exc is None)
         if exc is not None:
-            self._accept_refusal(command, exc)
+            self._on_refusal(command, exc)
         waiters = self._waiters.get(command.group)
         if waiters is not None:
             waiters.wake()
         self._pump()
-        self._look_whether_all_are_bound()
+        self._check_rebound()
 
-    def _accept_refusal(self, command: Command, exc: carehare.ChannelClosedByServer) -> None:
+    def _on_refusal(self, command: Command, exc: carehare.ChannelClosedByServer) -> None:
         if command.bind:
             self._refusals[command.group] = describe(exc)
         logger.error(
@@ -241,7 +248,7 @@ class Subscriber:
         if exc.reply_code == _NOT_FOUND:
             self.supervisor.give_up_connection("the queue or the groups exchange is gone")
 
-    def _accept_timer(self) -> None:
+    def _on_timer(self) -> None:
         self._timer = None
         self._pump()
 

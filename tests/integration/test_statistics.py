@@ -303,12 +303,14 @@ asyncio.run(main())
         loop_layer = layer._loop_layer()
         names = {
             loop_layer._router: ("_mailboxes", "_holding"),
-            loop_layer._bindings: ("_wanted", "_lingering"),
+            loop_layer._bindings: ("_groups", "_in"),
             loop_layer._publisher._amqp_channel: ("_unconfirmed",),
         }
         kept = {(part, name): getattr(part, name) for part in names for name in names[part]}
         for (part, name), value in kept.items():
             setattr(part, name, Unseen(value))
+        by_state = kept[loop_layer._bindings, "_in"]
+        loop_layer._bindings._in = {state: Unseen(by_state[state]) for state in by_state}
         try:
             assert (of(layer).waiting, of(layer).channels, of(layer).groups.wanted) == (1, 1, 1)
         finally:

@@ -178,7 +178,7 @@ async def test_a_group_that_nobody_wants_any_more_is_unbound_after_its_linger(
         assert layer._loop_layer().counters.unwanted == 1
         assert proxy.count(TO_BROKER, commands.Exchange.Unbind) == 0
         # The next one to go lingers for no time at all, and the first one's time is over as well.
-        bindings._lingering["g"] = 0.0
+        bindings._groups["g"].lingers_until = 0.0
         bindings._linger = 0.0
         await layer.group_add("g2", channel)
         await layer.group_discard("g2", channel)

@@ -25,7 +25,7 @@ def remains(layer: RabbitmqChannelLayer) -> dict[str, int]:
         "deliveries unacked": router.unacked,
         "receivers": router.receivers,
         "groups with members": len(loop_layer._members),
-        "groups wanted": bindings.wanted,
+        "groups wanted": bindings.required,
         "groups bound": bindings.bound,
         "groups lingering": bindings.lingering,
         "binds and unbinds outstanding": bindings.outstanding,

@@ -37,16 +37,16 @@ def unbind(group: str) -> Command:
 
 def make_bound(bindings: Bindings, *groups: str) -> None:
     for group in groups:
-        bindings.want(group)
-    settle_all(bindings)
+        bindings.require(group)
+    answer_all(bindings)
 
 
-def settle_all(bindings: Bindings) -> list[Command]:
+def answer_all(bindings: Bindings) -> list[Command]:
     """Let the broker agree to everything; returns what was written."""
     written = []
-    while commands := bindings.take():
+    while commands := bindings.next_commands():
         for command in commands:
-            bindings.settle(command, True)
+            bindings.on_answer(command, True)
         written += commands
     return written
 
@@ -54,52 +54,52 @@ def settle_all(bindings: Bindings) -> list[Command]:
 # Binding
 
 
-def test_wanted_group_is_bound_once() -> None:
+def test_required_group_is_bound_once() -> None:
     bindings, _ = make()
-    bindings.want("g")
-    bindings.want("g")
-    (command,) = bindings.take()
+    bindings.require("g")
+    bindings.require("g")
+    (command,) = bindings.next_commands()
     assert command == bind("g")
-    bindings.want("g")
-    assert bindings.take() == []
+    bindings.require("g")
+    assert bindings.next_commands() == []
     assert not bindings.is_bound("g")
-    bindings.settle(command, True)
+    bindings.on_answer(command, True)
     assert bindings.is_bound("g")
-    bindings.want("g")
-    assert bindings.take() == []
+    bindings.require("g")
+    assert bindings.next_commands() == []
 
 
-def test_group_released_before_its_bind_was_written_costs_nothing() -> None:
+def test_group_unrequired_before_its_bind_was_written_costs_nothing() -> None:
     bindings, _ = make()
-    bindings.want("g")
-    bindings.want("h")
-    bindings.hurry("h")
-    bindings.release("g")
-    bindings.release("h")
-    assert bindings.take() == []
+    bindings.require("g")
+    bindings.require("h")
+    bindings.prioritize("h")
+    bindings.unrequire("g")
+    bindings.unrequire("h")
+    assert bindings.next_commands() == []
     assert bindings.next_deadline() is None
 
 
-def test_releasing_what_nobody_wants_is_no_error() -> None:
+def test_unrequiring_what_has_no_members_is_no_error() -> None:
     bindings, clock = make()
-    bindings.release("g")
-    assert bindings.take() == []
+    bindings.unrequire("g")
+    assert bindings.next_commands() == []
     make_bound(bindings, "h")
-    bindings.release("h")
+    bindings.unrequire("h")
     clock.now += 1
-    bindings.release("h")
-    assert bindings.next_deadline() == clock.now + 1  # Not from the second release on.
+    bindings.unrequire("h")
+    assert bindings.next_deadline() == clock.now + 1  # Not from the second call on.
 
 
 def test_no_more_than_the_window_is_outstanding() -> None:
     bindings, _ = make(window=2)
     for group in "abcde":
-        bindings.want(group)
-    first = bindings.take()
+        bindings.require(group)
+    first = bindings.next_commands()
     assert first == [bind("a"), bind("b")]
-    assert bindings.take() == []
-    bindings.settle(first[1], True)
-    assert bindings.take() == [bind("c")]
+    assert bindings.next_commands() == []
+    bindings.on_answer(first[1], True)
+    assert bindings.next_commands() == [bind("c")]
 
 
 def test_joins_without_end_do_not_keep_unbinds_waiting() -> None:
@@ -107,18 +107,18 @@ def test_joins_without_end_do_not_keep_unbinds_waiting() -> None:
     bindings, _ = make(window=2, max_lingering=0)
     make_bound(bindings, "x", "y", "z")
     for group in "abc":
-        bindings.want(group)
+        bindings.require(group)
     for group in "xyz":
-        bindings.release(group)
-    first = bindings.take()
+        bindings.unrequire(group)
+    first = bindings.next_commands()
     assert first == [bind("a"), bind("b"), unbind("x"), unbind("y")]
-    assert bindings.take() == []
-    bindings.settle(first[2], True)
-    assert bindings.take() == [unbind("z")]
-    bindings.settle(first[0], True)
-    assert bindings.take() == [bind("c")]
+    assert bindings.next_commands() == []
+    bindings.on_answer(first[2], True)
+    assert bindings.next_commands() == [unbind("z")]
+    bindings.on_answer(first[0], True)
+    assert bindings.next_commands() == [bind("c")]
     bindings.connection_lost()
-    assert bindings.take() == [bind("a"), bind("b")]
+    assert bindings.next_commands() == [bind("a"), bind("b")]
 
 
 # Linger and unbinding
@@ -127,13 +127,13 @@ def test_joins_without_end_do_not_keep_unbinds_waiting() -> None:
 def test_group_lingers_before_it_is_unbound() -> None:
     bindings, clock = make(linger=2.0)
     make_bound(bindings, "g")
-    bindings.release("g")
-    assert bindings.take() == []
+    bindings.unrequire("g")
+    assert bindings.next_commands() == []
     assert bindings.is_bound("g")
     assert bindings.lingering == 1
     assert bindings.next_deadline() == clock.now + 2
     clock.now += 2
-    assert bindings.take() == [unbind("g")]
+    assert bindings.next_commands() == [unbind("g")]
     assert not bindings.is_bound("g")
     assert bindings.lingering == 0
     assert bindings.next_deadline() is None
@@ -142,36 +142,36 @@ def test_group_lingers_before_it_is_unbound() -> None:
 def test_coming_back_while_lingering_costs_nothing() -> None:
     bindings, clock = make(linger=2.0)
     make_bound(bindings, "g")
-    bindings.release("g")
+    bindings.unrequire("g")
     clock.now += 1
-    bindings.want("g")
+    bindings.require("g")
     assert bindings.is_bound("g")
     clock.now += 100
-    assert bindings.take() == []
+    assert bindings.next_commands() == []
     assert bindings.next_deadline() is None
 
 
 def test_coming_back_when_the_unbind_is_due_but_not_written_costs_nothing() -> None:
     bindings, _ = make(max_lingering=0)
     make_bound(bindings, "g")
-    bindings.release("g")
-    bindings.want("g")
-    assert bindings.take() == []
+    bindings.unrequire("g")
+    bindings.require("g")
+    assert bindings.next_commands() == []
     assert bindings.is_bound("g")
 
 
 def test_each_linger_starts_anew() -> None:
     bindings, clock = make(linger=2.0)
     make_bound(bindings, "a", "b")
-    bindings.release("a")
+    bindings.unrequire("a")
     clock.now += 1
-    bindings.release("b")
-    bindings.want("a")
+    bindings.unrequire("b")
+    bindings.require("a")
     clock.now += 0.5
-    bindings.release("a")
+    bindings.unrequire("a")
     assert bindings.next_deadline() == clock.now + 1.5
     clock.now += 1.5
-    assert bindings.take() == [unbind("b")]
+    assert bindings.next_commands() == [unbind("b")]
     assert bindings.next_deadline() == clock.now + 0.5
 
 
@@ -179,31 +179,31 @@ def test_too_many_lingering_groups_end_the_oldest_linger() -> None:
     bindings, _ = make(max_lingering=2)
     make_bound(bindings, "a", "b", "c")
     for group in "bac":
-        bindings.release(group)
+        bindings.unrequire(group)
     assert bindings.lingering == 2
-    assert bindings.take() == [unbind("b")]
+    assert bindings.next_commands() == [unbind("b")]
 
 
-def test_want_during_an_unbind_binds_right_after() -> None:
+def test_require_during_an_unbind_binds_right_after() -> None:
     bindings, _ = make(max_lingering=0)
     make_bound(bindings, "g")
-    bindings.release("g")
-    (command,) = bindings.take()
-    bindings.want("g")
-    assert bindings.take() == []  # One command for a group at a time
+    bindings.unrequire("g")
+    (command,) = bindings.next_commands()
+    bindings.require("g")
+    assert bindings.next_commands() == []  # One command for a group at a time
     assert not bindings.is_bound("g")
-    bindings.settle(command, True)
-    assert bindings.take() == [bind("g")]
+    bindings.on_answer(command, True)
+    assert bindings.next_commands() == [bind("g")]
 
 
-def test_release_during_a_bind_lingers_when_it_is_bound() -> None:
+def test_unrequire_during_a_bind_lingers_when_it_is_bound() -> None:
     bindings, clock = make(linger=2.0)
-    bindings.want("g")
-    (command,) = bindings.take()
-    bindings.release("g")
+    bindings.require("g")
+    (command,) = bindings.next_commands()
+    bindings.unrequire("g")
     assert bindings.next_deadline() is None
     clock.now += 5
-    bindings.settle(command, True)
+    bindings.on_answer(command, True)
     assert bindings.lingering == 1
     assert bindings.next_deadline() == clock.now + 2
 
@@ -213,231 +213,231 @@ def test_leave_and_join_at_the_same_moment_end_bound() -> None:
     bindings, clock = make(linger=0.0)
     make_bound(bindings, "g")
     for _ in range(3):
-        bindings.release("g")
+        bindings.unrequire("g")
         clock.now += 1
-        (command,) = bindings.take()
-        bindings.want("g")
-        bindings.release("g")
-        bindings.want("g")
-        bindings.settle(command, True)
-        assert settle_all(bindings) == [bind("g")]
+        (command,) = bindings.next_commands()
+        bindings.require("g")
+        bindings.unrequire("g")
+        bindings.require("g")
+        bindings.on_answer(command, True)
+        assert answer_all(bindings) == [bind("g")]
         assert bindings.is_bound("g")
 
 
 # Order
 
 
-def test_binds_go_before_unbinds_and_hurried_ones_first() -> None:
+def test_binds_go_before_unbinds_and_prioritized_ones_first() -> None:
     bindings, _ = make(max_lingering=0)
     make_bound(bindings, "old")
-    bindings.release("old")
+    bindings.unrequire("old")
     for group in "abcd":
-        bindings.want(group)
-    bindings.hurry("d")
-    bindings.hurry("c")
-    assert bindings.take() == [bind("d"), bind("c"), bind("a"), bind("b"), unbind("old")]
+        bindings.require(group)
+    bindings.prioritize("d")
+    bindings.prioritize("c")
+    assert bindings.next_commands() == [bind("d"), bind("c"), bind("a"), bind("b"), unbind("old")]
 
 
-def test_hurrying_what_is_bound_or_unwanted_changes_nothing() -> None:
+def test_prioritizing_what_is_bound_or_has_no_members_changes_nothing() -> None:
     bindings, _ = make()
     make_bound(bindings, "g")
-    bindings.hurry("g")
-    bindings.hurry("unknown")
-    assert bindings.take() == []
-    assert bindings.wanted == 1
+    bindings.prioritize("g")
+    bindings.prioritize("unknown")
+    assert bindings.next_commands() == []
+    assert bindings.required == 1
 
 
-def test_hurry_during_an_unbind_hurries_the_bind_after_it() -> None:
+def test_prioritize_during_an_unbind_prioritizes_the_bind_after_it() -> None:
     bindings, _ = make(max_lingering=0)
     make_bound(bindings, "g")
-    bindings.release("g")
-    (command,) = bindings.take()
-    bindings.want("a")
-    bindings.want("g")
-    bindings.hurry("g")
-    bindings.settle(command, True)
-    assert bindings.take() == [bind("g"), bind("a")]
+    bindings.unrequire("g")
+    (command,) = bindings.next_commands()
+    bindings.require("a")
+    bindings.require("g")
+    bindings.prioritize("g")
+    bindings.on_answer(command, True)
+    assert bindings.next_commands() == [bind("g"), bind("a")]
 
 
-def test_released_group_is_hurried_no_more() -> None:
+def test_unrequired_group_is_prioritized_no_more() -> None:
     bindings, _ = make()
-    bindings.want("a")
-    bindings.want("b")
-    bindings.hurry("b")
-    bindings.release("b")
-    bindings.want("b")
-    assert bindings.take() == [bind("a"), bind("b")]
+    bindings.require("a")
+    bindings.require("b")
+    bindings.prioritize("b")
+    bindings.unrequire("b")
+    bindings.require("b")
+    assert bindings.next_commands() == [bind("a"), bind("b")]
 
 
 # Refusals
 
 
-def test_refused_bind_waits_until_it_is_wanted_again() -> None:
+def test_refused_bind_waits_until_it_is_required_again() -> None:
     bindings, _ = make()
-    bindings.want("g")
-    (command,) = bindings.take()
-    bindings.settle(command, False)
+    bindings.require("g")
+    (command,) = bindings.next_commands()
+    bindings.on_answer(command, False)
     assert not bindings.is_bound("g")
-    assert bindings.take() == []
-    bindings.want("g")
-    assert bindings.take() == [bind("g")]
+    assert bindings.next_commands() == []
+    bindings.require("g")
+    assert bindings.next_commands() == [bind("g")]
 
 
-def test_refused_bind_is_due_again_when_hurried() -> None:
+def test_refused_bind_is_due_again_when_prioritized() -> None:
     bindings, _ = make()
-    bindings.want("a")
-    bindings.want("g")
-    command = bindings.take()[1]
-    bindings.settle(command, False)
-    bindings.want("b")
-    bindings.hurry("g")
-    assert bindings.take() == [bind("g"), bind("b")]
+    bindings.require("a")
+    bindings.require("g")
+    command = bindings.next_commands()[1]
+    bindings.on_answer(command, False)
+    bindings.require("b")
+    bindings.prioritize("g")
+    assert bindings.next_commands() == [bind("g"), bind("b")]
 
 
 def test_refused_bind_is_due_again_on_the_next_connection() -> None:
     bindings, _ = make()
-    bindings.want("g")
-    bindings.settle(bindings.take()[0], False)
+    bindings.require("g")
+    bindings.on_answer(bindings.next_commands()[0], False)
     bindings.connection_lost()
-    assert bindings.take() == [bind("g")]
+    assert bindings.next_commands() == [bind("g")]
 
 
 def test_refused_bind_does_not_stop_the_rest() -> None:
     bindings, _ = make(window=1)
     for group in "abc":
-        bindings.want(group)
+        bindings.require(group)
     for ok in (True, False, True):
-        (command,) = bindings.take()
-        bindings.settle(command, ok)
+        (command,) = bindings.next_commands()
+        bindings.on_answer(command, ok)
     assert [bindings.is_bound(group) for group in "abc"] == [True, False, True]
 
 
-def test_bind_refused_when_nobody_wants_it_any_more_leaves_nothing() -> None:
+def test_bind_refused_when_it_has_no_members_any_more_leaves_nothing() -> None:
     bindings, _ = make()
-    bindings.want("g")
-    (command,) = bindings.take()
-    bindings.release("g")
-    bindings.settle(command, False)
-    assert bindings.take() == []
+    bindings.require("g")
+    (command,) = bindings.next_commands()
+    bindings.unrequire("g")
+    bindings.on_answer(command, False)
+    assert bindings.next_commands() == []
     assert repr(bindings) == repr(make()[0])
 
 
 def test_refused_unbind_is_not_tried_again() -> None:
     bindings, _ = make(max_lingering=0)
     make_bound(bindings, "g")
-    bindings.release("g")
-    (command,) = bindings.take()
-    bindings.settle(command, False)
-    assert bindings.take() == []
-    bindings.want("g")
-    assert bindings.take() == [bind("g")]
+    bindings.unrequire("g")
+    (command,) = bindings.next_commands()
+    bindings.on_answer(command, False)
+    assert bindings.next_commands() == []
+    bindings.require("g")
+    assert bindings.next_commands() == [bind("g")]
 
 
 # Connections
 
 
-def test_lost_connection_makes_what_is_wanted_due_again() -> None:
+def test_lost_connection_makes_what_is_required_due_again() -> None:
     bindings, clock = make(max_lingering=1)
     make_bound(bindings, "bound", "lingering", "unbind due")
-    bindings.release("unbind due")
-    bindings.release("lingering")
-    bindings.want("binding")
-    bindings.hurry("binding")
-    assert bindings.take() == [bind("binding"), unbind("unbind due")]
-    bindings.want("due")
+    bindings.unrequire("unbind due")
+    bindings.unrequire("lingering")
+    bindings.require("binding")
+    bindings.prioritize("binding")
+    assert bindings.next_commands() == [bind("binding"), unbind("unbind due")]
+    bindings.require("due")
     bindings.connection_lost()
     assert not bindings.is_bound("bound")
-    assert (bindings.wanted, bindings.bound, bindings.lingering) == (3, 0, 0)
+    assert (bindings.required, bindings.bound, bindings.lingering) == (3, 0, 0)
     assert bindings.next_deadline() is None
     clock.now += 100
-    assert bindings.take() == [bind("binding"), bind("bound"), bind("due")]
+    assert bindings.next_commands() == [bind("binding"), bind("bound"), bind("due")]
 
 
-def test_what_is_missing_since_the_connection_was_lost() -> None:
+def test_what_awaits_its_rebind_since_the_connection_was_lost() -> None:
     bindings, _ = make()
     make_bound(bindings, "a", "b", "lingering")
-    bindings.release("lingering")
-    bindings.want("refused")
-    bindings.settle(bindings.take()[0], False)
-    assert bindings.missing == 0
+    bindings.unrequire("lingering")
+    bindings.require("refused")
+    bindings.on_answer(bindings.next_commands()[0], False)
+    assert bindings.awaiting_rebind == 0
     bindings.connection_lost()
-    assert bindings.missing == 3
-    bindings.want("new")  # Whoever adds it waits for it.
-    assert bindings.missing == 3
-    commands = {command.group: command for command in bindings.take()}
-    bindings.settle(commands["new"], True)
-    assert bindings.missing == 3
-    bindings.settle(commands["a"], True)
-    bindings.settle(commands["refused"], False)
-    assert bindings.missing == 1
-    # On a second loss all that is wanted counts again.
+    assert bindings.awaiting_rebind == 3
+    bindings.require("new")  # The caller that adds it waits for it.
+    assert bindings.awaiting_rebind == 3
+    commands = {command.group: command for command in bindings.next_commands()}
+    bindings.on_answer(commands["new"], True)
+    assert bindings.awaiting_rebind == 3
+    bindings.on_answer(commands["a"], True)
+    bindings.on_answer(commands["refused"], False)
+    assert bindings.awaiting_rebind == 1
+    # On a second loss all that have members count again.
     bindings.connection_lost()
-    assert bindings.missing == 4
-    bindings.release("a")
-    bindings.want("a")
-    assert bindings.missing == 3
-    for command in bindings.take():
-        bindings.settle(command, True)
-    assert bindings.missing == 0
+    assert bindings.awaiting_rebind == 4
+    bindings.unrequire("a")
+    bindings.require("a")
+    assert bindings.awaiting_rebind == 3
+    for command in bindings.next_commands():
+        bindings.on_answer(command, True)
+    assert bindings.awaiting_rebind == 0
 
 
 def test_answer_of_a_former_connection_changes_nothing() -> None:
     bindings, _ = make()
-    bindings.want("g")
-    (old,) = bindings.take()
+    bindings.require("g")
+    (old,) = bindings.next_commands()
     bindings.connection_lost()
-    bindings.settle(old, True)
+    bindings.on_answer(old, True)
     assert not bindings.is_bound("g")
-    (new,) = bindings.take()
+    (new,) = bindings.next_commands()
     assert new == old  # The same command, but another object
-    bindings.settle(old, True)
+    bindings.on_answer(old, True)
     assert not bindings.is_bound("g")
-    bindings.settle(new, True)
+    bindings.on_answer(new, True)
     assert bindings.is_bound("g")
 
 
-def test_hurry_outlives_the_connection() -> None:
-    """Who waits for a bind goes on waiting when the connection is lost."""
+def test_priority_outlives_the_connection() -> None:
+    """A caller that waits for a bind goes on waiting when the connection is lost."""
     bindings, _ = make()
-    bindings.want("a")
-    bindings.want("g")
-    bindings.hurry("g")
-    bindings.take()
+    bindings.require("a")
+    bindings.require("g")
+    bindings.prioritize("g")
+    bindings.next_commands()
     bindings.connection_lost()
-    assert bindings.take() == [bind("g"), bind("a")]
+    assert bindings.next_commands() == [bind("g"), bind("a")]
 
 
-def test_hurry_ends_with_the_answer() -> None:
+def test_priority_ends_with_the_answer() -> None:
     bindings, _ = make()
-    bindings.want("new")
+    bindings.require("new")
     for group in ("bound", "refused"):
-        bindings.want(group)
-        bindings.hurry(group)
-    for command in bindings.take():
-        bindings.settle(command, command.group != "refused")
+        bindings.require(group)
+        bindings.prioritize(group)
+    for command in bindings.next_commands():
+        bindings.on_answer(command, command.group != "refused")
     bindings.connection_lost()
-    assert bindings.take() == [bind("new"), bind("bound"), bind("refused")]
+    assert bindings.next_commands() == [bind("new"), bind("bound"), bind("refused")]
 
 
-def test_hurried_binds_are_due_again_in_the_order_of_joining() -> None:
+def test_prioritized_binds_are_due_again_in_the_order_of_joining() -> None:
     bindings, _ = make(window=1)
     for group in "abc":
-        bindings.want(group)
+        bindings.require(group)
     for group in "cba":
-        bindings.hurry(group)
-    assert bindings.take() == [bind("c")]
+        bindings.prioritize(group)
+    assert bindings.next_commands() == [bind("c")]
     bindings.connection_lost()
-    assert bindings.take() == [bind("a")]
+    assert bindings.next_commands() == [bind("a")]
 
 
 def test_repr_tells_the_state() -> None:
     bindings, _ = make(window=3)
     make_bound(bindings, "bound", "leaving")
-    bindings.release("leaving")
+    bindings.unrequire("leaving")
     for group in "abcd":
-        bindings.want(group)
-    bindings.take()
-    assert repr(bindings) == "<Bindings: wanted=5 bound=2 lingering=1 due=1 outstanding=3>"
+        bindings.require(group)
+    bindings.next_commands()
+    assert repr(bindings) == "<Bindings: required=5 bound=2 lingering=1 due=1 outstanding=3>"
 
 
 def test_hundred_thousand_groups() -> None:
@@ -445,17 +445,17 @@ def test_hundred_thousand_groups() -> None:
     bindings, clock = make()
     groups = [f"group-{n}" for n in range(100_000)]
     for group in groups:
-        bindings.want(group)
-    assert len(settle_all(bindings)) == 100_000
+        bindings.require(group)
+    assert len(answer_all(bindings)) == 100_000
     bindings.connection_lost()
     for group in reversed(groups):
-        bindings.hurry(group)
-    assert len(settle_all(bindings)) == 100_000
+        bindings.prioritize(group)
+    assert len(answer_all(bindings)) == 100_000
     for group in groups:
-        bindings.release(group)
+        bindings.unrequire(group)
     clock.now += 10
-    assert len(settle_all(bindings)) == 100_000
-    assert (bindings.wanted, bindings.bound) == (0, 0)
+    assert len(answer_all(bindings)) == 100_000
+    assert (bindings.required, bindings.bound) == (0, 0)
 
 
 # Any interleaving
@@ -475,9 +475,9 @@ class BindingsMachine(RuleBasedStateMachine):
         self.bindings, self.clock = make(
             linger=self.LINGER, max_lingering=self.MAX_LINGERING, window=self.WINDOW
         )
-        # What members and senders asked for
-        self.wanted: set[str] = set()
-        self.hurried: set[str] = set()
+        # What members and callers asked for
+        self.required: set[str] = set()
+        self.prioritized: set[str] = set()
         self.refused: set[str] = set()
         # The broker: written and not answered, in order; its bindings; unbinds it refused
         self.written: list[Command] = []
@@ -487,38 +487,39 @@ class BindingsMachine(RuleBasedStateMachine):
         self.stale: list[Command] = []
 
     @rule(group=GROUPS)
-    def want(self, group: str) -> None:
-        self.wanted.add(group)
+    def require(self, group: str) -> None:
+        self.required.add(group)
         self.refused.discard(group)
-        self.bindings.want(group)
+        self.bindings.require(group)
 
     @rule(group=GROUPS)
-    def release(self, group: str) -> None:
-        self.wanted.discard(group)
-        self.hurried.discard(group)
+    def unrequire(self, group: str) -> None:
+        self.required.discard(group)
+        self.prioritized.discard(group)
         self.refused.discard(group)
-        self.bindings.release(group)
+        self.bindings.unrequire(group)
 
     @rule(group=GROUPS)
-    def hurry(self, group: str) -> None:
-        if group in self.wanted and not self.bindings.is_bound(group):
-            self.hurried.add(group)
+    def prioritize(self, group: str) -> None:
+        if group in self.required and not self.bindings.is_bound(group):
+            self.prioritized.add(group)
             self.refused.discard(group)
-        self.bindings.hurry(group)
+        self.bindings.prioritize(group)
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.0]))
     def wait(self, seconds: float) -> None:
         self.clock.now += seconds
 
     @rule()
-    def take(self) -> None:
-        commands = self.bindings.take()
+    def next_commands(self) -> None:
+        commands = self.bindings.next_commands()
         ranks = [
-            0 if command.group in self.hurried else 1 if command.bind else 2 for command in commands
+            0 if command.group in self.prioritized else 1 if command.bind else 2
+            for command in commands
         ]
         assert ranks == sorted(ranks)
         for command in commands:
-            assert command.bind is (command.group in self.wanted), "nothing needless is written"
+            assert command.bind is (command.group in self.required), "nothing needless is written"
             assert command.group not in self.refused
         self.written += commands
 
@@ -531,14 +532,14 @@ class BindingsMachine(RuleBasedStateMachine):
             if ok:
                 self.bound.add(group)
                 self.stuck.discard(group)
-            elif group in self.wanted:
+            elif group in self.required:
                 self.refused.add(group)
-            self.hurried.discard(group)
+            self.prioritized.discard(group)
         elif ok:
             self.bound.discard(group)
         else:
             self.stuck.add(group)
-        self.bindings.settle(command, ok)
+        self.bindings.on_answer(command, ok)
 
     @rule()
     def lose_connection(self) -> None:
@@ -554,33 +555,33 @@ class BindingsMachine(RuleBasedStateMachine):
     @rule(ok=st.booleans())
     def late_answer(self, ok: bool) -> None:
         before = repr(self.bindings)
-        self.bindings.settle(self.stale.pop(), ok)
+        self.bindings.on_answer(self.stale.pop(), ok)
         assert repr(self.bindings) == before
 
     @rule()
     def everything_settles(self) -> None:
-        """The broker has then bound what is wanted, and what lingers, and nothing else."""
+        """The broker has then bound what has members, and what lingers, and nothing else."""
         for _ in range(20):
             while self.written:
                 self.answer(ok=True)
-            self.take()
+            self.next_commands()
             if not self.written:
                 break
         assert not self.written, "it comes to rest"
-        wanted = self.wanted - self.refused
+        required = self.required - self.refused
         assert {group for group in "abcde" if self.bindings.is_bound(group)} <= self.bound
-        assert wanted <= self.bound
-        spare = self.bound - wanted - self.stuck
+        assert required <= self.bound
+        spare = self.bound - required - self.stuck
         assert len(spare) == self.bindings.lingering
         assert all(self.bindings.is_bound(group) for group in spare)
 
     @rule()
     def everything_settles_and_lingers_end(self) -> None:
-        self.everything_settles()  # A bind that nobody wants any more lingers from its answer on.
+        self.everything_settles()  # A group that was bound for nobody lingers from the answer on.
         self.clock.now += self.LINGER
         self.everything_settles()
         assert self.bindings.lingering == 0
-        assert self.bound - self.stuck == self.wanted - self.refused
+        assert self.bound - self.stuck == self.required - self.refused
 
     @invariant()
     def bounds_are_kept(self) -> None:
@@ -589,7 +590,7 @@ class BindingsMachine(RuleBasedStateMachine):
         groups = [command.group for command in self.written]
         assert len(groups) == len(set(groups)), "one command for a group at a time"
         assert self.bindings.lingering <= self.MAX_LINGERING
-        assert self.bindings.wanted == len(self.wanted)
+        assert self.bindings.required == len(self.required)
 
     @invariant()
     def is_bound_is_true_only_if_the_broker_will_deliver(self) -> None:
