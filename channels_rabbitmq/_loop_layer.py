@@ -52,7 +52,7 @@ from ._inbox.router import TICK_INTERVAL, HandedOver, Router
 from ._reporter import Reporter
 from ._settings.settings import Settings
 from .exceptions import BrokerUnavailable
-from .statistics import Counters, DroppedStatistics, GroupStatistics, LoopLayerStatistics
+from .statistics import Counters, GroupStatistics, LoopLayerStatistics
 
 logger = logging.getLogger("channels_rabbitmq.messages")
 
@@ -267,7 +267,7 @@ class LoopLayer:
             self.counters.unreachable += 1
             self._reporter.report("unreachable", channel)
         elif outcome is Outcome.UNKNOWN:
-            self._reporter.report("unknown", channel)
+            self._reporter.report("outcome_unknown", channel)
 
     def _wait_for_own_queue(self, deadline: float) -> Callable[[], Awaitable[object]] | None:
         """Return what to wait for before a message to a channel of ours is published, if at all."""
@@ -308,12 +308,12 @@ class LoopLayer:
             body, Route(self._settings.groups_exchange, group, mandatory=False), deadline, after
         )
         if outcome is Outcome.REFUSED:
-            self._reporter.report("refused by a queue", group)
+            self._reporter.report("group_nacked", group)
         elif outcome is Outcome.BLOCKED:
             self.counters.blocked_groups += 1
             self._reporter.report("blocked", group)
         elif outcome is Outcome.UNKNOWN:
-            self._reporter.report("unknown", group)
+            self._reporter.report("outcome_unknown", group)
 
     async def _wait_bound(self, group: str, deadline: float) -> None:
         """Wait for the binding of a group; not for ever, since others have members in it too."""
@@ -417,8 +417,8 @@ class LoopLayer:
             )
         ):
             if channel != self._prefix:  # else it is our own probe
-                self.counters.foreign += 1
-                self._reporter.report("foreign", channel[:_LONGEST_NAME])
+                self.counters.misrouted += 1
+                self._reporter.report("misrouted", channel[:_LONGEST_NAME])
             consumer.ack(tag)
             return
         # One that can't be comes from a clock that differs from ours.
@@ -467,7 +467,6 @@ class LoopLayer:
 
     def statistics(self, *, for_sync_code: bool) -> LoopLayerStatistics:
         """Tell what has happened and how it is. From any thread; see ``statistics``."""
-        counters = replace(self.counters)
         router = self._router
         return LoopLayerStatistics(
             id=self.id,
@@ -475,30 +474,11 @@ class LoopLayer:
             publisher=self._publisher.supervisor.statistics(),
             subscriber=self._subscriber.supervisor.statistics(),
             carehare_connection=self._user_connection.supervisor.statistics(),
+            counters=replace(self.counters),
             is_blocked=self._publisher.is_blocked,
-            published=counters.published,
-            confirmed=counters.confirmed,
-            refused=counters.refused,
-            refused_by_a_queue=counters.refused_by_a_queue,
-            returned=counters.returned,
-            unknown=counters.unknown,
-            cancelled=counters.cancelled,
-            blocked=counters.blocked,
             unconfirmed=self._publisher.unconfirmed,
-            delivered=counters.delivered,
-            routed=counters.routed,
-            received=counters.received,
-            expired=counters.expired,
-            dropped=DroppedStatistics(
-                blocked=counters.blocked_groups,
-                unreachable=counters.unreachable,
-                overflowed=counters.overflowed,
-                unwanted=counters.unwanted,
-                foreign=counters.foreign,
-                malformed=counters.malformed,
-            ),
             highest_age=self._ages.newest(self.loop.time()),
-            waiting=router.waiting_messages,
+            buffered=router.waiting_messages,
             in_handoff=router.messages_in_handoff,
             channels=router.channels,
             receivers=router.receivers,

@@ -20,14 +20,14 @@ _SENTENCES = {
     "behind": "%d messages waiting in memory for receivers that are stuck or too slow",
     "blocked": "%d group messages dropped: RabbitMQ blocks publishers",
     "expired": "%d messages dropped: no receive() took them within local_expiry",
-    "foreign": "%d messages dropped: for channels of another process",
-    "malformed": "%d messages dropped: not in this layer's format",
-    "late": "messages were up to %d s old when they were received, more than half of expiry",
-    "overflowed": "%d messages dropped: channels that are behind hold more than is kept for them",
-    "refused by a queue": (
+    "group_nacked": (
         "%d group messages refused by at least one queue: its process doesn't keep up, or is gone"
     ),
-    "unknown": "%d messages written but not confirmed: they may or may not arrive",
+    "malformed": "%d messages dropped: not in this layer's format",
+    "late": "messages were up to %d s old when they were received, more than half of expiry",
+    "misrouted": "%d messages dropped: for channels of another process",
+    "overflowed": "%d messages dropped: channels that are behind hold more than is kept for them",
+    "outcome_unknown": "%d messages written but not confirmed: they may or may not arrive",
     "unreachable": "%d messages dropped: the process of their channel is gone",
 }
 

@@ -12,29 +12,72 @@ from dataclasses import dataclass
 
 @dataclass
 class Counters:
-    """Running totals of one ``LoopLayer`` since it was made."""
+    """Totals since an event loop's first call. ``statistics()`` returns a copy.
 
-    # Publisher
-    published: int = 0  # messages written to the broker, every try counted
-    confirmed: int = 0  # taken by the broker
-    refused: int = 0  # refused by a full queue, after all tries: sends raised ChannelFull
-    refused_by_a_queue: int = 0  # group messages refused by at least one queue
-    blocked: int = 0  # not written because the broker blocks publishers
-    blocked_groups: int = 0  # those of them that were for groups
-    unknown: int = 0  # written, but the connection or the time ended before the confirm
-    returned: int = 0  # direct sends that no queue took at a try, though none is full
-    unreachable: int = 0  # direct sends dropped: their process is gone
-    cancelled: int = 0  # written, but the caller didn't wait for the confirm
+    Sent: when no message is under way, ``published`` is the sum of ``confirmed``, ``nacked``,
+    ``group_nacked``, ``returned``, ``outcome_unknown`` and ``cancelled``. Received: ``enqueued`` is
+    the sum of ``consumed``, ``expired``, ``overflowed`` and the messages that are ``buffered`` or
+    ``in_handoff`` now.
+    """
 
-    # Subscriber and router
-    delivered: int = 0  # deliveries from the broker
-    routed: int = 0  # messages put into channels, a group's for each member
-    received: int = 0  # messages handed to a receive()
-    unwanted: int = 0  # deliveries to groups without members here
-    foreign: int = 0  # deliveries for channels of other processes
-    malformed: int = 0  # deliveries whose body isn't a channel-layer message
-    expired: int = 0  # messages that waited local_expiry seconds in a channel
-    overflowed: int = 0  # messages dropped beyond the capacity of a channel that was behind
+    published: int = 0
+    """Messages written to the broker. Each try counts, and so do the layer's own probes."""
+
+    confirmed: int = 0
+    """Messages that the broker has taken."""
+
+    nacked: int = 0
+    """Messages for channels, and probes, refused by a full queue: ``send()`` raised
+    ``ChannelFull``. At the first tries a refusal counts as ``returned``, until the layer knows that
+    the queue is full."""
+
+    group_nacked: int = 0
+    """Messages for groups, refused by at least one queue. Its process doesn't keep up, or is gone.
+    Other processes took them."""
+
+    returned: int = 0
+    """Tries to send to a channel which no queue took, for another reason than that it is full:
+    there was none, or the broker was just deleting it."""
+
+    outcome_unknown: int = 0
+    """Messages written before the connection or the time ended: they may or may not arrive."""
+
+    cancelled: int = 0
+    """Messages written whose caller was cancelled before the broker's answer."""
+
+    blocked: int = 0
+    """Messages not written, because the broker takes none: ``send()`` raised ``ChannelFull``,
+    those for groups were dropped."""
+
+    blocked_groups: int = 0
+    """Those of ``blocked`` that were for groups."""
+
+    unreachable: int = 0
+    """Messages dropped because the process of their channel is gone."""
+
+    delivered: int = 0
+    """Deliveries from the broker. A group's message counts once."""
+
+    malformed: int = 0
+    """Deliveries dropped because they are not in the layer's format."""
+
+    misrouted: int = 0
+    """Deliveries dropped because they were for channels of other processes."""
+
+    no_members: int = 0
+    """Deliveries dropped because the group had no members here: most often they have just left."""
+
+    enqueued: int = 0
+    """Messages put into channels. A group's message counts for each member."""
+
+    consumed: int = 0
+    """Messages that ``receive()`` returned."""
+
+    expired: int = 0
+    """Messages dropped because they waited in a channel for ``local_expiry``."""
+
+    overflowed: int = 0
+    """Messages dropped beyond the capacity of a channel that was behind while others waited."""
 
 
 @dataclass(frozen=True)
@@ -74,31 +117,8 @@ class GroupStatistics:
 
 
 @dataclass(frozen=True)
-class DroppedStatistics:
-    """Messages that a ``LoopLayer`` has dropped, by reason; none raised an error."""
-
-    blocked: int
-    """To groups, while the broker blocked publishers."""
-
-    unreachable: int
-    """To channels whose process is gone."""
-
-    overflowed: int
-    """Of channels that were behind while others waited, beyond their capacity."""
-
-    unwanted: int
-    """Deliveries to groups without members here: most often they have just left."""
-
-    foreign: int
-    """Deliveries for channels of other processes."""
-
-    malformed: int
-    """Deliveries that are not in the layer's format."""
-
-
-@dataclass(frozen=True)
 class LoopLayerStatistics:
-    """One event loop's part of the layer. What isn't said to be "now" is a total since its start.
+    """One event loop's part of the layer, now; the totals are in ``counters``.
 
     All values are numbers, strings, booleans, and dataclasses of these.
     """
@@ -118,68 +138,20 @@ class LoopLayerStatistics:
     carehare_connection: ConnectionStatistics
     """The user's own."""
 
+    counters: Counters
+    """Totals since its first call."""
+
     is_blocked: bool
-    """Whether the broker takes no messages now (an alarm)."""
-
-    # Sent. Once nothing is under way, published is the sum of confirmed, refused,
-    # refused_by_a_queue, returned, unknown and cancelled.
-
-    published: int
-    """Messages written to the broker. Each try counts, and so do the layer's own probes."""
-
-    confirmed: int
-    """Taken by the broker."""
-
-    refused: int
-    """Refused by a full queue: ``send()`` raised ``ChannelFull``. (Or it was a probe.) At the first
-    tries a refusal counts as ``returned``, until it is known that the queue is full."""
-
-    refused_by_a_queue: int
-    """To groups, refused by at least one queue: its process doesn't keep up, or is gone;
-    others took them."""
-
-    returned: int
-    """To channels, at a try at which no queue took them, for another reason than that it is full:
-    there was none, or it was just being deleted."""
-
-    unknown: int
-    """The connection or the time ended before the broker's answer: they may or may not arrive."""
-
-    cancelled: int
-    """Their callers were cancelled before the broker's answer."""
-
-    blocked: int
-    """Not written, since the broker takes no messages: ``send()`` raised ``ChannelFull``, those to
-    groups were dropped."""
+    """Whether the broker takes no messages (an alarm)."""
 
     unconfirmed: int
-    """Now: written, without an answer so far."""
-
-    # Received. routed is the sum of received, expired, dropped.overflowed, waiting and
-    # in_handoff.
-
-    delivered: int
-    """Deliveries from the broker; a group's message counts once."""
-
-    routed: int
-    """Messages put into channels; a group's counts for each member."""
-
-    received: int
-    """Returned by ``receive()``."""
-
-    expired: int
-    """Dropped: they waited in a channel for ``local_expiry``."""
-
-    dropped: DroppedStatistics
-    """Dropped for other reasons."""
+    """Messages written, without an answer so far."""
 
     highest_age: float
     """Seconds: how old the oldest message was, since its publishing, that ``receive()`` returned in
     the last half minute or minute. 0 if there was none. By the clocks of the machines."""
 
-    # Now
-
-    waiting: int
+    buffered: int
     """Messages in channels, for ``receive()``."""
 
     in_handoff: int

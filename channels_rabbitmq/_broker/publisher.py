@@ -226,11 +226,11 @@ class Publisher:
             counters.confirmed += 1
             return outcome
         if outcome is Outcome.UNKNOWN:
-            counters.unknown += 1
+            counters.outcome_unknown += 1
         elif outcome is Outcome.RETURNED:
             counters.returned += 1
         elif not route.mandatory:  # refused, like the rest
-            counters.refused_by_a_queue += 1
+            counters.group_nacked += 1
         # Else the caller counts it, who finds out what it means.
         if self.supervisor.cancels_calls:
             raise asyncio.CancelledError

@@ -76,6 +76,6 @@ class Refusals:
         """Count the outcome of a try, if it was a nack, when it is known what that means."""
         if outcome is Outcome.REFUSED:
             if is_full:
-                self._counters.refused += 1
+                self._counters.nacked += 1
             else:
                 self._counters.returned += 1

@@ -106,8 +106,8 @@ class Router:
 
     None of these callables, nor any ``ack()``, may raise or call the router.
 
-    Of the counters, ``routed``, ``received``, ``unwanted``, ``expired`` and ``overflowed`` are kept
-    here.
+    Of the counters, ``enqueued``, ``consumed``, ``no_members``, ``expired`` and ``overflowed`` are
+    kept here.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Router:
             self._next_tick_at = now + TICK_INTERVAL
         if envelope.group is None:
             assert envelope.channel is not None, "an envelope has one recipient"
-            self._counters.routed += 1
+            self._counters.enqueued += 1
             self._put(envelope.channel, delivery)
         else:
             self._put_into_all(self._members.channels(envelope.group), delivery)
@@ -227,7 +227,7 @@ class Router:
             delivery.unacked -= 1
             if not delivery.unacked:
                 self._accounting.ack(delivery)
-            self._counters.received += 1
+            self._counters.consumed += 1
             age = now - delivery.published_at
             if age > self._ages.highest:
                 self._ages.note(age, channel, now)
@@ -358,7 +358,7 @@ class Router:
         """The receiver has the message."""
         if handed_over in self._handed_over:
             self._handed_over.remove(handed_over)
-            self._counters.received += 1
+            self._counters.consumed += 1
             now = self._clock()
             age = now - handed_over.delivery.published_at
             if age > self._ages.highest:
@@ -449,8 +449,8 @@ class Router:
         if self._closed:
             return 0
         counters = self._counters
-        gone = counters.received + counters.expired + counters.overflowed + len(self._handed_over)
-        return max(0, counters.routed - gone)
+        gone = counters.consumed + counters.expired + counters.overflowed + len(self._handed_over)
+        return max(0, counters.enqueued - gone)
 
     @property
     def messages_in_handoff(self) -> int:
@@ -513,9 +513,9 @@ class Router:
 
     def _put_into_all(self, channels: Collection[str], delivery: Delivery) -> None:
         counters = self._counters
-        counters.routed += len(channels)
+        counters.enqueued += len(channels)
         if not channels:
-            counters.unwanted += 1
+            counters.no_members += 1
         mailbox_of, simple = self._mailboxes.get, 0
         for channel in channels:
             mailbox = mailbox_of(channel)
@@ -552,7 +552,7 @@ class Router:
 
     def _hand_out(self, mailbox: Mailbox, now: float) -> dict[str, Any]:
         delivery = self._pop(mailbox)
-        self._counters.received += 1
+        self._counters.consumed += 1
         age = now - delivery.published_at
         if age > self._ages.highest:
             self._ages.note(age, mailbox.channel, now)

@@ -94,7 +94,11 @@ async def test_it_stops_nobody_and_is_told_once(
     await must_work(layer, other)
     for one in (layer, other):
         statistics = one.statistics()[0]
-        assert (statistics.refused, statistics.refused_by_a_queue, statistics.returned) == (0, 0, 0)
+        assert (
+            statistics.counters.nacked,
+            statistics.counters.group_nacked,
+            statistics.counters.returned,
+        ) == (0, 0, 0)
     for role in ("layer", "other"):
         assert await lines.next(f"WARNING publisher .*{WARNING}"), role
     assert len([line for line in lines.all if "alternate exchange" in line]) == 2
@@ -110,7 +114,7 @@ async def test_a_full_one_hides_nothing(open_layer: OpenLayer, user: User) -> No
     await other.close()
     await layer.send(channel, MESSAGE)
     statistics = layer.statistics()[0]
-    assert (statistics.refused, statistics.dropped.unreachable) == (0, 1)
+    assert (statistics.counters.nacked, statistics.counters.unreachable) == (0, 1)
 
 
 async def test_the_readme_has_a_pattern_that_leaves_out_the_layers(
@@ -134,7 +138,7 @@ async def test_an_idle_process_keeps_its_connections(
     await catch(user, ".*", arguments)
     layer = await open_layer(host=user.admin_url, watchdog_interval=0.1)
     await layer.connect()
-    while layer.statistics()[0].delivered < 5:  # noqa: ASYNC110 - it tells nobody
+    while layer.statistics()[0].counters.delivered < 5:  # noqa: ASYNC110 - it tells nobody
         await asyncio.sleep(0.05)
     assert layer.statistics()[0].subscriber.reconnects == 0
     assert layer.statistics()[0].publisher.reconnects == 0
@@ -163,7 +167,7 @@ async def test_a_process_that_is_away_for_a_moment_is_noticed(
         while id_ in await queues(user):  # noqa: ASYNC110 - nobody tells that it is noticed
             await asyncio.sleep(0.05)
         sending = asyncio.create_task(sender.send(channel, MESSAGE))
-        while sender.statistics()[0].returned < 3:  # noqa: ASYNC110 - as above
+        while sender.statistics()[0].counters.returned < 3:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
         assert (await queues(user))[CATCH_ALL] == 0
         assert not sending.done()

@@ -147,7 +147,7 @@ async def test_a_body_over_the_brokers_limit_costs_one_reconnect(
     for n in range(1, 10):
         await layer.send(channel, {"n": n})
     assert [(await receive(layer, channel))["n"] for _ in range(10)] == list(range(10))
-    assert layer._loop_layer().counters.unknown == 1
+    assert layer._loop_layer().counters.outcome_unknown == 1
 
 
 async def test_a_virtual_host_where_queues_are_quorum_queues_by_default(

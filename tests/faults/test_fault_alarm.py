@@ -106,7 +106,7 @@ async def test_an_alarm(open_layer: OpenLayer, fault_broker: PrivateBroker, kind
         slowest * 1000,
         longest,
         _TIMEOUT.value,
-        sender._loop_layer().counters.unknown,
+        sender._loop_layer().counters.outcome_unknown,
         again,
         books.summary(),
     )

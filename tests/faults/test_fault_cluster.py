@@ -116,7 +116,7 @@ class Stage:
             name,
             ".".join(map(str, cluster.version)),
             books.summary(),
-            counters.unknown,
+            counters.outcome_unknown,
             counters.unreachable,
             len(self.outages.spans()),
         )

@@ -123,7 +123,7 @@ async def test_a_frozen_broker_is_noticed_and_serves_again_once_it_thaws(
         *noticed,
         delivering,
         books.summary(),
-        sender._loop_layer().counters.unknown,
+        sender._loop_layer().counters.outcome_unknown,
     )
     assert max(noticed) < 2 * _HEARTBEAT.value + _GRACE.value
     assert books.raised_and_arrived() == []

@@ -96,7 +96,7 @@ class Stage:
             bound,
             self.binding_took,
             self.traffic.books.summary(),
-            counters.unknown,
+            counters.outcome_unknown,
             counters.unreachable,
         )
         assert direct < _RECOVERY.value
@@ -114,7 +114,7 @@ class Stage:
         )
         assert share >= _ARRIVED.value
         # The others were under way when the connection broke, and counted.
-        unknown = self.sender._loop_layer().counters.unknown
+        unknown = self.sender._loop_layer().counters.outcome_unknown
         assert len(books.lost(since, until)) - unknown <= 0.01 * len(books.normal(since, until))
 
     def must_have_lost_only_around(self, losses: list[tuple[float, float]]) -> None:

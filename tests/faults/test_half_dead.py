@@ -101,7 +101,7 @@ async def test_an_amqp_channel_for_publishing_that_hangs_is_replaced(
     assert await asyncio.wait_for(layer.receive(channel), 10) == {"n": 2}
     (statistics,) = layer.statistics()
     assert statistics.subscriber.reconnects == 0
-    assert statistics.unknown == 1
+    assert statistics.counters.outcome_unknown == 1
 
 
 async def test_an_amqp_channel_for_binds_that_hangs_is_replaced(
@@ -147,7 +147,7 @@ async def test_a_frozen_broker_is_waited_for(
     for layer in (sender, receiver):
         (statistics,) = layer.statistics()
         assert statistics.publisher.reconnects == statistics.subscriber.reconnects == 0
-    assert sender._loop_layer().counters.unknown > 0, "it was not frozen for long enough"
+    assert sender._loop_layer().counters.outcome_unknown > 0, "it was not frozen for long enough"
     assert books.lost() == []
     assert books.twice() == []
 
@@ -166,8 +166,8 @@ async def test_a_frozen_broker_does_not_make_a_silent_process_reconnect(
             await asyncio.sleep(_FREEZE.value)
         finally:
             fault_broker.thaw()
-        delivered = layer.statistics()[0].delivered
-        while layer.statistics()[0].delivered == delivered:  # noqa: ASYNC110 - nobody tells
+        delivered = layer.statistics()[0].counters.delivered
+        while layer.statistics()[0].counters.delivered == delivered:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.05)
     assert not [line for line in lines.rest() if "lost" in line]
 
@@ -189,7 +189,7 @@ async def test_confirms_that_stay_out_are_noticed(
         await lines.next("WARNING publisher .*: connected again")
         await layer.group_send("g", MESSAGE)
         (statistics,) = layer.statistics()
-        assert statistics.unknown == 1
+        assert statistics.counters.outcome_unknown == 1
         assert statistics.publisher.reconnects == 1
 
 
@@ -245,9 +245,9 @@ async def test_the_end_of_an_alarm_is_noticed_though_its_word_is_lost(
         finally:
             await asyncio.to_thread(fault_broker.ctl, *ALL_CLEAR)
         await lines.next("INFO publisher .*: RabbitMQ takes messages again")
-        confirmed = layer.statistics()[0].confirmed
+        confirmed = layer.statistics()[0].counters.confirmed
         await layer.group_send("g", MESSAGE)
-        assert layer.statistics()[0].confirmed == confirmed + 1
+        assert layer.statistics()[0].counters.confirmed == confirmed + 1
         assert proxy.opened == 1
         assert proxy.count(TO_CLIENT, pamqp.commands.Connection.Unblocked) == 1
 

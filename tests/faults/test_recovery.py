@@ -417,7 +417,7 @@ async def test_what_is_in_flight_when_the_connection_breaks_counts_as_unknown(
         proxy.cut()
         proxy.remove(rule)
         await asyncio.wait_for(asyncio.gather(*sending), 10)
-        assert layer._loop_layer().counters.unknown == 20
+        assert layer._loop_layer().counters.outcome_unknown == 20
         line = await lines.next("WARNING crq")
         assert "20 messages written but not confirmed" in line
         await layer.group_send("g", MESSAGE)
@@ -433,7 +433,7 @@ async def test_a_confirm_that_does_not_come_counts_as_unknown_in_time(
         await layer.group_send("g", MESSAGE)
         proxy.drop(TO_CLIENT, pamqp.commands.Basic.Ack)
         await asyncio.wait_for(layer.group_send("g", MESSAGE), 10)
-        assert layer._loop_layer().counters.unknown == 1
+        assert layer._loop_layer().counters.outcome_unknown == 1
 
 
 async def test_publishers_blocked_by_an_alarm(
@@ -453,7 +453,7 @@ async def test_publishers_blocked_by_an_alarm(
     impatient.cancel()
     await asyncio.wait([impatient])
     await sending
-    assert layer._loop_layer().counters.unknown == 1
+    assert layer._loop_layer().counters.outcome_unknown == 1
     with pytest.raises(layer.ChannelFull, match="low on memory"):
         await layer.send(channel, {"refused": True})
     await layer.group_send("g", {"refused": True})

@@ -50,8 +50,8 @@ async def test_sends_to_a_process_that_ends_find_no_full_queue(open_layer: OpenL
         # Afterwards, too, it is gone and not full.
         assert await outcome(sender, channel) == "sent"
         (statistics,) = sender.statistics()
-        assert statistics.refused == 0
-        assert statistics.dropped.unreachable > 0
+        assert statistics.counters.nacked == 0
+        assert statistics.counters.unreachable > 0
 
 
 async def test_sends_to_a_process_that_reconnects_arrive(open_layer: OpenLayer) -> None:
@@ -111,7 +111,7 @@ async def test_a_full_queue_of_a_process_that_has_reconnected(open_layer: OpenLa
             await lines.next("WARNING subscriber .*: connected again")
     outcomes = Counter([await outcome(sender, channel) for _ in range(20)])
     assert outcomes["full"] >= 20 - 4
-    assert sender.statistics()[0].dropped.unreachable == 0
+    assert sender.statistics()[0].counters.unreachable == 0
 
 
 # In a cluster
@@ -157,8 +157,8 @@ async def test_a_process_that_vanishes_with_its_node_is_gone_and_not_full(
         # Tries for two seconds, and no more than that each time it is found out anew.
         assert max(took) < 4.0
         (statistics,) = sender.statistics()
-        assert statistics.refused == 0
-        assert statistics.dropped.unreachable > len(took) / 2
+        assert statistics.counters.nacked == 0
+        assert statistics.counters.unreachable > len(took) / 2
         so_far = lines.rest()
         assert [line for line in so_far if "full" in line] == []
         assert [line for line in so_far if "the process of their channel is gone" in line] != []

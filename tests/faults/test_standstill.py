@@ -58,7 +58,7 @@ async def test_nothing_is_lost_after_a_handler_that_blocked(
     await must_receive(receiver, channel, TIMES)
     (statistics,) = sender.statistics()
     assert statistics.publisher.reconnects == TIMES
-    assert statistics.unknown == 0
+    assert statistics.counters.outcome_unknown == 0
 
 
 async def test_all_that_is_sent_at_once_after_a_standstill_keeps_its_order(
@@ -123,7 +123,7 @@ async def test_a_broker_that_vanished_meanwhile_is_left_before_anything_is_writt
             await sender.group_send("g", {"n": 0})
             assert "has been silent" in await lines.next("WARNING publisher .*: lost")
         await must_receive(receiver, channel, 1)
-        assert sender.statistics()[0].unknown == 0
+        assert sender.statistics()[0].counters.outcome_unknown == 0
 
 
 async def test_a_standstill_that_the_broker_bears_costs_nothing(

@@ -525,7 +525,7 @@ async def main():
     channel = await layer.new_channel()
     for n in range(2):
         await layer.send(channel, {"type": str(n)})
-    while layer.statistics()[0].waiting < 2:
+    while layer.statistics()[0].buffered < 2:
         await asyncio.sleep(0.001)
     child = os.fork()
     if not child:

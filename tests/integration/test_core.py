@@ -337,7 +337,7 @@ class TestChannels:
         await receiver.group_add("g", channel)
         for _ in range(50):
             await sender.group_send("g", MESSAGE)
-        assert sender._loop_layer().counters.refused_by_a_queue > 0
+        assert sender._loop_layer().counters.group_nacked > 0
         assert await receive(receiver, channel) == MESSAGE
 
     async def test_a_full_queue_keeps_a_group_message_from_nobody_else(
@@ -359,7 +359,7 @@ class TestChannels:
             for n in range(10):
                 await sender.group_send("g", {"n": n})
             assert [(await receive(other, channel))["n"] for _ in range(10)] == list(range(10))
-            assert sender._loop_layer().counters.refused_by_a_queue == 10
+            assert sender._loop_layer().counters.group_nacked == 10
             # Nobody knows which queue it was, so it isn't said to be dropped.
             line = await lines.next("group messages? refused by at least one queue: .*: g ")
             assert "dropped" not in line
@@ -599,7 +599,7 @@ class TestGroups:
         with log_lines() as lines:
             reading = asyncio.create_task(read())
             await asyncio.gather(*(sender.group_send("g", {"n": n}) for n in range(burst)))
-            refused = sender._loop_layer().counters.refused_by_a_queue
+            refused = sender._loop_layer().counters.group_nacked
             while not reading.done():
                 await sender.group_send("g", END)  # again, should the queue be full
                 await asyncio.wait([reading], timeout=0.1)

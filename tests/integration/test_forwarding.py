@@ -228,10 +228,10 @@ class TestCancelledReceivers:
         hand_over(layer, owner, channel, {"n": 1})
         router = router_of(layer, owner)
         counters = layer._loop_layers.serving[owner.loop].counters  # type: ignore[union-attr]
-        assert (router.unacked, counters.received) == (0, 0)
+        assert (router.unacked, counters.consumed) == (0, 0)
         await receiving
         owner.block_until(lambda: not router.messages_in_handoff)
-        assert (router.unacked, counters.received) == (0, 1)
+        assert (router.unacked, counters.consumed) == (0, 1)
 
     async def test_at_any_moment(self, open_layer: OpenLayer, owner: LoopThread) -> None:
         layer = await open_layer(local_capacity=1000, remote_capacity=1000)

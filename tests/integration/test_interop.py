@@ -169,7 +169,7 @@ class TestChannels:
                 publish_bodies, broker.url, groups_exchange, key_of(channel), bodies
             )
             assert await receive(layer, channel) == GOOD
-            assert layer._loop_layer().counters.foreign == 2
+            assert layer._loop_layer().counters.misrouted == 2
             line = await lines.next("WARNING")
         assert "2 messages dropped: for channels of another process" in line
         assert "crq.aaaaaaaaaaaaaaaa!specific.x (1)" in line
@@ -228,7 +228,7 @@ class TestWhatOtherProgramsMaySend:
         bodies = [msgpack.packb(to_group(MESSAGE, "another")), msgpack.packb(to_group(GOOD))]
         await asyncio.to_thread(publish_bodies, broker.url, groups_exchange, GROUP, bodies)
         assert await receive(layer, channel) == GOOD
-        assert layer._loop_layer().counters.unwanted == 1
+        assert layer._loop_layer().counters.no_members == 1
 
     async def test_a_full_queue_refuses_what_another_program_publishes(
         self, open_layer: OpenLayer, broker: Broker, groups_exchange: str

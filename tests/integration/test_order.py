@@ -217,7 +217,7 @@ async def test_who_waits_in_vain_leaves_the_others_the_time_to_be_sent(
         await own
     await asyncio.gather(*calls)
     assert at.published == ["a", "b"]
-    assert at.layer.statistics()[0].confirmed == 2
+    assert at.layer.statistics()[0].counters.confirmed == 2
 
 
 async def test_who_is_cancelled_lets_the_others_go_on(
@@ -233,7 +233,7 @@ async def test_who_is_cancelled_lets_the_others_go_on(
     await asyncio.gather(calls[0], calls[2])
     assert at.published == ["a", "c"]
     statistics = at.layer.statistics()[0]
-    assert (statistics.published, statistics.cancelled) == (2, 0)
+    assert (statistics.counters.published, statistics.counters.cancelled) == (2, 0)
 
 
 async def test_who_waits_when_publishers_are_blocked_hears_it_at_once(
@@ -246,7 +246,7 @@ async def test_who_waits_when_publishers_are_blocked_hears_it_at_once(
     await at.publisher_connected()
     at.proxy.inject(commands.Connection.Blocked("low on tests"), name="publisher")
     await asyncio.gather(*calls)
-    assert at.layer.statistics()[0].dropped.blocked == 2
+    assert at.layer.statistics()[0].counters.blocked_groups == 2
     assert at.published == []
     own.cancel()
     await asyncio.wait([own])

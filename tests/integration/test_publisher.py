@@ -83,9 +83,9 @@ async def test_a_nack_is_a_count_for_a_group_and_a_lost_node_if_all_is_refused(
         proxy.rule(TO_CLIENT, commands.Basic.Ack, refuse)
         await layer.group_send("g", MESSAGE)
         counters = layer._loop_layer().counters
-        assert counters.refused_by_a_queue == 1
+        assert counters.group_nacked == 1
         await layer.send(channel, MESSAGE)
-        assert (counters.refused, counters.unreachable) == (0, 1)
+        assert (counters.nacked, counters.unreachable) == (0, 1)
 
 
 async def test_a_probe_without_an_answer_is_another_attempt(
@@ -116,9 +116,9 @@ async def test_a_body_too_large_for_the_broker_costs_a_reconnect_not_the_layer(
         with log_lines() as lines:
             await layer.group_send("g", MESSAGE)
             await lines.next("WARNING publisher .*: lost .* 406 PRECONDITION_FAILED")
-        assert layer._loop_layer().counters.unknown == 1
+        assert layer._loop_layer().counters.outcome_unknown == 1
         await layer.group_send("g", MESSAGE)
-        assert layer._loop_layer().counters.unknown == 1
+        assert layer._loop_layer().counters.outcome_unknown == 1
 
 
 async def test_calls_that_wait_for_the_connection_are_sent_in_their_order(
@@ -233,6 +233,6 @@ async def test_a_call_that_waited_for_the_connection_has_only_the_rest_of_its_ti
         proxy.rule(TO_CLIENT, commands.Basic.Ack, keep_the_second)
         released.set()
         await sending
-        assert layer._loop_layer().counters.unknown == 1
+        assert layer._loop_layer().counters.outcome_unknown == 1
         assert acks == 0
         assert loop.time() - begun_at < 2.4  # 1.5 s, and not 1 + 1.5 s

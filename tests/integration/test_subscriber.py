@@ -175,7 +175,7 @@ async def test_a_group_that_nobody_wants_any_more_is_unbound_after_its_linger(
         await layer.group_send("g", MESSAGE)  # lingering: arrives, and nobody wants it
         await layer.send(channel, {"n": 1})
         assert await layer.receive(channel) == {"n": 1}
-        assert layer._loop_layer().counters.unwanted == 1
+        assert layer._loop_layer().counters.no_members == 1
         assert proxy.count(TO_BROKER, commands.Exchange.Unbind) == 0
         # The next one to go lingers for no time at all, and the first one's time is over as well.
         bindings._groups["g"].lingers_until = 0.0

@@ -78,13 +78,13 @@ class Senders:
         counters = dataclasses.asdict(self._layer._loop_layer().counters)
         since = {kind: counters[kind] - before for kind, before in self._before.items()}
         # A group has one member: what its queue refused reached nobody.
-        self._counts["group_sent"] -= since["refused_by_a_queue"]
+        self._counts["group_sent"] -= since["group_nacked"]
         return {
             "full": 0,
             "sent": 0,
             **self._counts,
-            **{kind: since[kind] for kind in ("unknown", "unreachable", "blocked")},
-            "refused_by_a_queue": since["refused_by_a_queue"],
+            **{kind: since[kind] for kind in ("outcome_unknown", "unreachable", "blocked")},
+            "group_nacked": since["group_nacked"],
             "memory": memory_in_use(),
             "highest_memory": self._highest_memory,
         }

@@ -54,7 +54,7 @@ async def test_more_of_the_same_comes_in_a_later_line(lines: LogLines) -> None:
 
 async def test_close_logs_what_is_left_and_stops(lines: LogLines) -> None:
     reporter = Reporter(logger, "crq.x")
-    reporter.report("unknown", "g")
+    reporter.report("outcome_unknown", "g")
     assert lines.rest() == []
     reporter.close()
     assert "1 message written but not confirmed" in await lines.next()
