@@ -22,9 +22,10 @@ from typing import Any
 import msgpack
 
 from channels_rabbitmq._amqp import frames
-from channels_rabbitmq._amqp.amqp_channels import ConsumerChannel, PublisherChannel
+from channels_rabbitmq._amqp.consuming import ConsumerChannel
 from channels_rabbitmq._amqp.heartbeat import Heartbeat
 from channels_rabbitmq._amqp.protocol import ChannelIds, Protocol
+from channels_rabbitmq._amqp.publishing import PublisherChannel
 from channels_rabbitmq.core import RabbitmqChannelLayer
 
 _BATCHES = 5

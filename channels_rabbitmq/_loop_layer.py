@@ -31,8 +31,9 @@ from typing import Any
 
 from channels.exceptions import ChannelFull
 
-from ._amqp.amqp_channels import CONFIRMED, ConsumerChannel, Outcome, Route
 from ._amqp.connection import Connection
+from ._amqp.consuming import ConsumerChannel
+from ._amqp.publishing import CONFIRMED, Outcome, Route
 from ._broker.bindings import Bindings
 from ._broker.direct_sender import DirectSender
 from ._broker.groups_exchange import GroupsExchange

@@ -24,7 +24,7 @@ from carehare._rpc_channel import RpcChannel
 
 from .._futures import fail, resolve
 from . import frames
-from .amqp_channels import closed_by_server
+from .channel import closed_by_server
 
 
 class QuietFrameWriter(FrameWriter):

@@ -10,10 +10,12 @@ from time import time
 
 import carehare
 
-from .amqp_channels import ConsumerChannel, PublisherChannel, Route, TopologyChannel
+from .binding import TopologyChannel
+from .consuming import ConsumerChannel
 from .heartbeat import Mark
 from .opening import open_protocol
 from .protocol import FAREWELL_TIMEOUT, Protocol
+from .publishing import PublisherChannel, Route
 from .url import BrokerUrl
 
 # Seconds: the time limit of who sets none.

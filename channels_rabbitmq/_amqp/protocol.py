@@ -31,7 +31,6 @@ import pamqp.heartbeat
 
 from .._futures import fail, resolve
 from . import frames, greeting
-from .amqp_channels import BytesChannel, CallChannel
 from .carehare_channels import (
     AckingConsumer,
     ChannelIds,
@@ -39,6 +38,7 @@ from .carehare_channels import (
     QuietFrameWriter,
     Rpc,
 )
+from .channel import BytesChannel
 from .heartbeat import Heartbeat
 from .tls import explain_end
 from .transport import CoalescingTransport
@@ -87,7 +87,7 @@ _HANDSHAKE: tuple[type, ...] = (
     pamqp.commands.Connection.OpenOk,
 )
 
-_OwnChannel = TypeVar("_OwnChannel", bound=CallChannel)
+_OwnChannel = TypeVar("_OwnChannel", bound=BytesChannel)
 
 
 class ProtocolError(carehare.BadBytesFromServer):

@@ -22,7 +22,8 @@ import carehare
 import pamqp.base
 import pamqp.commands
 
-from .._amqp.amqp_channels import ConsumerChannel, TopologyChannel
+from .._amqp.binding import TopologyChannel
+from .._amqp.consuming import ConsumerChannel
 from .._settings.settings import Settings
 from .groups_exchange import GroupsExchange
 from .supervisor import describe

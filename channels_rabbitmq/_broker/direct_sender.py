@@ -28,7 +28,7 @@ import heapq
 import itertools
 from collections.abc import Awaitable, Callable
 
-from .._amqp.amqp_channels import CONFIRMED, Outcome, Route
+from .._amqp.publishing import CONFIRMED, Outcome, Route
 from .._futures import Waiters, resolve
 from ..exceptions import BrokerUnavailable
 from .publisher import Publisher

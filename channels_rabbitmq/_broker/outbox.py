@@ -19,7 +19,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 
-from .._amqp.amqp_channels import Outcome, Route
+from .._amqp.publishing import Outcome, Route
 from .._futures import Waiters
 
 Confirm = asyncio.Future[Outcome]

@@ -19,8 +19,8 @@ from collections.abc import Awaitable, Callable
 
 import carehare
 
-from .._amqp.amqp_channels import CONFIRMED, Outcome, PublisherChannel, Route
 from .._amqp.connection import Connection
+from .._amqp.publishing import CONFIRMED, Outcome, PublisherChannel, Route
 from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
 from ..statistics import Counters

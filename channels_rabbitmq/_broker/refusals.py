@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .._amqp.amqp_channels import Outcome, Route
+from .._amqp.publishing import Outcome, Route
 from ..statistics import Counters
 from .publisher import Publisher
 from .topology import alive_key

@@ -17,8 +17,9 @@ from functools import partial
 import carehare
 import pamqp.commands
 
-from .._amqp.amqp_channels import ConsumerChannel, TopologyChannel
+from .._amqp.binding import TopologyChannel
 from .._amqp.connection import Connection
+from .._amqp.consuming import ConsumerChannel
 from .._futures import Waiters
 from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable

@@ -21,8 +21,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from .._amqp.amqp_channels import Outcome
 from .._amqp.connection import Connection
+from .._amqp.publishing import Outcome
 from ..exceptions import BrokerUnavailable
 from .supervisor import Supervisor
 

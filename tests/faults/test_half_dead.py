@@ -21,7 +21,7 @@ from pamqp.heartbeat import Heartbeat
 from patience import connect_patiently
 from traffic import Traffic
 
-from channels_rabbitmq._amqp import amqp_channels, heartbeat
+from channels_rabbitmq._amqp import heartbeat, publishing
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from private_broker import PrivateBroker
@@ -225,7 +225,7 @@ async def test_the_end_of_an_alarm_is_noticed_though_its_word_is_lost(
     lines: LogLines,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(amqp_channels, "_BLOCKED_BEFORE_PING", _TIMEOUT.value + 1)
+    monkeypatch.setattr(publishing, "_BLOCKED_BEFORE_PING", _TIMEOUT.value + 1)
     async with AmqpProxy(fault_broker.url) as proxy:
         layer = await open_layer(**config(proxy.url))
         await layer.group_send("g", MESSAGE)

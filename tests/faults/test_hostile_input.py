@@ -28,8 +28,8 @@ from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 from patience import connect_patiently
 
-from channels_rabbitmq._amqp import amqp_channels
-from channels_rabbitmq._amqp.amqp_channels import Route
+from channels_rabbitmq._amqp import consuming
+from channels_rabbitmq._amqp.publishing import Route
 from channels_rabbitmq._broker import supervisor as _supervisor
 from channels_rabbitmq._codec import MessageCodec
 from channels_rabbitmq.core import RabbitmqChannelLayer
@@ -302,7 +302,7 @@ async def test_a_body_larger_than_any_broker_lets_through_is_not_waited_for() ->
     got: list[bytes] = []
     peer.consumer(lambda body, tag, published, consumer: got.append(body), lambda exc: None)
     deliver = commands.Basic.Deliver("channels", 1, False, "e", "key")
-    peer.feed(deliver, ContentHeader(body_size=amqp_channels.LARGEST_BODY + 1), channel=1)
+    peer.feed(deliver, ContentHeader(body_size=consuming.LARGEST_BODY + 1), channel=1)
     assert peer.protocol.ended.done() or peer.transport.is_closing()
     assert "larger" in str(await peer.protocol.ended)
     assert got == []

@@ -25,8 +25,8 @@ from pamqp import commands
 
 from channels_rabbitmq._amqp import connection as connection_module
 from channels_rabbitmq._amqp import protocol as protocol_module
-from channels_rabbitmq._amqp.amqp_channels import Route
 from channels_rabbitmq._amqp.connection import Connection
+from channels_rabbitmq._amqp.publishing import Route
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq._settings.settings import Settings
 from private_broker import PrivateBroker

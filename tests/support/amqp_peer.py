@@ -23,9 +23,11 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader, ProtocolHeader
 from pamqp.heartbeat import Heartbeat
 
-from channels_rabbitmq._amqp.amqp_channels import ConsumerChannel, PublisherChannel, TopologyChannel
+from channels_rabbitmq._amqp.binding import TopologyChannel
 from channels_rabbitmq._amqp.connection import Connection
+from channels_rabbitmq._amqp.consuming import ConsumerChannel
 from channels_rabbitmq._amqp.protocol import Protocol
+from channels_rabbitmq._amqp.publishing import PublisherChannel
 from channels_rabbitmq._amqp.url import BrokerUrl
 from private_broker import free_port
 

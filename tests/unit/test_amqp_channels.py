@@ -31,10 +31,11 @@ from pamqp import commands
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
-from channels_rabbitmq._amqp.amqp_channels import ConsumerChannel, Outcome, PublisherChannel, Route
 from channels_rabbitmq._amqp.connection import Connection
+from channels_rabbitmq._amqp.consuming import ConsumerChannel
 from channels_rabbitmq._amqp.frames import encode_ack
 from channels_rabbitmq._amqp.protocol import Protocol, ProtocolError
+from channels_rabbitmq._amqp.publishing import Outcome, PublisherChannel, Route
 from channels_rabbitmq._amqp.url import BrokerUrl
 
 

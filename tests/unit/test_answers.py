@@ -11,8 +11,8 @@ from amqp_peer import Peer
 from pamqp import commands
 from pamqp.heartbeat import Heartbeat
 
-from channels_rabbitmq._amqp import amqp_channels, heartbeat
-from channels_rabbitmq._amqp.amqp_channels import Outcome, PublisherChannel, Route
+from channels_rabbitmq._amqp import heartbeat, publishing
+from channels_rabbitmq._amqp.publishing import Outcome, PublisherChannel, Route
 
 ROUTE = Route("groups", "g", mandatory=False)
 PING = Route("groups", "!ping", mandatory=False)
@@ -63,7 +63,7 @@ async def bench() -> Bench:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(amqp_channels, "_BLOCKED_BEFORE_PING", 0.0)
+    monkeypatch.setattr(publishing, "_BLOCKED_BEFORE_PING", 0.0)
 
 
 async def test_a_channel_that_answers_nothing_ends_the_connection(bench: Bench) -> None:
@@ -227,7 +227,7 @@ async def test_a_confirm_shows_that_publishers_are_not_blocked_any_more(
 async def test_a_short_alarm_is_not_asked_about(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(amqp_channels, "_BLOCKED_BEFORE_PING", 5.0)
+    monkeypatch.setattr(publishing, "_BLOCKED_BEFORE_PING", 5.0)
     bench.publisher()
     bench.peer.feed(commands.Connection.Blocked("low on memory"))
     for _ in range(5):

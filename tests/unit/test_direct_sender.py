@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from log_lines import log_lines
 
-from channels_rabbitmq._amqp.amqp_channels import Outcome, Route
+from channels_rabbitmq._amqp.publishing import Outcome, Route
 from channels_rabbitmq._broker import direct_sender as _direct_sender
 from channels_rabbitmq._broker import refusals as _refusals
 from channels_rabbitmq._broker.direct_sender import DirectSender, _Lane

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from channels_rabbitmq._amqp.amqp_channels import Outcome
+from channels_rabbitmq._amqp.publishing import Outcome
 from channels_rabbitmq._broker import watchdog as _probe
 from channels_rabbitmq._broker.supervisor import Supervisor
 from channels_rabbitmq._broker.watchdog import Probe

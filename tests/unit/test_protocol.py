@@ -39,8 +39,10 @@ from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
 from channels_rabbitmq._amqp import protocol as protocol_module
-from channels_rabbitmq._amqp.amqp_channels import CallChannel, ConsumerChannel, Outcome, Route
+from channels_rabbitmq._amqp.channel import CallChannel
+from channels_rabbitmq._amqp.consuming import ConsumerChannel
 from channels_rabbitmq._amqp.protocol import ProtocolError
+from channels_rabbitmq._amqp.publishing import Outcome, Route
 
 OPEN_OK = commands.Connection.OpenOk()
 

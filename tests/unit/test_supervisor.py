@@ -24,8 +24,8 @@ from pamqp import commands
 from channels_rabbitmq._amqp import connection as connection_module
 from channels_rabbitmq._amqp import protocol as protocol_module
 from channels_rabbitmq._amqp import racing
-from channels_rabbitmq._amqp.amqp_channels import ConsumerChannel
 from channels_rabbitmq._amqp.connection import Connection
+from channels_rabbitmq._amqp.consuming import ConsumerChannel
 from channels_rabbitmq._broker import supervisor as _supervisor
 from channels_rabbitmq._broker.outage import KnownOutage
 from channels_rabbitmq._broker.supervisor import State, Supervisor, back_off, describe

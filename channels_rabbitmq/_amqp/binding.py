@@ -1,0 +1,40 @@
+"""``TopologyChannel``: binds and unbinds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+import carehare
+import pamqp.commands
+
+from .._futures import fail
+from .channel import CHANNEL_OPEN, CallChannel, closed_by_server
+
+
+class TopologyChannel(CallChannel):
+    """Binds and unbinds, any number at once; goes on after a refusal.
+
+    When the broker closes the AMQP channel over one of them, that one fails, and the others are
+    written again on a new one.
+    """
+
+    def accept_channel_closed_by_server(self, frame: pamqp.commands.Channel.Close) -> None:
+        calls, self._calls = self._calls, deque()
+        self._answers.is_answered = True
+        if calls:
+            fail(calls.popleft()[1], closed_by_server(frame))
+        try:
+            self._host.add_channel(self._move_to)
+        except carehare.ConnectionClosed as err:  # ours, this moment: everybody hears of it
+            for _, done, _ in calls:
+                fail(done, err)
+            return
+        self._call(CHANNEL_OPEN, asyncio.get_running_loop().create_future())
+        for _, done, method in calls:
+            if method is not CHANNEL_OPEN:
+                self._call(method, done)
+
+    def _move_to(self, amqp_channel_id: int) -> TopologyChannel:
+        self._amqp_channel_id = amqp_channel_id
+        return self

@@ -1,0 +1,286 @@
+"""``PublisherChannel``: publishes with confirms."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import enum
+from collections.abc import Callable
+from functools import partial
+from time import time
+from typing import NamedTuple
+
+import carehare
+import pamqp.commands
+import pamqp.exceptions
+
+from .._futures import resolve
+from . import frames
+from .channel import CallChannel, ChannelHost, content_due
+
+# Seconds for which publishers are blocked before a ping is written, and for which that may wait for
+# its confirm: an alarm may last until somebody comes.
+_BLOCKED_BEFORE_PING = 5.0
+_PING_TIMEOUT = 86400.0
+
+# Frames of Basic.Publish that are kept (keys have at most 255 bytes)
+_MOST_METHODS = 1000
+
+
+class Outcome(enum.Enum):
+    """What became of a published message."""
+
+    CONFIRMED = "taken by every queue it was routed to"
+    REFUSED = "refused by at least one queue"
+    RETURNED = "mandatory, and routed to no queue"
+    UNKNOWN = "written, but the connection or the time ended before the confirm"
+    BLOCKED = "not written: the broker blocks publishers"
+
+
+# For the path of each message: up to Python 3.11 a look at an enumeration is slow.
+CONFIRMED = Outcome.CONFIRMED
+
+
+class Route(NamedTuple):
+    """Where a message is published to."""
+
+    exchange: str
+    routing_key: str
+    # Whether the broker returns it if no queue is bound to that key
+    mandatory: bool
+
+
+class PublisherChannel(CallChannel):
+    """Publishes with confirms, to any exchange, in order.
+
+    ``publish`` gives a future that always ends with an ``Outcome``, never with an exception.
+    ``on_end(exc)`` is called when the broker closes the AMQP channel (ChannelClosedByServer: a
+    missing exchange, a body too large for it); not when the connection ends.
+
+    Confirms come in any order, acks and nacks both also as *multiple*; a Basic.Return comes before
+    the ack of its own message, but others may come in between.
+
+    A message by ``ping_route``, which must lead to no queue, shows whether the AMQP channel works:
+    its confirm doesn't wait for a queue. It is published when confirms stay out, and once while
+    the broker blocks publishers: RabbitMQ doesn't read a blocked connection, so the confirm proves
+    that it goes on, even if ``connection.unblocked`` got lost. One at a time: it waits in the
+    socket as long as the alarm lasts, and nobody asks again.
+    """
+
+    def __init__(
+        self,
+        host: ChannelHost,
+        amqp_channel_id: int,
+        *,
+        on_end: Callable[[Exception], None],
+        ping_route: Route | None = None,
+    ) -> None:
+        super().__init__(host, amqp_channel_id)
+        self._on_end = on_end
+        self._ping_route = ping_route
+        self._ping: asyncio.Future[Outcome] | None = None  # the one that waits for its confirm
+        self._has_expired = False  # some message, and nothing was answered since
+        self._write_now = host.transport.write_now
+        self._loop = asyncio.get_running_loop()
+        self._max_payload = frames.max_payload(host.frame_max)
+        self._methods: dict[Route, bytes] = {}  # the frames of Basic.Publish
+        self._sequence_number = 0
+        # By sequence number, in order: who waits, and until when (loop time).
+        self._unconfirmed: dict[int, tuple[asyncio.Future[Outcome], float]] = {}
+        self._returned: set[int] = set()  # those of them that the broker returned
+        # Whether the last message that began alone stayed alone until its answer came
+        self._was_alone = True
+        self._timer: asyncio.TimerHandle | None = None
+        self._watched_until = float("inf")  # when it goes off
+        self._is_returning = False  # a Basic.Return's header or body is due
+        self._missing: int | None = None  # bytes of that body; None: the header is due
+        self._ended = False
+        self.call(pamqp.commands.Confirm.Select())
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether nothing can be published any more."""
+        return self._ended or not self._host.can_write
+
+    def takes_now(self) -> bool:
+        """Whether ``publish`` would write now, and not too much waits to be written already.
+
+        (For the latter there is ``call_when_writable``.)
+        """
+        host = self._host
+        if self._ended or not host.can_write:
+            return False
+        if time() >= self._heartbeat.fresh_until:
+            host.read_first()
+        return not host.transport.is_full()
+
+    def call_when_writable(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once when there is room to write again: see the transport."""
+        self._host.transport.call_when_writable(callback)
+
+    @property
+    def unconfirmed(self) -> int:
+        """How many messages, but for pings, wait for their confirm."""
+        is_pinging = self._ping is not None and not self._ping.done()
+        return len(self._unconfirmed) - is_pinging
+
+    def publish(self, body: bytes, route: Route, deadline: float) -> asyncio.Future[Outcome]:
+        """Write a message. ``deadline`` (loop time): when an unanswered one counts as UNKNOWN."""
+        future: asyncio.Future[Outcome] = self._loop.create_future()
+        if self._ended:
+            future.set_result(Outcome.UNKNOWN)
+            return future
+        method = self._methods.get(route)
+        if method is None:
+            method = self._encode_method(route)
+        sequence_number = self._sequence_number + 1
+        pieces = frames.encode_publish(
+            self._amqp_channel_id,
+            method,
+            body,
+            int(time() * 1000),
+            sequence_number if route.mandatory else None,
+            self._max_payload,
+        )
+        is_first = not self._unconfirmed
+        if is_first and self._was_alone:
+            # Probably this one has no company either with which it could share a write (nearly
+            # Nagle's algorithm). It is gone before the acks of this turn, on the other connection.
+            self._write_now(pieces)
+        else:
+            self._was_alone = is_first
+            for piece in pieces:
+                self._write(piece)
+        # Only now: what could not be encoded is no message, and the broker doesn't count it.
+        self._sequence_number = sequence_number
+        self._unconfirmed[sequence_number] = (future, deadline)
+        if deadline < self._watched_until:
+            self._watch(deadline)
+        return future
+
+    def _encode_method(self, route: Route) -> bytes:
+        if len(self._methods) >= _MOST_METHODS:
+            self._methods.clear()
+        method = frames.encode_publish_method(self._amqp_channel_id, *route)
+        self._methods[route] = method
+        return method
+
+    def _watch(self, deadline: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        # In a context of its own: the caller's would live as long as there is traffic.
+        self._timer = self._loop.call_at(deadline, self._expire, context=contextvars.Context())
+        self._watched_until = deadline
+
+    def _expire(self) -> None:
+        self._timer = None
+        self._watched_until = float("inf")
+        # All are looked at: a call that waited for the connection has less time left than those
+        # before it. That is about once in operation_timeout, since confirms leave the timer alone.
+        now = self._loop.time()
+        for sequence_number, (future, deadline) in list(self._unconfirmed.items()):
+            if deadline <= now:
+                del self._unconfirmed[sequence_number]
+                self._returned.discard(sequence_number)
+                # It counts as unanswered until something is answered from now on.
+                self._has_expired, self._answers.is_answered = True, False
+                resolve(future, Outcome.UNKNOWN)
+        if self._unconfirmed:
+            self._watch(min(deadline for _, deadline in self._unconfirmed.values()))
+
+    def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> int:
+        if frame_type == frames.METHOD:
+            if self._is_returning:
+                raise pamqp.exceptions.AMQPUnexpectedFrame("A method instead of a message's body")
+            index = frames.read_index(data, start, end)
+            if index == frames.ACK:
+                self._confirm(*frames.read_confirm(data, start, end), Outcome.CONFIRMED)
+                return end + 1
+            if index == frames.NACK:
+                self._confirm(*frames.read_confirm(data, start, end), Outcome.REFUSED)
+                return end + 1
+            if index == frames.RETURN:
+                self._is_returning = True
+                return end + 1
+            return super().accept_bytes(frame_type, data, start, end)
+        if not self._is_returning or frame_type != content_due(self._missing):
+            raise pamqp.exceptions.AMQPUnexpectedFrame("A header or body out of place")
+        if self._missing is None:
+            self._missing = frames.read_body_size(data, start, end)
+            sequence_number = frames.read_correlation_id(data, start, end)
+            if sequence_number in self._unconfirmed:
+                self._returned.add(sequence_number)
+        else:
+            self._missing -= end - start
+        if self._missing == 0:
+            self._is_returning, self._missing = False, None
+        elif self._missing < 0:
+            raise pamqp.exceptions.AMQPUnexpectedFrame("A body longer than its header said")
+        return end + 1
+
+    def hangs(self) -> bool:
+        if self._answers.is_answered:
+            self._has_expired = False
+        blocked_since = self._host.blocked_since
+        if blocked_since is not None:
+            # It was told a moment ago: what the broker had read before shall be answered by then.
+            if self._loop.time() - blocked_since >= _BLOCKED_BEFORE_PING:
+                self._publish_ping(blocked_since)
+            return self._answers.look(is_due=False)
+        is_due = bool(self._calls or self._unconfirmed or self._has_expired)
+        hangs = self._answers.look(is_due=is_due)
+        if self._answers.is_waiting:
+            self._publish_ping(None)
+        return hangs
+
+    def _publish_ping(self, blocked_since: float | None) -> None:
+        if self._ping is not None or self._ping_route is None or self.is_ended:
+            return
+        self._ping = self.publish(b"", self._ping_route, self._loop.time() + _PING_TIMEOUT)
+        self._ping.add_done_callback(partial(self._accept_ping, blocked_since))
+
+    def _accept_ping(self, blocked_since: float | None, ping: asyncio.Future[Outcome]) -> None:
+        self._ping = None
+        host = self._host
+        if ping.result() is not Outcome.UNKNOWN and blocked_since == host.blocked_since:
+            host.note_unblocked()
+
+    def _confirm(self, sequence_number: int, multiple: bool, outcome: Outcome) -> None:
+        self._answers.is_answered = True
+        if not multiple:
+            self._settle(sequence_number, outcome)
+            return
+        # Sequence numbers stand in order: those meant are at the front.
+        front = []
+        for number in self._unconfirmed:
+            if number > sequence_number:
+                break
+            front.append(number)
+        for number in front:
+            self._settle(number, outcome)
+
+    def _settle(self, sequence_number: int, outcome: Outcome) -> None:
+        # It may be unknown here: its time was over, and it counts as UNKNOWN already.
+        message = self._unconfirmed.pop(sequence_number, None)
+        if message is None:
+            return
+        if self._returned and sequence_number in self._returned:
+            self._returned.remove(sequence_number)
+            outcome = Outcome.RETURNED
+        future = message[0]
+        if not future.done():
+            future.set_result(outcome)
+
+    def _end(self, culprit_exc: Exception, others_exc: Exception) -> None:
+        self._ended = True
+        super()._end(culprit_exc, others_exc)
+        if isinstance(culprit_exc, carehare.ChannelClosedByServer):
+            self._on_end(culprit_exc)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._watched_until = float("inf")
+        unconfirmed, self._unconfirmed = self._unconfirmed, {}
+        for sequence_number, (future, _) in unconfirmed.items():
+            is_returned = sequence_number in self._returned
+            resolve(future, Outcome.RETURNED if is_returned else Outcome.UNKNOWN)
