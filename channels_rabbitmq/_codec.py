@@ -10,11 +10,11 @@ not in the processes that receive it. msgpack's C code does the work and
 refuses most of what can't be carried; a quick walk over the containers finds
 what it lets pass (keys that aren't strings, ``bytearray``, integers above 63
 bits, its own extension types). Only a message that failed is looked at in
-detail (``_plain_messages``): perhaps it holds what stands for something else,
-or there is a place to name.
+detail (``_plain_messages``): a proxy in it is replaced by what it stands for,
+or the error names the place.
 
-Decoding is lenient in what other programs may have meant (keys that aren't
-strings below or beside the recipient) and total: any bytes give an
+Decoding is lenient about what other programs may send (keys that aren't
+strings below or beside the recipient). It is total: any bytes give an
 ``Envelope`` or ``MalformedBody``.
 
 No error holds a value of a message, nor chains one that does: msgpack's and
@@ -75,13 +75,13 @@ class Envelope:
         self.group = group
         self.channel = channel
         self.size = size
-        # None once it was handed out itself, and there may be more calls for it.
+        # None once this very object was handed out and further calls need copies.
         self._message: dict[str, Any] | None = message
-        # A group's message which holds nothing that can be changed: a shallow copy of it is all
-        # that unpacking gives, at a tenth of the price.
+        # A group's message without containers: a shallow copy is as good as unpacking it again, at
+        # a tenth of the price.
         self.flat: dict[str, Any] | None = None
-        # What other messages of a group are unpacked from again. For all else it would only double
-        # the memory that a message takes while it waits.
+        # Kept for a group's other messages, whose further copies are unpacked from it. (For all
+        # else it would double the memory that a waiting message takes.)
         self._packed: bytes | None = None
         if group is not None:
             if _FLAT_TYPES.issuperset(map(type, message.values())):
@@ -90,10 +90,10 @@ class Envelope:
                 self._packed = packed
 
     def message(self) -> dict[str, Any]:
-        """The message without its recipient.
+        """Return the message without its recipient.
 
-        A group's has many receivers: each call gives a copy of its own. A channel's has one, so it
-        may be the same again: whoever calls again has not given the first one to anybody.
+        A group's message has many receivers, so each call returns a copy of its own. A channel's
+        has one receiver: repeated calls may return the same object.
         """
         if self.flat is not None:
             return self.flat.copy()
@@ -107,10 +107,10 @@ class Envelope:
         return message
 
     def compact(self) -> None:
-        """Keep the message packed only, for one that may wait long.
+        """Keep the message packed only, because it may wait long.
 
-        Unpacked, a list of small values takes up to 75 times its size, and what is kept for
-        channels that are behind is bounded by its size.
+        Unpacked, a list of small values takes up to 75 times its size. The bound for channels that
+        are behind goes by that size.
         """
         message = self._message
         if message is None or (
@@ -144,7 +144,7 @@ class MessageCodec:
         self._fernet = _make_fernet(symmetric_encryption_keys)
 
     def encode_for_channel(self, channel: str, message: dict[str, Any]) -> bytes:
-        """The body that brings ``message`` to ``channel``; the message isn't changed.
+        """Return the body that brings ``message`` to ``channel``; the message isn't changed.
 
         Raises ``TypeError``, which names the place in the message, for what a
         message can't hold, and ``channels.exceptions.MessageTooLarge``.
@@ -152,7 +152,7 @@ class MessageCodec:
         return self._encode(CHANNEL_KEY, channel, message)
 
     def encode_for_group(self, group: str, message: dict[str, Any]) -> bytes:
-        """The body that brings ``message`` to the members of ``group``; same errors."""
+        """Return the body that brings ``message`` to the members of ``group``; same errors."""
         return self._encode(GROUP_KEY, group, message)
 
     def decode(self, body: bytes) -> Envelope:
@@ -208,7 +208,7 @@ class MessageCodec:
         packed: bytes | None
         try:
             packed = self._fernet.decrypt(token)
-        except Exception:  # InvalidToken is what it documents; whatever it is, it isn't ours
+        except Exception:  # It documents InvalidToken only. Any error means: not with our keys.
             packed = None
         if packed is None:
             raise MalformedBody("encrypted with a key that symmetric_encryption_keys lacks")
@@ -230,7 +230,7 @@ def _make_fernet(keys: Sequence[str | bytes]) -> MultiFernet | None:
 
 
 def _pack(content: dict[str, Any]) -> bytes | None:
-    """``content`` as msgpack; None if it holds anything that isn't to be sent as it is."""
+    """Return ``content`` as msgpack; None if it holds a value that can't be sent as it is."""
     try:
         packed: bytes = msgpack.Packer().pack(content)  # as packb(), a call and a dict later
         # Packing first: it ends soon if the message contains itself, the walk would not.
@@ -244,7 +244,7 @@ def _pack(content: dict[str, Any]) -> bytes | None:
 
 
 def _pack_plain(message: dict[str, Any], recipient: dict[str, str]) -> bytes:
-    """Pack what ``_pack`` didn't; raises TypeError for what a message can't hold."""
+    """Pack a message that ``_pack`` refused; raises TypeError if a message can't hold a value."""
     message = plain_copy(message)
     if not _RESERVED_KEYS.isdisjoint(message):
         raise _reserved_key(message)
@@ -260,9 +260,9 @@ def _reserved_key(message: dict[str, Any]) -> TypeError:
 
 
 def _is_flat(message: dict[str, Any]) -> bool:
-    """Whether a message that msgpack took holds nothing but keys and values of the exact types.
+    """Whether a message that msgpack took holds only keys and values of the exact plain types.
 
-    No containers, no subclasses: most messages are so, and the whole look takes twice the time.
+    Most messages have no containers and no subclasses. The whole check takes twice the time.
     """
     for key, value in message.items():
         value_type = type(value)
@@ -276,7 +276,7 @@ def _is_flat(message: dict[str, Any]) -> bool:
 def _is_carriable(message: dict[str, Any]) -> bool:
     """Whether a message that msgpack took holds only what the specification allows.
 
-    On the path of each send: no call and no look at a container that isn't needed.
+    It runs for each send with containers, so it makes as few calls as it can.
     """
     level: list[Any] = [message]
     for _ in range(MAX_DEPTH):
@@ -341,7 +341,7 @@ def _refuse_extension(code: int, data: bytes) -> NoReturn:
 
 
 def _map_length(packed: bytes) -> int:
-    """How many keys the header of a map announces that has more than 15."""
+    """Return how many keys the header of a map with more than 15 announces."""
     return int.from_bytes(packed[1:3] if packed[0] == 0xDE else packed[1:5], "big")
 
 

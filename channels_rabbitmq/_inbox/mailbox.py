@@ -1,12 +1,12 @@
 """What the router keeps: a delivery of the broker, and the mailbox of one channel.
 
-These are data with the questions one can ask of them; the rules are in ``router.py``.
+These are data and the questions one can ask of them. The rules are in ``router.py``.
 
-A delivery may be in many mailboxes (a group's members), so nothing that differs from mailbox to
-mailbox is kept with it. That works because the messages of a mailbox which were acked early are
-always its *oldest*: a mailbox from which the router takes the load acks all that it holds, and what
-arrives afterwards comes behind. One number per mailbox, ``early_acked``, says where the border is,
-and a message in a mailbox costs one slot of a deque, or nothing if it is alone.
+A delivery may be in many mailboxes: those of a group's members. So a delivery keeps nothing that
+differs from mailbox to mailbox. One number per mailbox, ``early_acked``, says how many of its
+messages, always the *oldest*, were acked early: the router acks all messages of a mailbox at once,
+and later ones come behind them. So a message in a mailbox costs one slot of a deque, or nothing if
+it is alone.
 """
 
 from __future__ import annotations
@@ -60,17 +60,17 @@ class Delivery:
         self.published_at = published_at
         # Deliveries are numbered in the order of their arrival.
         self.number = number
-        # How many mailboxes hold it and count it: the last one to let go of it acks it ...
+        # How many mailboxes hold it and count it. When none does any more, it is acked.
         self.unacked = 0
-        # ... and how many hold it without counting it.
+        # How many mailboxes hold it without counting it
         self.early_acked = 0
 
 
 class Mailbox:
     """The messages of one channel and the ``receive()`` calls that wait for them.
 
-    It exists as long as there are any of either. An idle websocket is a mailbox with one waiter,
-    and there may be very many of them, so containers are made only when needed.
+    It exists while there is a message or a call. An idle websocket is a mailbox with one waiter.
+    There may be very many of them, so containers are made only when needed.
     """
 
     __slots__ = (
@@ -92,10 +92,10 @@ class Mailbox:
         # How many of the messages, the oldest, are acked although nobody has received them
         self.early_acked = 0
         self.early_acked_bytes = 0
-        # The receive() to wake next, and those behind it. Some may be cancelled and not yet gone.
+        # The receive() to wake next, and those behind it. Some may be cancelled already.
         self.waiter: asyncio.Future[None] | None = None
         self.more_waiters: deque[asyncio.Future[None]] | None = None
-        # How many receive() calls were woken and have yet to run; each has a message set aside.
+        # How many receive() calls were woken and haven't run yet; each has a message reserved.
         self.reserved = 0
 
     @property
