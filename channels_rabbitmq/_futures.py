@@ -12,7 +12,8 @@ Python 3.11 it swallows a cancellation that comes together with the result, and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import contextvars
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -35,6 +36,24 @@ def look_at(future: asyncio.Future[Any]) -> None:
     """Have asyncio not complain of an exception that nobody sees: a callback for one that ends."""
     if not future.cancelled():
         future.exception()
+
+
+def call_at(at: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
+    """Have the running loop call ``callback`` at that moment (loop time), in an empty context.
+
+    The caller's context would live as long as timers follow one another.
+    """
+    loop = asyncio.get_running_loop()
+    return loop.call_at(at, callback, context=contextvars.Context())
+
+
+def start_task(coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+    """Start a task of the running loop, in an empty context.
+
+    The context of the first caller would live as long as the task.
+    """
+    create_task = asyncio.get_running_loop().create_task
+    return contextvars.Context().run(create_task, coroutine, name=name)
 
 
 class Waiters:

@@ -105,10 +105,10 @@ class UserConnection:
     async def set_up(self, connection: Connection) -> None:
         pass
 
-    def ready(self) -> None:
+    def on_ready(self) -> None:
         pass
 
-    def lost(self, reason: str) -> None:
+    def on_lost(self, reason: str) -> None:
         pass
 
 
@@ -176,7 +176,7 @@ class LoopLayer:
             connection_name=connection_name(Subscriber.name, self.id),
             known_outage=known_outage,
             on_delivery=self._accept_delivery,
-            on_lost=self._router.connection_lost,
+            on_consumer_lost=self._router.connection_lost,
             on_disconnect=self._on_disconnect.call,
             on_reconnect=self._on_reconnect.call,
         )
@@ -220,7 +220,7 @@ class LoopLayer:
             settings.watchdog_interval,
             send=self._send_probe,
             ping=self._send_ping,
-            ask=self._subscriber.ask,
+            ask=self._subscriber.request_answer,
             delivered=lambda: self.counters.delivered,
             is_full=lambda: self._router.unacked >= settings.local_capacity,
         )

@@ -1,14 +1,14 @@
 """``Declarer``: has RabbitMQ declare what each connection of a ``Subscriber`` needs.
 
-``topology`` says what that is. All of it is written at once, and answered in one round trip.
-What RabbitMQ refuses (it closes the AMQP channel, and ignores the rest) is left out in another try,
-on the same connection, if it can be spared:
+``topology`` says what that is. All of it is written at once, and answered in one round trip. If
+RabbitMQ refuses a command, it closes the AMQP channel and ignores the rest. Then the declarer tries
+again on the same connection, without what can be spared:
 
 - The groups exchange, if somebody else has declared it (``groups_exchange``).
-- The lease. There may be no permission for it, or no room within a limit of queues or exchanges.
-  Or such a limit has no room for the queue itself as long as the former connection has a lease:
-  with ``max-queues`` at two for a process, it was deaf for 23 seconds after a forced close. So if a
-  limit is exceeded by anything else, the former connections' leases are given up, too.
+- The lease. The user may lack a permission for it, or a limit of queues or exchanges may leave no
+  room for it. Or the limit leaves no room for the queue itself while the former connection still
+  has a lease: with ``max-queues`` at two for a process, it was deaf for 23 seconds after a forced
+  close. So if anything else exceeds a limit, the former connections' leases are deleted, too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .._amqp.consuming import ConsumerChannel
 from .._settings.settings import Settings
 from .groups_exchange import GroupsExchange
 from .supervisor import describe
-from .topology import Declarations
+from .topology import Topology
 
 logger = logging.getLogger("channels_rabbitmq.subscriber")
 
@@ -52,121 +52,121 @@ class Declarer:
         self._groups_exchange = groups_exchange
         self._owner = owner
         self._number = 0  # of the connection
-        self._former: list[Declarations] = []  # whose exchanges may exist still
-        # The one in use before all of those, if any: its lease may not be over yet.
-        self._before: list[Declarations] = []
-        self._held: list[Declarations] = []  # whose groups' exchange the present one holds
-        self._is_told = False  # that there is no lease
+        # The present connection's and, before it, those whose exchanges may still exist
+        self._latest: list[Topology] = []
+        # The one in use before all of those, if any: its lease may still last.
+        self._before: list[Topology] = []
+        self._kept: list[Topology] = []  # whose groups stay bound for now
+        self._has_warned = False  # that there is no lease
 
     async def declare(
         self,
         open_consumer: Callable[[], ConsumerChannel],
-        topology: TopologyChannel,
+        topology_channel: TopologyChannel,
         server_version: tuple[int, ...],
-    ) -> Declarations:
-        """Declare and consume, and cut the former connections' ways.
+    ) -> Topology:
+        """Declare and consume, and unbind what leads to the former connections' queues.
 
-        The last AMQP channel that it has opened works. Raises ChannelClosedByServer if RabbitMQ
-        refuses what is needed.
+        The last AMQP channel that ``open_consumer`` has opened works then. Raises
+        ChannelClosedByServer if RabbitMQ refuses what is needed.
         """
         self._number += 1
-        declarations = Declarations(self._id, self._number, self._settings, server_version)
-        # The first is the one that was in use; of attempts that failed the latest are enough.
-        former = self._former[:1] + self._former[1:][-5:]
-        self._former = [*former, declarations]
+        topology = Topology(self._id, self._number, self._settings, server_version)
+        # The first was in use. Of the attempts since then, which failed, the latest are enough.
+        former = self._latest[:1] + self._latest[1:][-5:]
+        self._latest = [*former, topology]
         while True:
             consumer = open_consumer()
-            refused = await _first_refused(self._call_all(consumer, declarations, former))
+            refused = await _first_refused(self._call_all(consumer, topology, former))
             if refused is None:
                 break
             if not self._groups_exchange.accept_refusal(*refused):
-                await self._spare_lease(topology, declarations, *refused)
-        # Two are enough: whoever comes and goes again and again shall not pile them up.
+                await self._spare_lease(topology_channel, topology, *refused)
+        # Two leases are enough: reconnects in quick succession mustn't pile them up.
         for each in (*self._before, *former[1:]):
             _end_lease(each, consumer)
-        self._before, self._former = former[:1], [declarations]
-        return declarations
+        self._before, self._latest = former[:1], [topology]
+        return topology
 
     def _call_all(
-        self, consumer: ConsumerChannel, declarations: Declarations, former: list[Declarations]
+        self, consumer: ConsumerChannel, topology: Topology, former: list[Topology]
     ) -> _Calls:
-        methods = [
+        commands = [
             self._groups_exchange.declare(),
-            *declarations.methods(),
-            *(method for each in former for method in each.cut()),
-            declarations.bind_channels(),
+            *topology.declare_commands(),
+            *(command for each in former for command in each.unbind_commands()),
+            topology.bind_direct(),
             pamqp.commands.Basic.Qos(prefetch_count=self._settings.local_capacity),
-            # Before messages come: what is refused is tried again, and they would come twice.
-            *declarations.hold_lease(),
+            # Before messages arrive: a refusal means another try, and they would arrive twice.
+            *topology.consume_lease(),
         ]
-        calls = [(method, consumer.call(method)) for method in methods]
-        queue = declarations.queue
+        calls = [(command, consumer.call(command)) for command in commands]
+        queue = topology.queue
         return [*calls, (pamqp.commands.Basic.Consume(queue=queue), consumer.consume(queue))]
 
     async def _spare_lease(
         self,
-        topology: TopologyChannel,
-        declarations: Declarations,
-        method: pamqp.base.Frame,
+        topology_channel: TopologyChannel,
+        topology: Topology,
+        command: pamqp.base.Frame,
         exc: carehare.ChannelClosedByServer,
     ) -> None:
-        """Have the next try do without a lease, since ``method`` was refused; or raise ``exc``."""
-        await _call(topology, declarations.undo())
-        if not declarations.has_lease:
+        """Have the next try do without a lease, since ``command`` was refused; or raise ``exc``."""
+        await _call(topology_channel, topology.delete_commands())
+        if not topology.has_lease:
             raise exc
-        if not declarations.is_for_lease(method):
-            leases = [
-                m for each in (*self._before, *self._former[:-1]) for m in each.delete_lease()
-            ]
-            if not leases or not _LIMIT.search(str(exc)):
+        if not topology.is_for_lease(command):
+            former = (*self._before, *self._latest[:-1])
+            deletes = [delete for each in former for delete in each.delete_lease()]
+            if not deletes or not _LIMIT.search(str(exc)):
                 raise exc
-            await _call(topology, leases)
-        declarations.has_lease = False
-        if not self._is_told:
-            self._is_told = True
+            await _call(topology_channel, deletes)
+        topology.has_lease = False
+        if not self._has_warned:
+            self._has_warned = True
             logger.warning(
                 "%s: goes without a lease on its groups' bindings: %s", self._owner, describe(exc)
             )
 
-    def hold_groups(self, topology: TopologyChannel) -> None:
+    def keep_groups(self, topology_channel: TopologyChannel) -> None:
         """Keep the lost connection's groups bound until ``release_groups``.
 
-        A refusal costs what the lease would have saved, and no more.
+        A refusal only costs what the lease would have saved.
         """
-        self._held = self._before
-        for each in self._held:
-            for method in self._former[-1].hold_groups(each):
-                topology.call(method)
+        self._kept = self._before
+        for each in self._kept:
+            for command in self._latest[-1].keep_groups(each):
+                topology_channel.call(command)
 
-    def release_groups(self, topology: TopologyChannel) -> None:
+    def release_groups(self, topology_channel: TopologyChannel) -> None:
         """All groups are bound anew: let the lost connection's go. Does nothing a second time."""
-        for each in self._held:
-            for method in self._former[-1].release_groups(each):
-                topology.call(method)
-        self._held = []
+        for each in self._kept:
+            for command in self._latest[-1].release_groups(each):
+                topology_channel.call(command)
+        self._kept = []
 
     def end_leases(self, consumer: ConsumerChannel) -> None:
-        """Leave nothing behind at an orderly end. No error if one is over."""
-        for declarations in (*self._before, *self._former):
-            _end_lease(declarations, consumer)
+        """Leave nothing behind at an orderly end. No error if a lease is over."""
+        for each in (*self._before, *self._latest):
+            _end_lease(each, consumer)
 
 
 async def _first_refused(calls: _Calls) -> _Refused | None:
-    """Wait for all answers; those behind the first that was refused have none."""
-    for method, answer in calls:
+    """Wait until all are answered or one is refused; RabbitMQ doesn't answer those behind it."""
+    for command, answer in calls:
         try:
             await answer
         except carehare.ChannelClosedByServer as err:
-            return method, err
+            return command, err
     return None
 
 
-async def _call(topology: TopologyChannel, methods: Iterable[pamqp.base.Frame]) -> None:
+async def _call(channel: TopologyChannel, commands: Iterable[pamqp.base.Frame]) -> None:
     """Call them and wait for the answers, whatever those are."""
-    await asyncio.wait([topology.call(method) for method in methods])
+    await asyncio.wait([channel.call(command) for command in commands])
 
 
-def _end_lease(declarations: Declarations, consumer: ConsumerChannel) -> None:
-    """Without waiting for an answer."""
-    for method in declarations.delete_lease(nowait=True):
-        consumer.tell(method)
+def _end_lease(topology: Topology, consumer: ConsumerChannel) -> None:
+    """Delete a lease without waiting for an answer."""
+    for command in topology.delete_lease(nowait=True):
+        consumer.tell(command)

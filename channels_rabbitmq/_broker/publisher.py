@@ -73,7 +73,7 @@ class Publisher:
         self._connection: Connection | None = None
         self._is_blocked = False
         self._blocked_at_set_up: asyncio.Future[None] | None = None
-        # The AMQP channel that set_up() has made, until ready(), and why it has ended.
+        # The AMQP channel that set_up() has made, until on_ready(), and why it has ended.
         self._new_amqp_channel: PublisherChannel | None = None
         self._end_exc: Exception | None = None
         self._outbox = Outbox(self._write_waiting, asyncio.get_running_loop().time)
@@ -87,21 +87,21 @@ class Publisher:
         self._was_connected = False
         self.reconnected_at = float("-inf")  # loop time
 
-    # Role
+    # ConnectionHandler
 
     async def set_up(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
         self._is_blocked = False
         self._refusal_logged = False
         blocked = self._blocked_at_set_up = loop.create_future()
-        connection.on_blocked = self._accept_blocked
+        connection.on_blocked = self._on_blocked
         amqp_channel = await self._open(connection)
         probe = amqp_channel.publish(
             b"",
             self.ping_route._replace(mandatory=True),
             loop.time() + self._settings.operation_timeout,
         )
-        probe.add_done_callback(self._accept_probe)
+        probe.add_done_callback(self._on_probe)
         await asyncio.wait([probe, blocked], return_when=asyncio.FIRST_COMPLETED)
         if amqp_channel.is_ended or (probe.done() and probe.result() is Outcome.UNKNOWN):
             raise self._end_exc or carehare.ConnectionClosed("RabbitMQ took no message in time")
@@ -113,7 +113,7 @@ class Publisher:
         while True:
             self._end_exc = None
             amqp_channel = connection.open_publisher(
-                on_end=self._accept_end, ping_route=self.ping_route
+                on_end=self._on_end, ping_route=self.ping_route
             )
             method = self._groups_exchange.declare()
             try:
@@ -123,7 +123,7 @@ class Publisher:
                 if not self._groups_exchange.accept_refusal(method, err):
                     raise
 
-    def _accept_probe(self, probe: asyncio.Future[Outcome]) -> None:
+    def _on_probe(self, probe: asyncio.Future[Outcome]) -> None:
         """Warn once, if a message that nobody gets isn't returned."""
         is_taken = probe.result() is CONFIRMED or probe.result() is Outcome.REFUSED
         if is_taken and not self._is_void_told:
@@ -135,7 +135,7 @@ class Publisher:
                 self._groups_exchange.name,
             )
 
-    def ready(self) -> None:
+    def on_ready(self) -> None:
         self._amqp_channel, self._new_amqp_channel = self._new_amqp_channel, None
         if self._was_connected:
             self.reconnected_at = asyncio.get_running_loop().time()
@@ -147,12 +147,12 @@ class Publisher:
         else:
             self._outbox.drain()
 
-    def lost(self, reason: str) -> None:
+    def on_lost(self, reason: str) -> None:
         self._amqp_channel = self._default_exchange_channel = self._connection = None
         self._new_amqp_channel = None
         self._outbox.look_again()
 
-    def _accept_blocked(self, reason: str | None) -> None:
+    def _on_blocked(self, reason: str | None) -> None:
         self._is_blocked = reason is not None
         if self._is_blocked:
             logger.warning("%s: RabbitMQ blocks publishers: %s", self.supervisor.name, reason)
@@ -163,7 +163,7 @@ class Publisher:
         else:
             logger.info("%s: RabbitMQ takes messages again", self.supervisor.name)
 
-    def _accept_end(self, exc: Exception) -> None:
+    def _on_end(self, exc: Exception) -> None:
         self._end_exc = exc
         if self._amqp_channel is not None:  # Else it is still set up, which ends in this error.
             self._give_up(exc)
@@ -303,12 +303,12 @@ class Publisher:
         if amqp_channel is None or amqp_channel.is_ended:
             assert self._connection is not None, "there is one when there is its AMQP channel"
             amqp_channel = self._connection.open_publisher(
-                on_end=self._accept_refusal, ping_route=self.ping_route
+                on_end=self._on_refusal, ping_route=self.ping_route
             )
             self._default_exchange_channel = amqp_channel
         return amqp_channel
 
-    def _accept_refusal(self, exc: Exception) -> None:
+    def _on_refusal(self, exc: Exception) -> None:
         if not self._refusal_logged:
             self._refusal_logged = True
             logger.warning(

@@ -1,15 +1,14 @@
 """``Subscriber``: this event loop's queue, its bindings, and the deliveries from it.
 
-Each connection has a queue and exchanges of its own: ``topology`` says which, and why. All
-are declared in one pipeline, the former connection's ways cut, and the new queue consumed; then the
-channels of this id are reachable, and messages to them come. The groups are bound right afterwards,
-those first which somebody waits for.
+Each connection has a queue and exchanges of its own: ``topology`` says which, and why. They are all
+declared in one pipeline, which also unbinds what leads to the former connection's queue, and
+consumes the new queue. Then messages to the channels of this id arrive. The groups are bound right
+afterwards, those first for whose bind a caller waits.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +19,7 @@ import pamqp.commands
 from .._amqp.binding import TopologyChannel
 from .._amqp.connection import Connection
 from .._amqp.consuming import ConsumerChannel
-from .._futures import Waiters
+from .._futures import Waiters, call_at
 from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
 from .bindings import Bindings, Command
@@ -28,7 +27,7 @@ from .declarer import Declarer
 from .groups_exchange import GroupsExchange
 from .outage import KnownOutage
 from .supervisor import State, Supervisor, describe
-from .topology import Declarations
+from .topology import Topology
 
 logger = logging.getLogger("channels_rabbitmq.subscriber")
 
@@ -39,11 +38,11 @@ class Subscriber:
     """Receives for one ``LoopLayer``, whose id is ``id_``.
 
     ``on_delivery(body, tag, published, consumer)`` is called for each message, in order (see
-    ``ConsumerChannel``); ``consumer.ack(tag)`` may be called at any time, and does nothing once the
-    connection that delivered it is gone.
-    ``on_lost()`` is called when nothing more comes from the connection that delivered until now.
-    ``on_disconnect(reason)`` and ``on_reconnect(reason)`` take turns: see ``_hooks``; both get the
-    reason of the loss.
+    ``ConsumerChannel``). ``consumer.ack(tag)`` may be called at any time; it does nothing once the
+    connection that delivered the message is gone.
+    ``on_consumer_lost()`` is called when a connection delivers nothing more, since it is lost.
+    ``on_disconnect(reason)`` and ``on_reconnect(reason)`` are called in turn: see ``_hooks``. Both
+    get the reason of the loss.
     """
 
     name = "subscriber"
@@ -58,18 +57,18 @@ class Subscriber:
         connection_name: str,
         known_outage: KnownOutage,
         on_delivery: Callable[[bytes, int, int, ConsumerChannel], None],
-        on_lost: Callable[[], None],
+        on_consumer_lost: Callable[[], None],
         on_disconnect: Callable[[str], None],
         on_reconnect: Callable[[str], None],
     ) -> None:
         self._bindings = bindings
         self._on_delivery = on_delivery
-        self._on_lost = on_lost
+        self._on_consumer_lost = on_consumer_lost
         self._on_disconnect = on_disconnect
         self._on_reconnect = on_reconnect
         self._was_ready = False
-        self._loss: str | None = None  # the reason told, until all groups are bound again
-        self._loop = asyncio.get_running_loop()
+        # Why the connection was lost, from on_disconnect() until on_reconnect()
+        self._loss: str | None = None
         self.supervisor = Supervisor(
             self,
             settings,
@@ -79,25 +78,24 @@ class Subscriber:
         )
         self.supervisor.on_over = self._wake_all
         self.queue = ""  # the present connection's, while there is one
-        self._declarations: Declarations | None = None  # of the present connection, or the last
+        self._topology: Topology | None = None  # of the present connection, or the last
         self._declarer = Declarer(id_, settings, groups_exchange, owner=self.supervisor.name)
         self._consumer: ConsumerChannel | None = None
-        self._topology: TopologyChannel | None = None
-        self._timer: asyncio.TimerHandle | None = None  # for the next linger
-        self._waiters: dict[str, Waiters] = {}  # by group: who waits for its bind
+        self._topology_channel: TopologyChannel | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
+        self._waiters: dict[str, Waiters] = {}  # by group: calls that wait for its bind
         self._refusals: dict[str, str] = {}  # by group: why its bind was refused
 
-    # Role
+    # ConnectionHandler
 
     async def set_up(self, connection: Connection) -> None:
-        topology = connection.open_topology()
-        open_consumer = partial(self._open_consumer, connection)
-        self._declarations = await self._declarer.declare(
-            open_consumer, topology, connection.server_version
+        channel = connection.open_topology()
+        self._topology = await self._declarer.declare(
+            partial(self._open_consumer, connection), channel, connection.server_version
         )
-        self._topology = topology
-        self.queue = self._declarations.queue
-        self._declarer.hold_groups(topology)
+        self._topology_channel = channel
+        self.queue = self._topology.queue
+        self._declarer.keep_groups(channel)
 
     def _open_consumer(self, connection: Connection) -> ConsumerChannel:
         self._consumer = connection.open_consumer(
@@ -105,39 +103,36 @@ class Subscriber:
         )
         return self._consumer
 
-    def ready(self) -> None:
+    def on_ready(self) -> None:
         self._was_ready = True
-        self._pump()
+        self._write_commands()
         self._check_rebound()
 
-    def lost(self, reason: str) -> None:
+    def on_lost(self, reason: str) -> None:
+        is_closed = self.supervisor.state is State.CLOSED
         self._cancel_timer()
-        if self._was_ready and self._loss is None and self.supervisor.state is not State.CLOSED:
+        if self._was_ready and self._loss is None and not is_closed:
             self._loss = reason
             self._on_disconnect(reason)
         if self._consumer is not None:
-            if self.supervisor.state is State.CLOSED:
+            if is_closed:
                 self._declarer.end_leases(self._consumer)
-            # It may go on for a second; what came then would count on the next connection.
+            # The connection may go on for a second; its deliveries would count on the next one.
             self._consumer.mute()
             self._consumer = None
-            self._on_lost()
-        if self._topology is None:
-            return
-        self._topology = None
-        self.queue = ""
-        self._bindings.connection_lost()
-        self._refusals.clear()
+            self._on_consumer_lost()
+        if self._topology_channel is not None:
+            self._topology_channel = None
+            self.queue = ""
+            self._bindings.connection_lost()
+            self._refusals.clear()
 
     def _check_rebound(self) -> None:
-        """Do what is due once every group is bound again that was."""
-        if (
-            self._bindings.awaiting_rebind
-            or self._topology is None
-            or self.supervisor.connection is None
-        ):
+        """Once every group is bound again that was: let the former bindings go, and tell it."""
+        if self._bindings.awaiting_rebind or self.supervisor.connection is None:
             return
-        self._declarer.release_groups(self._topology)
+        assert self._topology_channel is not None, "it is set up"
+        self._declarer.release_groups(self._topology_channel)
         if self._loss is not None:
             reason, self._loss = self._loss, None
             self._on_reconnect(reason)
@@ -145,13 +140,13 @@ class Subscriber:
     def _on_end(self, exc: Exception) -> None:
         self.supervisor.give_up_connection(str(exc))
 
-    def ask(self) -> None:
-        """Have the broker answer something, so that one which doesn't is noticed.
+    def request_answer(self) -> None:
+        """Have RabbitMQ answer something, so that it is noticed if it doesn't.
 
-        For a connection without heartbeats, which is as silent when it is dead.
+        For a connection without heartbeats, which is silent also when it is alive.
         """
-        if self._topology is not None:
-            self._topology.call(pamqp.commands.Basic.Qos())
+        if self._topology_channel is not None:
+            self._topology_channel.call(pamqp.commands.Basic.Qos())
 
     # Groups
 
@@ -170,7 +165,7 @@ class Subscriber:
         self._refusals.pop(group, None)
         if group in self._waiters:
             self._waiters[group].wake()
-        self._pump()
+        self._write_commands()
         self._check_rebound()
 
     async def wait_bound(self, group: str, deadline: float) -> None:
@@ -180,7 +175,7 @@ class Subscriber:
             self._require_open()
             self._refusals.pop(group, None)
             self._bindings.prioritize(group)
-            self._pump()
+            self._write_commands()
             is_answered = await self._wait_answer(group, deadline)
             self._require_open()
             if group in self._refusals:
@@ -206,22 +201,20 @@ class Subscriber:
         if self.supervisor.state is State.CLOSED:
             raise self.supervisor.closed_error()
 
-    def _pump(self) -> None:
+    def _write_commands(self) -> None:
         """Write the binds and unbinds that are due."""
-        if self._topology is None or self.supervisor.connection is None:
+        if self.supervisor.connection is None:
             return
-        declarations = self._declarations
-        assert declarations is not None, "it is connected"
+        channel, topology = self._topology_channel, self._topology
+        assert channel is not None, "it is set up"
+        assert topology is not None, "it is set up"
         for command in self._bindings.next_commands():
-            make = declarations.bind_group if command.bind else declarations.unbind_group
-            answer = self._topology.call(make(command.group))
+            make = topology.bind_group if command.bind else topology.unbind_group
+            answer = channel.call(make(command.group))
             answer.add_done_callback(partial(self._on_answer, command))
         deadline = self._bindings.next_deadline()
-        if self._timer is None and deadline is not None:
-            # In a context of its own: the caller's would live as long as groups come and go.
-            self._timer = self._loop.call_at(
-                deadline, self._on_timer, context=contextvars.Context()
-            )
+        if self._linger_timer is None and deadline is not None:
+            self._linger_timer = call_at(deadline, self._on_linger_over)
 
     def _on_answer(self, command: Command, answer: asyncio.Future[None]) -> None:
         exc = answer.exception()
@@ -233,7 +226,7 @@ class Subscriber:
         waiters = self._waiters.get(command.group)
         if waiters is not None:
             waiters.wake()
-        self._pump()
+        self._write_commands()
         self._check_rebound()
 
     def _on_refusal(self, command: Command, exc: carehare.ChannelClosedByServer) -> None:
@@ -249,22 +242,22 @@ class Subscriber:
         if exc.reply_code == _NOT_FOUND:
             self.supervisor.give_up_connection("the queue or the groups exchange is gone")
 
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._pump()
+    def _on_linger_over(self) -> None:
+        self._linger_timer = None
+        self._write_commands()
 
     def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+            self._linger_timer = None
 
     def stop(self) -> None:
-        """Close the connection, in a moment; the broker deletes queue, bindings and exchange."""
+        """Close the connection, in a moment; RabbitMQ deletes queue, bindings and exchanges."""
         self._cancel_timer()
         self.supervisor.stop()
         self._wake_all()
 
     def _wake_all(self) -> None:
-        """Have those who wait for a bind look anew at what they wait for."""
+        """Have all calls that wait for a bind look at its state again."""
         for waiters in list(self._waiters.values()):
             waiters.wake()

@@ -1,15 +1,14 @@
-"""Keep one connection open for ever.
+"""``Supervisor``: keeps one connection open for ever.
 
-*For each delay of the back-off: connect, set up, serve until lost.* What the connection is for is
-its ``Role``'s business; the supervisor knows when there is one. Its task ends only by ``stop()``
-or by being cancelled (``asyncio.run`` does that at its end): any ``Exception`` is logged in one
-line and answered by another attempt; ``CancelledError`` closes the connection and ends the task.
+*For each delay of the back-off: connect, set up, serve until lost.* Its ``ConnectionHandler`` knows
+what the connection is for. The supervisor's task ends only by ``stop()`` or by being cancelled
+(``asyncio.run`` does that at its end). Any ``Exception`` is logged in one line and answered by
+another attempt; ``CancelledError`` closes the connection and ends the task.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import enum
 import logging
 import math
@@ -25,7 +24,7 @@ import carehare
 from .._amqp.connection import Connection
 from .._amqp.racing import Race
 from .._amqp.url import BrokerUrl
-from .._futures import Waiters, run_until
+from .._futures import Waiters, run_until, start_task
 from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
 from ..statistics import ConnectionStatistics
@@ -75,7 +74,7 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-class Role(Protocol):
+class ConnectionHandler(Protocol):
     """What a supervised connection is for."""
 
     name: str  # in logs and in RabbitMQ's list of connections
@@ -83,10 +82,10 @@ class Role(Protocol):
     async def set_up(self, connection: Connection) -> None:
         """Prepare a fresh connection; an exception means another attempt."""
 
-    def ready(self) -> None:
+    def on_ready(self) -> None:
         """The connection is set up and whoever waited for it goes on."""
 
-    def lost(self, reason: str) -> None:
+    def on_lost(self, reason: str) -> None:
         """The connection is gone, or its set-up failed."""
 
 
@@ -127,29 +126,29 @@ def describe(exc: BaseException) -> str:
 
 
 class Supervisor:
-    """Owns the task, and the one connection that it keeps open, for a ``Role``."""
+    """Owns the task, and the one connection that it keeps open, for a ``ConnectionHandler``."""
 
     def __init__(
         self,
-        role: Role,
+        handler: ConnectionHandler,
         settings: Settings,
         *,
         id_: str,
         connection_name: str,
         known_outage: KnownOutage,
     ) -> None:
-        self.name = f"{role.name} {id_}"  # in logs
-        self._role = role
+        self.name = f"{handler.name} {id_}"  # in logs
+        self._handler = handler
         self._settings = settings
         self._connection_name = connection_name
         self._task: asyncio.Task[None] | None = None
         self._waiters = Waiters()
         self._pause = Waiters()  # the task itself, between two attempts
         self._attempt = Waiters()  # until it is connected, or every URL was tried in vain
-        # Ends with a reason when the role gives the present connection up.
+        # Ends with a reason when the handler gives the present connection up.
         self._given_up: asyncio.Future[str] | None = None
         self._known_outage = known_outage
-        self._outage = Outage(known_outage, role.name, settings.operation_timeout)
+        self._outage = Outage(known_outage, handler.name, settings.operation_timeout)
         self._attempted_at = float("-inf")  # loop time
         self._is_retry_due = False  # because a call has failed
         self._refusals = 0  # in words, by how many URLs in the present round of attempts
@@ -196,11 +195,8 @@ class Supervisor:
             if failure is not None:
                 self._reasons = dict(failure.reasons)
                 delay = failure.seen_at + SHORTEST_DELAY_FOR_CALLS - time.monotonic()
-            # In a context of its own: the first caller's would live as long as the connection.
-            self._task = contextvars.Context().run(
-                asyncio.get_running_loop().create_task,
-                self._run(delay),
-                name=f"channels_rabbitmq {self._role.name}",
+            self._task = start_task(
+                self._run(delay), name=f"channels_rabbitmq {self._handler.name}"
             )
 
     async def wait_ready(self, deadline: float, *, patient: bool = False) -> Connection:
@@ -421,9 +417,9 @@ class Supervisor:
             url, ssl_context=self._settings.ssl_context, connection_name=self._connection_name
         )
         timeout = url.connection_timeout or self._settings.connect_timeout
-        return UrlAttempt(url, connection, timeout, on_failure=self._accept_failure)
+        return UrlAttempt(url, connection, timeout, on_failure=self._on_failure)
 
-    def _accept_failure(self, attempt: UrlAttempt, err: Exception) -> None:
+    def _on_failure(self, attempt: UrlAttempt, err: Exception) -> None:
         """An attempt has failed before there was a connection."""
         self._failed.add(attempt.url)
         self._note_reason(attempt, err)
@@ -463,7 +459,7 @@ class Supervisor:
             self._log_connected(url)
             self._outage.end()
             self._reasons.clear()
-            self._role.ready()
+            self._handler.on_ready()
             self._waiters.wake()
             self._attempt.wake()
             self.on_ready()
@@ -506,13 +502,13 @@ class Supervisor:
 
     def _tell_lost(self) -> None:
         try:
-            self._role.lost(self.last_reason)
+            self._handler.on_lost(self.last_reason)
         except Exception:
             logger.exception("%s: unexpected error", self.name)
 
     async def _set_up(self, connection: Connection) -> None:
         try:
-            await self._role.set_up(connection)
+            await self._handler.set_up(connection)
         except Exception:
             # If the connection has ended, its own reason says more than "connection closed".
             if connection.ended.done() and (exc := connection.ended.result()) is not None:
@@ -538,6 +534,6 @@ class Supervisor:
     def _log_failure(self, url: str) -> None:
         """Warn of an attempt that failed only when there is news, or now and then."""
         # Whatever number it holds: each attempt's queue has another one in its name.
-        news = (self._role.name, url, re.sub(r"\d+", "0", self.last_reason))
+        news = (self._handler.name, url, re.sub(r"\d+", "0", self.last_reason))
         if self._known_outage.is_news(news, _REMINDER_INTERVAL):
             logger.warning("%s: cannot connect to %s: %s", self.name, url, self.last_reason)

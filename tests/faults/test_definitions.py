@@ -10,7 +10,7 @@ import pytest
 from test_interop import reconnect
 from test_lease import exchanges, group_bindings, queues, until_expired
 
-from channels_rabbitmq._broker import topology as _declarations
+from channels_rabbitmq._broker import topology as _topology
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from private_broker import BrokerFailed, PrivateBroker
 
@@ -30,7 +30,7 @@ async def test_nothing_stays_of_a_process_that_was_connected_at_the_export(
     monkeypatch: pytest.MonkeyPatch,
     has_reconnected: bool,
 ) -> None:
-    monkeypatch.setattr(_declarations, "LEASE", 5.0)
+    monkeypatch.setattr(_topology, "LEASE", 5.0)
     layer = await open_layer(host=private_broker.url)
     channel = await layer.new_channel()
     await layer.group_add("g", channel)

@@ -11,7 +11,7 @@ import pytest
 from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
 from log_lines import log_lines
 
-from channels_rabbitmq._broker import topology as _declarations
+from channels_rabbitmq._broker import topology as _topology
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from private_broker import PrivateBroker
 
@@ -60,7 +60,7 @@ async def test_groups_of_a_lost_connection_stay_bound_until_the_lease_is_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # So long that the lists below are read meanwhile.
-    monkeypatch.setattr(_declarations, "LEASE", 5.0)
+    monkeypatch.setattr(_topology, "LEASE", 5.0)
     layer = await open_layer(host=proxy.url)
     channel = await layer.new_channel()
     await layer.group_add("g", channel)
@@ -92,7 +92,7 @@ async def test_they_stay_as_long_as_it_takes_to_bind_them_anew(
     proxy: AmqpProxy,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_declarations, "LEASE", 1.0)
+    monkeypatch.setattr(_topology, "LEASE", 1.0)
     layer = await open_layer(host=proxy.url)
     channel = await layer.new_channel()
     await layer.group_add("g", channel)
@@ -128,7 +128,7 @@ async def test_nothing_stays_of_a_process_that_was_killed(
     proxy: AmqpProxy,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_declarations, "LEASE", 1.0)
+    monkeypatch.setattr(_topology, "LEASE", 1.0)
     layer = await open_layer(host=proxy.url)
     channel = await layer.new_channel()
     await layer.group_add("g", channel)

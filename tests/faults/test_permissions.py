@@ -17,7 +17,7 @@ from log_lines import LogLines, log_lines
 from old_version import OldProcess, make_environment
 from own_broker import broker_commands
 
-from channels_rabbitmq._broker import topology as _declarations
+from channels_rabbitmq._broker import topology as _topology
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from private_broker import PrivateBroker
@@ -474,7 +474,7 @@ class TestLimits:
     ) -> None:
         """Three for each are enough. With two, some wait until the leases of others are over."""
         if queues == 8:
-            monkeypatch.setattr(_declarations, "LEASE", 3.0)
+            monkeypatch.setattr(_topology, "LEASE", 3.0)
         user.allow(EVERYTHING)
         limits = f'{{"max-queues": {queues}}}'
         user.broker.ctl("set_vhost_limits", "-p", user.vhost, limits)

@@ -52,12 +52,12 @@ async def bound_groups(
 ) -> set[str]:
     """What the broker says of the layer's present connection."""
     loop_layer: Any = layer._loop_layer()
-    declarations = loop_layer._subscriber._declarations
-    own = declarations.own_groups_exchange
+    topology = loop_layer._subscriber._topology
+    own = topology.own_groups_exchange
     rows = await asyncio.to_thread(broker.list_bindings)
     # The way from there to the queue.
     ways = {row["destination_name"] for row in rows if row["source_name"] == own}
-    assert ways == {f"{declarations.direct_exchange}.members", declarations.lease_queue}
+    assert ways == {f"{topology.direct_exchange}.members", topology.lease_queue}
     return {
         row["routing_key"]
         for row in rows

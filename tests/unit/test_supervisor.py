@@ -62,7 +62,7 @@ async def hang(connection: Connection) -> None:
     await asyncio.get_running_loop().create_future()
 
 
-class FakeRole:
+class FakeHandler:
     """Does on set-up what the test says, time after time; notes what it is told."""
 
     name = "role"
@@ -78,10 +78,10 @@ class FakeRole:
         self.changes.notify()
         await next(self._set_ups, nothing)(connection)
 
-    def ready(self) -> None:
+    def on_ready(self) -> None:
         self._note("ready")
 
-    def lost(self, reason: str) -> None:
+    def on_lost(self, reason: str) -> None:
         self._note(reason)
 
     def _note(self, event: str) -> None:
@@ -99,10 +99,10 @@ class FakeRole:
         await self.changes.until(lambda: self.set_up_count >= times)
 
 
-def make(role: FakeRole, *urls: str, connect_timeout: float = 30) -> Supervisor:
+def make(handler: FakeHandler, *urls: str, connect_timeout: float = 30) -> Supervisor:
     settings = Settings.from_config({"host": list(urls), "connect_timeout": connect_timeout})
     return Supervisor(
-        role, settings, id_="crq.a", connection_name="test role", known_outage=KnownOutage()
+        handler, settings, id_="crq.a", connection_name="test role", known_outage=KnownOutage()
     )
 
 
@@ -168,11 +168,11 @@ async def test_delays_are_short_unless_the_broker_refuses_in_words(
 ) -> None:
     """So that what is up again serves again soon, and what says no isn't asked all the time."""
     async with scripted_broker(serve) as broker:
-        role = FakeRole(*[failing(error)] * 12)
-        supervisor = make(role, broker.url)
+        handler = FakeHandler(*[failing(error)] * 12)
+        supervisor = make(handler, broker.url)
         supervisor.start()
         for attempts in range(1, 13):
-            await role.until_events(attempts)
+            await handler.until_events(attempts)
             while supervisor.state is not State.WAITING:  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0)
             supervisor.hurry()
@@ -230,7 +230,7 @@ def test_refused_certificate_in_one_line() -> None:
 
 async def test_nothing_happens_before_somebody_asks() -> None:
     async with scripted_broker(serve) as broker:
-        supervisor = make(FakeRole(), broker.url)
+        supervisor = make(FakeHandler(), broker.url)
         await asyncio.sleep(0)  # lets run what shouldn't be there
         assert supervisor.state is State.IDLE
         assert supervisor.connection is None
@@ -240,18 +240,18 @@ async def test_nothing_happens_before_somebody_asks() -> None:
 
 async def test_all_who_wait_get_the_one_connection(logged: pytest.LogCaptureFixture) -> None:
     async with scripted_broker(serve) as broker:
-        role = FakeRole()
-        supervisor = make(role, broker.url)
+        handler = FakeHandler()
+        supervisor = make(handler, broker.url)
         connections = await asyncio.gather(*(supervisor.wait_ready(soon()) for _ in range(5)))
         assert {id(connection) for connection in connections} == {id(supervisor.connection)}
         assert supervisor.state is State.READY
         assert "connected" in repr(supervisor)
         assert await supervisor.wait_ready(soon(-1)) is connections[0]
-        assert (broker.accepted, role.set_up_count, role.events) == (1, 1, ["ready"])
+        assert (broker.accepted, handler.set_up_count, handler.events) == (1, 1, ["ready"])
         assert not warnings(logged)
         await end(supervisor)
         await broker.until_gone()
-    assert role.events == ["ready", "closed on this side"]
+    assert handler.events == ["ready", "closed on this side"]
 
 
 async def test_cancelled_waiter_harms_no_other() -> None:
@@ -262,10 +262,10 @@ async def test_cancelled_waiter_harms_no_other() -> None:
         await released.wait()
 
     async with scripted_broker(serve) as broker:
-        role = FakeRole(wait_for_release)
-        supervisor = make(role, broker.url)
+        handler = FakeHandler(wait_for_release)
+        supervisor = make(handler, broker.url)
         one, two = (asyncio.create_task(supervisor.wait_ready(soon())) for _ in range(2))
-        await role.until_set_up()
+        await handler.until_set_up()
         one.cancel()
         released.set()
         assert await two is supervisor.connection
@@ -278,11 +278,11 @@ async def test_urls_are_tried_one_after_the_other() -> None:
     async with scripted_broker(serve) as broker:
         dead = [f"amqp://127.0.0.1:{free_port()}" for _ in range(3)]
         for _ in range(5):
-            role = FakeRole()
-            supervisor = make(role, *dead, broker.url)
+            handler = FakeHandler()
+            supervisor = make(handler, *dead, broker.url)
             await supervisor.wait_ready(soon())
             await end(supervisor)
-            assert role.events[-2:] == ["ready", "closed on this side"]
+            assert handler.events[-2:] == ["ready", "closed on this side"]
 
 
 def in_this_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,12 +295,12 @@ async def test_a_node_that_is_gone_costs_a_moment(monkeypatch: pytest.MonkeyPatc
     port = free_port()
     async with scripted_broker(serve) as broker:
         with swallowing_address("127.0.0.2", port):
-            role = FakeRole()
-            supervisor = make(role, f"amqp://127.0.0.2:{port}", broker.url)
+            handler = FakeHandler()
+            supervisor = make(handler, f"amqp://127.0.0.2:{port}", broker.url)
             started_at = time.monotonic()
             await supervisor.wait_ready(soon())
             assert time.monotonic() - started_at < 5  # of 30
-            assert role.events == ["ready"]
+            assert handler.events == ["ready"]
             await end(supervisor)
 
 
@@ -310,12 +310,12 @@ async def test_a_node_that_hangs_is_left_alone_when_another_answers(
     in_this_order(monkeypatch)
     monkeypatch.setattr(racing, "PATIENCE_ONCE_ANSWERED", 0.3)
     async with scripted_broker(hear_end_only) as frozen, scripted_broker(serve) as broker:
-        role = FakeRole()
-        supervisor = make(role, frozen.url, broker.url)
+        handler = FakeHandler()
+        supervisor = make(handler, frozen.url, broker.url)
         await supervisor.wait_ready(soon())
         assert frozen.accepted == 1
         await frozen.until_gone()
-        assert role.events == ["ready"]
+        assert handler.events == ["ready"]
         assert not warnings(logged)
         await end(supervisor)
 
@@ -338,11 +338,11 @@ async def test_if_set_up_fails_the_node_that_was_left_alone_is_tried_again(
         raise carehare.ConnectionClosed("no majority")
 
     async with scripted_broker(serve_later) as slow, scripted_broker(serve) as sick:
-        role = FakeRole(fail_and_wake)
-        supervisor = make(role, slow.url, sick.url)
+        handler = FakeHandler(fail_and_wake)
+        supervisor = make(handler, slow.url, sick.url)
         await supervisor.wait_ready(soon())
         assert (slow.accepted, sick.accepted) == (2, 1)
-        assert role.events == ["no majority", "ready"]
+        assert handler.events == ["no majority", "ready"]
         assert supervisor.statistics().url.endswith(f":{slow.port}/%2F")
         await end(supervisor)
 
@@ -361,7 +361,7 @@ async def test_each_url_that_fails_is_told(
 
     port = free_port()
     async with scripted_broker(refuse) as refusing:
-        supervisor = make(FakeRole(), f"amqp://127.0.0.1:{port}", refusing.url)
+        supervisor = make(FakeHandler(), f"amqp://127.0.0.1:{port}", refusing.url)
         with pytest.raises(BrokerUnavailable) as caught:
             await supervisor.wait_tried(soon())
         await end(supervisor)
@@ -376,7 +376,7 @@ async def test_stopped_while_urls_race_it_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(racing, "_PATIENCE", 0.0)
     async with scripted_broker(serve) as one, scripted_broker(serve) as two:
-        supervisor = make(FakeRole(), one.url, two.url)
+        supervisor = make(FakeHandler(), one.url, two.url)
         supervisor.start()
         await (one if turns % 2 else two).until_accepted()
         for _ in range(turns):
@@ -399,15 +399,15 @@ async def test_reconnects_when_the_connection_is_lost(
     scripts = iter([leave, leave])
 
     async with scripted_broker(lambda client: next(scripts, serve)(client)) as broker:
-        role = FakeRole()
-        supervisor = make(role, broker.url)
+        handler = FakeHandler()
+        supervisor = make(handler, broker.url)
         supervisor.start()
-        await role.until_ready(3)
+        await handler.until_ready(3)
         connection = await supervisor.wait_ready(soon())
         assert connection.is_open
         assert broker.open == 1
         lost = "RabbitMQ closed the connection: 320 CONNECTION_FORCED - bye"
-        assert role.events == ["ready", lost, "ready", lost, "ready"]
+        assert handler.events == ["ready", lost, "ready", lost, "ready"]
         assert [line.split(" to ")[0] for line in warnings(logged)] == [
             "role crq.a: lost the connection",
             "role crq.a: connected again",
@@ -422,8 +422,8 @@ async def test_connection_that_is_given_up_is_closed_and_replaced(
     logged: pytest.LogCaptureFixture,
 ) -> None:
     async with scripted_broker(serve) as broker:
-        role = FakeRole()
-        supervisor = make(role, broker.url)
+        handler = FakeHandler()
+        supervisor = make(handler, broker.url)
         supervisor.give_up_connection("there is none")
         first = await supervisor.wait_ready(soon())
         supervisor.give_up_connection("it is deaf")
@@ -431,7 +431,7 @@ async def test_connection_that_is_given_up_is_closed_and_replaced(
         second = await supervisor.wait_ready(soon())
         assert second is not first
         assert not first.is_open
-        assert role.events == ["ready", "it is deaf", "ready"]
+        assert handler.events == ["ready", "it is deaf", "ready"]
         url = f"amqp://guest@127.0.0.1:{broker.port}/%2F"
         lost, again = warnings(logged)
         assert lost == f"role crq.a: lost the connection to {url}: it is deaf"
@@ -476,12 +476,12 @@ def failing(exc: BaseException) -> Callable[[Connection], Awaitable[None]]:
 async def test_failed_set_up_is_survived(exc: Exception, logged: pytest.LogCaptureFixture) -> None:
     """Nothing is left of it: 4.x leaked a connection for each."""
     async with scripted_broker(serve) as broker:
-        role = FakeRole(failing(exc), failing(exc))
-        supervisor = make(role, broker.url)
+        handler = FakeHandler(failing(exc), failing(exc))
+        supervisor = make(handler, broker.url)
         await supervisor.wait_ready(soon(), patient=True)
         assert (broker.accepted, broker.open) == (3, 1)
-        assert role.events[2] == "ready"
-        assert role.events[0] == role.events[1] == supervisor.last_reason
+        assert handler.events[2] == "ready"
+        assert handler.events[0] == handler.events[1] == supervisor.last_reason
         tracebacks = [record for record in logged.records if record.exc_info]
         assert len(tracebacks) == (2 if exc in UNEXPECTED else 0)
         cannot = [line for line in warnings(logged) if "cannot connect" in line]
@@ -500,8 +500,8 @@ async def test_set_up_that_is_cancelled_from_inside_is_survived() -> None:
         await future
 
     async with scripted_broker(serve) as broker:
-        role = FakeRole(await_a_cancelled_future)
-        supervisor = make(role, broker.url)
+        handler = FakeHandler(await_a_cancelled_future)
+        supervisor = make(handler, broker.url)
         await supervisor.wait_ready(soon())
         assert broker.accepted == 2
         await end(supervisor)
@@ -511,10 +511,10 @@ async def test_set_up_that_is_cancelled_from_inside_is_survived() -> None:
 async def test_set_up_that_hangs_is_given_up_with_its_connection() -> None:
     """One time limit spans TCP, TLS, handshake and set-up."""
     async with scripted_broker(serve) as broker:
-        role = FakeRole(hang)
-        supervisor = make(role, broker.url, connect_timeout=0.1)
+        handler = FakeHandler(hang)
+        supervisor = make(handler, broker.url, connect_timeout=0.1)
         await supervisor.wait_ready(soon())
-        assert role.events[0] == (
+        assert handler.events[0] == (
             f"no answer from amqp://guest@127.0.0.1:{broker.port}/%2F within 0.1 s"
         )
         assert (broker.accepted, broker.open) == (2, 1)
@@ -524,10 +524,10 @@ async def test_set_up_that_hangs_is_given_up_with_its_connection() -> None:
 @pytest.mark.usefixtures("fast")
 async def test_url_may_set_the_time_limit() -> None:
     async with scripted_broker(serve) as broker:
-        role = FakeRole(hang)
-        supervisor = make(role, f"{broker.url}?connection_timeout=100", connect_timeout=60)
+        handler = FakeHandler(hang)
+        supervisor = make(handler, f"{broker.url}?connection_timeout=100", connect_timeout=60)
         await supervisor.wait_ready(soon())
-        assert role.events[0].endswith("within 0.1 s")
+        assert handler.events[0].endswith("within 0.1 s")
         await end(supervisor)
 
 
@@ -546,10 +546,10 @@ async def test_connection_lost_during_set_up_says_why() -> None:
 
     scripts = iter([refuse_the_declare])
     async with scripted_broker(lambda client: next(scripts, serve)(client)) as broker:
-        role = FakeRole(declare)
-        supervisor = make(role, broker.url)
+        handler = FakeHandler(declare)
+        supervisor = make(handler, broker.url)
         await supervisor.wait_ready(soon())
-        assert role.events[0] == "RabbitMQ closed the connection: 541 INTERNAL_ERROR"
+        assert handler.events[0] == "RabbitMQ closed the connection: 541 INTERNAL_ERROR"
         await end(supervisor)
 
 
@@ -572,10 +572,10 @@ async def test_bug_during_set_up_says_more_than_that_the_connection_closed(
 
     scripts = iter([deliver])
     async with scripted_broker(lambda client: next(scripts, serve)(client)) as broker:
-        role = FakeRole(consume)
-        supervisor = make(role, broker.url)
+        handler = FakeHandler(consume)
+        supervisor = make(handler, broker.url)
         await supervisor.wait_ready(soon())
-        assert role.events[0] == "ZeroDivisionError: a bug"
+        assert handler.events[0] == "ZeroDivisionError: a bug"
         await end(supervisor)
     assert "in buggy" in logged.text
 
@@ -585,18 +585,18 @@ async def test_bug_during_set_up_says_more_than_that_the_connection_closed(
 async def test_error_in_the_role_is_survived_and_logged(
     method: str, logged: pytest.LogCaptureFixture
 ) -> None:
-    class BuggyRole(FakeRole):
+    class BuggyRole(FakeHandler):
         def _note(self, event: str) -> None:
             super()._note(event)
             if (event == "ready") == (method == "ready") and len(self.events) <= 2:
                 raise ZeroDivisionError("a bug")
 
     async with scripted_broker(serve) as broker:
-        role = BuggyRole()
-        supervisor = make(role, broker.url)
+        handler = BuggyRole()
+        supervisor = make(handler, broker.url)
         await supervisor.wait_ready(soon())
         supervisor.give_up_connection("for a test")
-        await role.until_ready(2)
+        await handler.until_ready(2)
         await supervisor.wait_ready(soon())
         assert broker.open <= 2
         assert [record.levelname for record in logged.records if record.exc_info] == ["ERROR"]
@@ -621,10 +621,10 @@ async def test_bug_that_ends_the_connection_is_logged_with_its_traceback(
         await client.answer()
 
     async with scripted_broker(deliver) as broker:
-        role = FakeRole(consume)
-        supervisor = make(role, broker.url)
+        handler = FakeHandler(consume)
+        supervisor = make(handler, broker.url)
         supervisor.start()
-        events = await role.until_events(2)
+        events = await handler.until_events(2)
         assert events == ["ready", "ZeroDivisionError: a bug"]
         await end(supervisor)
     assert [record.levelname for record in logged.records if record.exc_info] == ["ERROR"]
@@ -654,12 +654,12 @@ def delays(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 async def test_success_resets_the_back_off(delays: list[list[int]]) -> None:
     no = failing(OSError("no"))
     async with scripted_broker(serve) as broker:
-        role = FakeRole(no, no, no, nothing, no, no, nothing)
-        supervisor = make(role, broker.url)
+        handler = FakeHandler(no, no, no, nothing, no, no, nothing)
+        supervisor = make(handler, broker.url)
         await supervisor.wait_ready(soon())
         assert delays == [[1, 2, 3]]
         supervisor.give_up_connection("for a test")
-        await role.until_ready(2)
+        await handler.until_ready(2)
         assert delays == [[1, 2, 3], [1, 2, 3]]
         await end(supervisor)
 
@@ -678,8 +678,8 @@ async def test_success_that_is_soon_over_does_not_reset_the_back_off(
     monkeypatch.setattr(_supervisor, "back_off", long_delays)
     monkeypatch.setattr(_supervisor, "_LONGEST_DELAY", 600.0)
     async with scripted_broker(serve) as broker:
-        role = FakeRole()
-        supervisor = make(role, broker.url)
+        handler = FakeHandler()
+        supervisor = make(handler, broker.url)
         for losses in range(4):
             await supervisor.wait_ready(soon())
             assert len(taken) == losses
@@ -696,11 +696,11 @@ async def test_hurry_ends_the_wait_and_nothing_else(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(_supervisor, "_FIRST_DELAY", 60.0)
     monkeypatch.setattr(_supervisor, "_LONGEST_DELAY", 60.0)
     async with scripted_broker(serve) as broker:
-        role = FakeRole(failing(OSError("no")), nothing)
-        supervisor = make(role, broker.url)
+        handler = FakeHandler(failing(OSError("no")), nothing)
+        supervisor = make(handler, broker.url)
         supervisor.hurry()
         waiting = asyncio.create_task(supervisor.wait_ready(soon()))
-        await role.until_events(1)
+        await handler.until_events(1)
         supervisor.hurry()  # it closes the connection of the first attempt now
         while supervisor.state is not State.WAITING:  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0)
@@ -718,11 +718,11 @@ async def test_delay_comes_after_a_loss_also_if_there_are_other_urls(
 ) -> None:
     """Else a broker that throws everybody out would be met again at once."""
     async with scripted_broker(serve) as broker:
-        role = FakeRole()
-        supervisor = make(role, *[broker.url] * 5)
+        handler = FakeHandler()
+        supervisor = make(handler, *[broker.url] * 5)
         for losses in range(4):
             await supervisor.wait_ready(soon())
-            assert role.events.count("ready") == losses + 1
+            assert handler.events.count("ready") == losses + 1
             assert sum(map(len, delays)) == losses
             supervisor.give_up_connection("for a test")
         await end(supervisor)
@@ -730,10 +730,10 @@ async def test_delay_comes_after_a_loss_also_if_there_are_other_urls(
 
 async def test_all_urls_are_tried_before_a_delay(delays: list[list[int]]) -> None:
     async with closing_server() as one, closing_server() as two:
-        role = FakeRole()
-        supervisor = make(role, one.url, two.url)
+        handler = FakeHandler()
+        supervisor = make(handler, one.url, two.url)
         supervisor.start()
-        await role.until_events(6)
+        await handler.until_events(6)
         await end(supervisor)
     assert sum(map(len, delays)) in (2, 3)
     assert abs(one.accepted - two.accepted) <= 1
@@ -742,11 +742,11 @@ async def test_all_urls_are_tried_before_a_delay(delays: list[list[int]]) -> Non
 @pytest.mark.usefixtures("fast")
 async def test_same_reason_is_one_warning(logged: pytest.LogCaptureFixture) -> None:
     """4.x wrote a traceback each second while the broker was down."""
-    role = FakeRole()
+    handler = FakeHandler()
     url = f"amqp://guest:guest@127.0.0.1:{free_port()}"
-    supervisor = make(role, url)
+    supervisor = make(handler, url)
     supervisor.start()
-    await role.until_events(8)
+    await handler.until_events(8)
     await end(supervisor)
     (line,) = warnings(logged)
     assert line.startswith("role crq.a: cannot connect to amqp://guest@127.0.0.1:")
@@ -761,11 +761,11 @@ async def test_same_reason_is_one_warning(logged: pytest.LogCaptureFixture) -> N
 async def test_each_broker_of_a_cluster_is_warned_of_once(
     logged: pytest.LogCaptureFixture,
 ) -> None:
-    role = FakeRole()
+    handler = FakeHandler()
     async with closing_server() as server:
-        supervisor = make(role, f"amqp://127.0.0.1:{free_port()}", server.url)
+        supervisor = make(handler, f"amqp://127.0.0.1:{free_port()}", server.url)
         supervisor.start()
-        await role.until_events(12)
+        await handler.until_events(12)
         await end(supervisor)
     lines = warnings(logged)
     assert len(lines) == 2
@@ -777,8 +777,8 @@ async def test_each_broker_of_a_cluster_is_warned_of_once(
 async def test_another_reason_is_another_warning(logged: pytest.LogCaptureFixture) -> None:
     reasons = ["one", "one", "two", "two", "one"]
     async with scripted_broker(serve) as broker:
-        role = FakeRole(*(failing(OSError(reason)) for reason in reasons))
-        supervisor = make(role, broker.url)
+        handler = FakeHandler(*(failing(OSError(reason)) for reason in reasons))
+        supervisor = make(handler, broker.url)
         await supervisor.wait_ready(soon())
         await end(supervisor)
     *lines, end_of_the_outage = warnings(logged)
@@ -792,8 +792,8 @@ async def test_reminder_of_the_same_reason(
 ) -> None:
     monkeypatch.setattr(_supervisor, "_REMINDER_INTERVAL", 0.0)
     async with scripted_broker(serve) as broker:
-        role = FakeRole(*(failing(OSError("no")) for _ in range(3)))
-        supervisor = make(role, broker.url)
+        handler = FakeHandler(*(failing(OSError("no")) for _ in range(3)))
+        supervisor = make(handler, broker.url)
         await supervisor.wait_ready(soon())
         await end(supervisor)
     assert len([line for line in warnings(logged) if "cannot connect" in line]) == 3
@@ -817,11 +817,11 @@ async def test_no_password_and_no_traceback_in_the_log(
         urls.append(f"amqps://someone:hush-hush@127.0.0.1:{closing.port}?verify=verify_none")
         urls.append(f"amqp://guest:hush-hush@{real.hostname}:{real.port}")
         urls.append(f"amqp://someone:hush-hush@{real.hostname}:{real.port}/no-vhost")
-        role = FakeRole()
-        supervisor = make(role, *urls, connect_timeout=0.2)
+        handler = FakeHandler()
+        supervisor = make(handler, *urls, connect_timeout=0.2)
         with pytest.raises(BrokerUnavailable) as caught:
             await supervisor.wait_ready(soon(0.1))
-        await role.until_events(2 * len(urls))
+        await handler.until_events(2 * len(urls))
         await end(supervisor)
     assert "hush" not in logged.text + str(caught.value) + repr(supervisor)
     assert "Traceback" not in logged.text
@@ -832,7 +832,7 @@ async def test_no_password_and_no_traceback_in_the_log(
 
 async def test_states_are_logged(logged: pytest.LogCaptureFixture) -> None:
     async with scripted_broker(serve) as broker:
-        supervisor = make(FakeRole(), broker.url)
+        supervisor = make(FakeHandler(), broker.url)
         await supervisor.wait_ready(soon())
         await end(supervisor)
     assert [line for line in warnings(logged, logging.DEBUG) if "->" in line] == [
@@ -848,7 +848,7 @@ async def test_states_are_logged(logged: pytest.LogCaptureFixture) -> None:
 @pytest.mark.usefixtures("fast")
 async def test_wait_ready_tells_the_last_reason(broker: Broker) -> None:
     parts = urlsplit(broker.url)
-    supervisor = make(FakeRole(), f"amqp://guest:wrong@{parts.hostname}:{parts.port}")
+    supervisor = make(FakeHandler(), f"amqp://guest:wrong@{parts.hostname}:{parts.port}")
     waiting = asyncio.create_task(supervisor.wait_ready(soon(0.3)))
     with pytest.raises(BrokerUnavailable, match="403 ACCESS_REFUSED") as caught:
         await waiting
@@ -863,7 +863,7 @@ async def test_wait_ready_tells_the_last_reason(broker: Broker) -> None:
 
 async def test_wait_ready_while_the_first_attempt_goes_on() -> None:
     async with silent_server() as server:
-        supervisor = make(FakeRole(), server.url)
+        supervisor = make(FakeHandler(), server.url)
         with pytest.raises(BrokerUnavailable, match="still connecting"):
             await supervisor.wait_ready(soon(0.01))
         await end(supervisor)
@@ -878,11 +878,11 @@ async def test_wait_ready_between_two_connections_waits_for_the_next() -> None:
         await released.wait()
 
     async with scripted_broker(serve) as broker:
-        role = FakeRole(nothing, wait_for_release)
-        supervisor = make(role, broker.url)
+        handler = FakeHandler(nothing, wait_for_release)
+        supervisor = make(handler, broker.url)
         first = await supervisor.wait_ready(soon())
         supervisor.give_up_connection("for a test")
-        await role.until_set_up(2)
+        await handler.until_set_up(2)
         with pytest.raises(BrokerUnavailable, match="for a test"):
             await supervisor.wait_ready(soon(0.01))
         waiting = asyncio.create_task(supervisor.wait_ready(soon()))
@@ -894,7 +894,7 @@ async def test_wait_ready_between_two_connections_waits_for_the_next() -> None:
 @pytest.mark.usefixtures("fast")
 async def test_wait_ready_does_not_return_a_connection_that_has_just_ended() -> None:
     async with scripted_broker(serve) as broker:
-        supervisor = make(FakeRole(), broker.url)
+        supervisor = make(FakeHandler(), broker.url)
         first = await supervisor.wait_ready(soon())
         first._protocol.abort()
         await first.ended
@@ -938,32 +938,32 @@ class Stage:
             set_up = hang
         elif name == "back-off":
             set_up = failing(OSError("no"))  # type: ignore[assignment]  # the name is another one's
-        self.role = FakeRole(set_up)
+        self.handler = FakeHandler(set_up)
 
     def server(self) -> Any:
         return scripted_broker(STAGES[self.name])
 
     async def reach(self, broker: ScriptedBroker) -> Supervisor:
-        role = self.role
-        supervisor = make(role, broker.url, connect_timeout=60)
+        handler = self.handler
+        supervisor = make(handler, broker.url, connect_timeout=60)
         if self.name != "idle":
             supervisor.start()
         if self.name in ("server says nothing", "handshake"):
             await broker.until_accepted()
             await asyncio.sleep(0.01)  # for the client's next word, which nobody here hears
         elif self.name.startswith("set-up"):
-            await role.until_set_up()
+            await handler.until_set_up()
         elif self.name.startswith("connected"):
-            await role.until_ready()
+            await handler.until_ready()
         elif self.name == "back-off":
-            await role.until_events(1)
+            await handler.until_events(1)
             await broker.until_gone()
             while supervisor.state is not State.WAITING:  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0)
         elif self.name == "saying good-bye to a deaf server":
-            await role.until_ready()
+            await handler.until_ready()
             supervisor.give_up_connection("for a test")
-            await role.until_events(2)
+            await handler.until_events(2)
         return supervisor
 
 
@@ -1002,7 +1002,7 @@ async def test_stop_at_each_stage_ends_all_at_once(name: str) -> None:
             await supervisor.wait_ready(soon())
         assert broker.open == 0
         await supervisor.wait_stopped()
-        assert stage.role.events.count("ready") <= 1
+        assert stage.handler.events.count("ready") <= 1
 
 
 @stages
@@ -1034,7 +1034,7 @@ def test_asyncio_run_ends_at_each_stage(name: str, logged: pytest.LogCaptureFixt
 async def test_stop_at_any_moment_of_connecting(turns: int) -> None:
     """Also in the turn in which the handshake, or the set-up, has just succeeded."""
     async with scripted_broker(serve) as broker:
-        supervisor = make(FakeRole(), broker.url)
+        supervisor = make(FakeHandler(), broker.url)
         supervisor.start()
         for _ in range(turns):
             await asyncio.sleep(0)  # lets connecting go on by a turn
@@ -1050,7 +1050,7 @@ async def test_stop_at_any_moment_of_connecting(turns: int) -> None:
 async def test_task_that_is_cancelled_by_others_ends_and_tells_those_who_wait() -> None:
     """As at the end of asyncio.run, which doesn't call stop()."""
     async with scripted_broker(serve) as broker:
-        supervisor = make(FakeRole(hang), broker.url)
+        supervisor = make(FakeHandler(hang), broker.url)
         waiting = asyncio.create_task(supervisor.wait_ready(soon(60)))
         await broker.until_accepted()
         assert supervisor._task is not None
@@ -1064,12 +1064,12 @@ async def test_task_that_is_cancelled_by_others_ends_and_tells_those_who_wait() 
 @pytest.mark.usefixtures("fast")
 async def test_impatient_second_cancel_closes_the_socket_too() -> None:
     async with scripted_broker(hear_nothing_more) as broker:
-        role = FakeRole()
-        supervisor = make(role, broker.url)
+        handler = FakeHandler()
+        supervisor = make(handler, broker.url)
         supervisor.start()
-        await role.until_ready()
+        await handler.until_ready()
         supervisor.stop()
-        await role.until_events(2)  # it says good-bye now
+        await handler.until_events(2)  # it says good-bye now
         supervisor.stop()
         await asyncio.wait_for(supervisor.wait_stopped(), 2)
         await broker.until_gone()
@@ -1087,14 +1087,14 @@ async def test_real_broker_is_met_again_after_each_cut(
         await topology.call(commands.Queue.Declare(queue="", exclusive=True))
 
     async with AmqpProxy(broker.url) as proxy:
-        role = FakeRole(*[declare] * 4)
-        supervisor = make(role, proxy.url)
+        handler = FakeHandler(*[declare] * 4)
+        supervisor = make(handler, proxy.url)
         for n in range(1, 4):
             connection = await supervisor.wait_ready(soon())
-            assert role.events.count("ready") == n
+            assert handler.events.count("ready") == n
             assert len(proxy.links) == 1
             proxy.cut(reset=n % 2 == 0)
-            await role.until_ready(n + 1)
+            await handler.until_ready(n + 1)
             assert not connection.is_open
         assert len([line for line in warnings(logged) if "lost the connection" in line]) == 3
         await end(supervisor)
@@ -1114,8 +1114,8 @@ async def test_real_refusal_of_the_set_up_is_survived(
         )
 
     async with AmqpProxy(broker.url) as proxy:
-        role = FakeRole(declare_wrongly, declare_wrongly, declare_wrongly)
-        supervisor = make(role, proxy.url)
+        handler = FakeHandler(declare_wrongly, declare_wrongly, declare_wrongly)
+        supervisor = make(handler, proxy.url)
         await supervisor.wait_ready(soon(), patient=True)
         assert (proxy.opened, len(proxy.links)) == (4, 1)
         line, end_of_the_outage = warnings(logged)
