@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import problems
-from figures import Cell, find_figure
-from model import OLD, OURS, RAW, RAW_CHANNELS, RAW_SHORT, REDIS_PUBSUB
+from benchmarks import problems
+from benchmarks.figures import Cell, find_figure
+from benchmarks.model import OLD, OURS, RAW, RAW_CHANNELS, RAW_SHORT, REDIS_PUBSUB
 
 Cells = Mapping[tuple[str, str], Cell]
 

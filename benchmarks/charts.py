@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from xml.sax.saxutils import escape
 
-from figures import Cell
-from model import LAYERS, OURS, Scenario
-from tables import number
+from benchmarks.figures import Cell
+from benchmarks.model import LAYERS, OURS, Scenario
+from benchmarks.tables import number
 
 _WIDTH = 760
 _LABELS = 190  # where the bars begin

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from model import Problems, Sample
+from benchmarks.model import Problems, Sample
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

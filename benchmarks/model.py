@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stage import Stage
+    from benchmarks.stage import Stage
 
 # What can be measured, with the names of the modules in layers/
 OURS = "ours"

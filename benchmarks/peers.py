@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
-import environment
+from tools import environment
 
-_CACHE = environment.ROOT / ".benchmark_cache"  # git ignores it; delete it to get newer releases
+CACHE = environment.ROOT / ".benchmark_cache"  # git ignores it; delete it to get newer releases
 
 _PRINT_VERSIONS = """\
 import importlib.metadata, json, sys
@@ -28,7 +28,7 @@ class PeerFailed(RuntimeError):
 
 
 def adapter(layer: str) -> ModuleType:
-    return importlib.import_module(f"layers.{layer}")
+    return importlib.import_module(f"benchmarks.layers.{layer}")
 
 
 def prepare(layer: str, own_python: Path | None = None) -> Path:
@@ -42,12 +42,12 @@ def prepare(layer: str, own_python: Path | None = None) -> Path:
         return own_python or environment.prepare("demo")
     wanted = json.dumps([sys.version, module.REQUIREMENTS])
     digest = hashlib.sha256(wanted.encode()).hexdigest()[:12]
-    folder = _CACHE / f"{layer}-{digest}"
+    folder = CACHE / f"{layer}-{digest}"
     if not folder.exists():
         print(f"Installing {' '.join(module.REQUIREMENTS)}...", flush=True)
-        _CACHE.mkdir(exist_ok=True)
+        CACHE.mkdir(exist_ok=True)
         # Under another name until it is complete.
-        new = Path(tempfile.mkdtemp(prefix="new-", dir=_CACHE))
+        new = Path(tempfile.mkdtemp(prefix="new-", dir=CACHE))
         try:
             _run(sys.executable, "-m", "venv", str(new))
             pip = [str(new / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
@@ -71,7 +71,7 @@ def _run(*command: str) -> str:
     variables = {key: v for key, v in os.environ.items() if key not in ("PYTHONPATH", "PIP_USER")}
     done = subprocess.run(
         command,
-        cwd=_CACHE if _CACHE.exists() else None,
+        cwd=CACHE if CACHE.exists() else None,
         env=variables,
         stdin=subprocess.DEVNULL,
         capture_output=True,

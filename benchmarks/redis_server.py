@@ -13,10 +13,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-import interrupts
-import root_rights
-
-from private_broker import free_port
+from tools import interrupts, root_rights
+from tools.private_broker import free_port
 
 _START_TIMEOUT = 20.0  # seconds
 _STOP_TIMEOUT = 10.0

@@ -7,10 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from charts import bar_chart
-from figures import summarize
-from model import Sample, Scenario
-from tables import document
+from benchmarks.charts import bar_chart
+from benchmarks.figures import summarize
+from benchmarks.model import Sample, Scenario
+from benchmarks.tables import document
 
 
 def write(

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from types import ModuleType
 from typing import Any
 
-from problems import Tally
+from benchmarks.problems import Tally
 
 # Of CLOCK_MONOTONIC, which all processes of a machine share (on Linux and macOS).
 now = time.monotonic

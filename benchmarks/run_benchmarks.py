@@ -19,27 +19,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-_HERE = Path(__file__).resolve().parent
-sys.path.append(str(_HERE.parent / "scripts"))
-
-import cancellable
-import interrupts
-import machine
-import peers
-import results_folder
-from brokers import NoBroker, get_broker
-from environment import ROOT, EnvironmentFailed
-from layers.raw_amqp import RawConnection
-from model import EXCHANGES, LAYERS, RAW, Sample, Scenario
-from redis_server import NoRedis, PrivateRedis, find_command
-from stage import Server
-from suite import SCENARIOS, plan, run_all
-
-from private_broker import BrokerFailed
+from benchmarks import machine, peers, results_folder
+from benchmarks.layers.raw_amqp import RawConnection
+from benchmarks.model import EXCHANGES, LAYERS, RAW, Sample, Scenario
+from benchmarks.redis_server import NoRedis, PrivateRedis, find_command
+from benchmarks.stage import Server
+from benchmarks.suite import SCENARIOS, plan, run_all
+from tools import cancellable, interrupts
+from tools.brokers import NoBroker, get_broker
+from tools.environment import ROOT, EnvironmentFailed
+from tools.private_broker import BrokerFailed
 
 _ROUNDS = 3
 _PATIENCE = 20.0  # seconds that a RabbitMQ may take to let us in
-_RESULTS = _HERE / "results"
+_RESULTS = ROOT / "benchmarks" / "results"
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from role import Role, now
+from benchmarks.role import Role, now
 
 
 class GroupSender(Role):

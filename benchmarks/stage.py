@@ -8,11 +8,10 @@ import importlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
-import problems
-import usage
-from figures import add_problems
-from model import RAW, RAW_SHORT, Failed, Problems
-from workers import WorkerHandle
+from benchmarks import problems, usage
+from benchmarks.figures import add_problems
+from benchmarks.model import RAW, RAW_SHORT, Failed, Problems
+from benchmarks.workers import WorkerHandle
 
 # The capacity of all layers, wherever it can be set: what is measured is speed, not limits. (Not
 # in scenarios at default settings.)
@@ -97,7 +96,9 @@ class Stage:
     ) -> None:
         self.layer = layer
         self.server = server
-        self.has_rabbitmq = importlib.import_module(f"layers.{layer}").SERVER == "rabbitmq"
+        self.has_rabbitmq = (
+            importlib.import_module(f"benchmarks.layers.{layer}").SERVER == "rabbitmq"
+        )
         self.quick = quick
         self.capacity = capacity  # ``None``: the layer's own defaults
         self._pythons = pythons

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from figures import add_problems
-from model import Failed, Problems, Sample, Scenario
-from scenarios import (
+from benchmarks.figures import add_problems
+from benchmarks.model import Failed, Problems, Sample, Scenario
+from benchmarks.scenarios import (
     churn,
     fanout,
     large,
@@ -26,8 +26,8 @@ from scenarios import (
     sync,
     throughput,
 )
-from stage import CAPACITY, Server, Stage
-from workers import CallFailed, WorkerDied
+from benchmarks.stage import CAPACITY, Server, Stage
+from benchmarks.workers import CallFailed, WorkerDied
 
 SCENARIOS: tuple[Scenario, ...] = (
     *latency.SCENARIOS,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from aims import AIMS
-from figures import Cell, Figure, find_figure
-from model import LAYERS, OLD, Metric, Scenario
+from benchmarks.aims import AIMS
+from benchmarks.figures import Cell, Figure, find_figure
+from benchmarks.model import LAYERS, OLD, Metric, Scenario
 
 Cells = Mapping[tuple[str, str], Cell]
 

@@ -14,7 +14,8 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.layers import channel_layers
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.urls import path
-from scenarios.site import ROOM, user_group
+
+from benchmarks.scenarios.site import ROOM, user_group
 
 _WORK = 0.0005  # seconds of CPU time that a message takes the consumer
 

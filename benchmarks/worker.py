@@ -1,6 +1,6 @@
 """A process of a run: one role of a scenario, on one layer, in that layer's own environment.
 
-    python worker.py LAYER MODULE.ROLE URL CAPACITY
+    python -m benchmarks.worker LAYER MODULE.ROLE URL CAPACITY
 
 The capacity is a number, or "default": that of the layer itself.
 
@@ -31,8 +31,8 @@ from functools import partial
 from types import ModuleType
 from typing import Any, TextIO
 
-from problems import describe
-from role import PlainRole, Role
+from benchmarks.problems import describe
+from benchmarks.role import PlainRole, Role
 
 _CLOSE_TIMEOUT = 5.0  # seconds for the layer to say goodbye
 _LAST_WAY_OUT = 8.0  # seconds after the end of the input; a process that hangs ends too
@@ -131,9 +131,9 @@ def main() -> None:
     # What a library prints must not get between the answers.
     output = Output(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)
-    adapter = importlib.import_module(f"layers.{layer_name}")
+    adapter = importlib.import_module(f"benchmarks.layers.{layer_name}")
     module_name, _, class_name = role_name.rpartition(".")
-    role_class = getattr(importlib.import_module(f"scenarios.{module_name}"), class_name)
+    role_class = getattr(importlib.import_module(f"benchmarks.scenarios.{module_name}"), class_name)
     if issubclass(role_class, PlainRole):
         serve_plainly(role_class(adapter, url, capacity), output)
     else:

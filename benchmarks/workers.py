@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any
 
-_PROGRAM = Path(__file__).with_name("worker.py")
+from benchmarks.peers import CACHE
+
 _START_TIMEOUT = 20.0  # seconds
 _STOP_TIMEOUT = 6.0
 _LOG_LINES = 8
@@ -50,11 +51,12 @@ class WorkerHandle:
     ) -> WorkerHandle:
         log = tempfile.TemporaryFile()  # noqa: SIM115 - stop() closes it
         process = await asyncio.create_subprocess_exec(
-            *(str(python), str(_PROGRAM), layer, role, url),
+            *(str(python), "-m", "benchmarks.worker", layer, role, url),
             "default" if capacity is None else str(capacity),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
+            cwd=_import_folder(),
             env=_environment(),
             start_new_session=True,  # Ctrl-C is the coordinator's to handle
             limit=_LARGEST_ANSWER,
@@ -115,6 +117,19 @@ class WorkerHandle:
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").splitlines()
         return "\n".join(lines[-_LOG_LINES:])
+
+
+def _import_folder() -> Path:
+    """A folder with nothing but the packages that a worker needs, to be started in.
+
+    In the repository itself a peer would import this channels_rabbitmq instead of its own.
+    """
+    folder = CACHE / "imports"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("benchmarks", "tools"):
+        with contextlib.suppress(FileExistsError):
+            (folder / name).symlink_to(Path("..", "..", name))
+    return folder
 
 
 def _environment() -> dict[str, str]:

@@ -10,9 +10,8 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 
-from proxy import Proxy
-
-from private_broker import PrivateBroker
+from benchmarks.proxy import Proxy
+from tools.private_broker import PrivateBroker
 
 Fault = Callable[["Stage"], Awaitable[None]]
 

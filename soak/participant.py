@@ -1,6 +1,6 @@
 """One process of a soak: it sends, receives, joins and leaves, and notes all of it.
 
-    python participant.py NAME URL JOURNAL SEED
+    python -m soak.participant NAME URL JOURNAL SEED
 
 Standard input brings orders, a JSON object in each line, and standard output takes the answers:
 
@@ -34,10 +34,10 @@ from typing import Any
 
 from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull
-from proof import OK
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
+from soak.proof import OK
 
 GROUPS = [f"g{n}" for n in range(40)]
 _EVERYBODY = "everybody"  # a group

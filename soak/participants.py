@@ -12,7 +12,8 @@ from collections import Counter
 from pathlib import Path
 from typing import IO, Any
 
-_PROGRAM = Path(__file__).with_name("participant.py")
+from tools.environment import ROOT
+
 _LONGEST_LINE = 1024 * 1024  # bytes
 
 
@@ -45,7 +46,9 @@ class Participant:
     async def start(self, python: Path, url: str, seed: int) -> None:
         self._log_file = self.log.open("wb")
         self._process = await asyncio.create_subprocess_exec(
-            *(str(python), str(_PROGRAM), self.name, url, str(self.journal), str(seed)),
+            *(str(python), "-m", "soak.participant"),
+            *(self.name, url, str(self.journal), str(seed)),
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log_file,

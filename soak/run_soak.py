@@ -20,22 +20,15 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-_HERE = Path(__file__).resolve().parent
-sys.path += [str(_HERE.parent / "scripts"), str(_HERE.parent / "benchmarks")]
-
-import brokers  # noqa: E402 - it needs what is on the path only now; the same below
-import cancellable  # noqa: E402
-import environment  # noqa: E402
-import interrupts  # noqa: E402
-import memory  # noqa: E402
-from brokers import NoBroker, PrivateNode  # noqa: E402
-from environment import EnvironmentFailed  # noqa: E402
-from faults import FAULTS, Stage  # noqa: E402
-from participants import Participant, ParticipantDied  # noqa: E402
-from proof import Proof, Verdict, Window  # noqa: E402
-from proxy import Proxy  # noqa: E402
-
-from private_broker import BrokerFailed, PrivateBroker  # noqa: E402
+from benchmarks.proxy import Proxy
+from soak import memory
+from soak.faults import FAULTS, Stage
+from soak.participants import Participant, ParticipantDied
+from soak.proof import Proof, Verdict, Window
+from tools import brokers, cancellable, environment, interrupts
+from tools.brokers import NoBroker, PrivateNode
+from tools.environment import EnvironmentFailed
+from tools.private_broker import BrokerFailed, PrivateBroker
 
 _PARTICIPANTS = ["ann", "ben", "cat", "dan"]
 _DIRECT = ["dan"]  # without a proxy in between

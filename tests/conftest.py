@@ -14,29 +14,23 @@ import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import hypothesis
-import lengths
 import pytest
-from leaks import LoopWatch, new_sockets, open_sockets, unclosed_resources
-from own_broker import broker_commands
 
-from private_broker import PrivateBroker, find_broker_commands
+from tests.support import lengths
+from tests.support.brokers import Broker, broker_commands, installed_commands
+from tests.support.leaks import LoopWatch, new_sockets, open_sockets, unclosed_resources
+from tools.private_broker import PrivateBroker, find_broker_commands
 
 if TYPE_CHECKING:
-    from programs import Programs
-
     from channels_rabbitmq.core import RabbitmqChannelLayer
+    from tests.support.programs import Programs
 
 _ROOT = Path(__file__).parent.parent
-_NO_BROKER = (
-    "No RabbitMQ: install it, or set RABBITMQ_BIN to the folder with its commands rabbitmq-server "
-    "and rabbitmqctl (otherwise looked for on PATH), or RABBITMQ_URL to a broker for tests."
-)
 
 # Derandomized: the suite says something about the change at hand, so it must not fail by chance for
 # somebody who changed nothing. To search for new counter-examples: HYPOTHESIS_PROFILE=explore.
@@ -128,14 +122,6 @@ def _fail_with(request: pytest.FixtureRequest, problems: list[str]) -> None:
 # Brokers
 
 
-@dataclass(frozen=True)
-class Broker:
-    """The broker of this run. ``private`` is ``None`` if it is somebody's ($RABBITMQ_URL)."""
-
-    url: str
-    private: PrivateBroker | None
-
-
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:
     """One for all tests: don't stop it, don't count what others may have on it."""
@@ -144,10 +130,7 @@ def broker() -> Iterator[Broker]:
         _require_reachable(url)
         yield Broker(url, None)
         return
-    commands = find_broker_commands()
-    if commands is None:
-        pytest.fail(_NO_BROKER, pytrace=False)
-    with PrivateBroker(commands) as private:
+    with PrivateBroker(installed_commands()) as private:
         yield Broker(private.url, private)
 
 
@@ -167,11 +150,7 @@ def private_broker_factory() -> Iterator[Callable[..., PrivateBroker]]:
     All its methods block. Where the loop has to go on meanwhile (a restart takes seconds) an async
     test calls them by ``asyncio.to_thread``.
     """
-    commands = find_broker_commands()
-    if os.environ.get("RABBITMQ_URL") and not os.environ.get("RABBITMQ_BIN"):
-        pytest.skip("needs a broker of its own, but only RABBITMQ_URL is given")
-    if commands is None:
-        pytest.fail(_NO_BROKER, pytrace=False)
+    commands = broker_commands()
     brokers: list[PrivateBroker] = []
 
     def start(**options: Any) -> PrivateBroker:
@@ -268,8 +247,8 @@ async def open_layer(
 @pytest.fixture
 async def programs(broker: Broker, groups_exchange: str) -> AsyncIterator[Programs]:
     """Starts the programs of ``tests/programs``; those that still run at the end are killed."""
-    from amqp_proxy import AmqpProxy
-    from programs import Programs
+    from tests.support.amqp_proxy import AmqpProxy
+    from tests.support.programs import Programs
 
     async with AmqpProxy(broker.url) as proxy:
         started = Programs(proxy, broker.url, groups_exchange)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from model import EXCHANGES, OURS
+from benchmarks.model import EXCHANGES, OURS
 
 TITLE = "channels_rabbitmq (this)"
 REQUIREMENTS = None  # The project's own environment has it.

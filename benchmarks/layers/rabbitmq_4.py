@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from model import EXCHANGES, OLD
+from benchmarks.model import EXCHANGES, OLD
 
 from . import WEBSITE
 

@@ -20,12 +20,12 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
-import problems
-from model import CHANNEL_LAYERS, Metric, Scenario
-from role import Progress, Role, now
+from benchmarks import problems
+from benchmarks.model import CHANNEL_LAYERS, Metric, Scenario
+from benchmarks.role import Progress, Role, now
 
 if TYPE_CHECKING:
-    from stage import Stage
+    from benchmarks.stage import Stage
 
 VISITORS = 50
 _WARM_UP = 0.3  # seconds

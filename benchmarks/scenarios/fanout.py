@@ -17,12 +17,12 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import problems
-from model import CHANNEL_LAYERS, RAW_CHANNELS, Failed, Metric, Scenario
-from role import Role, now, side_by_side
+from benchmarks import problems
+from benchmarks.model import CHANNEL_LAYERS, RAW_CHANNELS, Failed, Metric, Scenario
+from benchmarks.role import Role, now, side_by_side
 
 if TYPE_CHECKING:
-    from stage import Stage
+    from benchmarks.stage import Stage
 
 GROUP = "benchmark.fan-out"
 PROCESSES = 2

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import problems
-from figures import percentile
-from model import CHANNEL_LAYERS, Failed, Metric, Scenario
-from role import Progress, Role, now
+from benchmarks import problems
+from benchmarks.figures import percentile
+from benchmarks.model import CHANNEL_LAYERS, Failed, Metric, Scenario
+from benchmarks.role import Progress, Role, now
 
 if TYPE_CHECKING:
-    from stage import Stage
+    from benchmarks.stage import Stage
 
 SIZE = 1024 * 1024
 _WARM_UP = 2  # messages

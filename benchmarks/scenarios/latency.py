@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import problems
-from figures import percentile
-from model import LAYERS, Metric, Scenario
-from role import Role, now
+from benchmarks import problems
+from benchmarks.figures import percentile
+from benchmarks.model import LAYERS, Metric, Scenario
+from benchmarks.role import Role, now
 
 if TYPE_CHECKING:
-    from stage import Stage
+    from benchmarks.stage import Stage
 
 _DATA = "x" * 100
 _WARM_UP = 0.3  # seconds

@@ -11,13 +11,13 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
-import problems
-from model import CHANNEL_LAYERS, Metric, Scenario
-from role import Progress, Role
-from usage import resident_mib
+from benchmarks import problems
+from benchmarks.model import CHANNEL_LAYERS, Metric, Scenario
+from benchmarks.role import Progress, Role
+from benchmarks.usage import resident_mib
 
 if TYPE_CHECKING:
-    from stage import Stage
+    from benchmarks.stage import Stage
 
 COUNT = 10_000
 _FIRST = 200  # made before the measurement, so that what is there only once isn't counted

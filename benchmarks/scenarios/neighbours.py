@@ -19,16 +19,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import problems
-from figures import percentile
-from model import CHANNEL_LAYERS, Failed, Metric, Scenario
-from role import Progress, Role, now
-from sender import GroupSender
-from usage import resident_mib
+from benchmarks import problems
+from benchmarks.figures import percentile
+from benchmarks.model import CHANNEL_LAYERS, Failed, Metric, Scenario
+from benchmarks.role import Progress, Role, now
+from benchmarks.sender import GroupSender
+from benchmarks.usage import resident_mib
 
 if TYPE_CHECKING:
-    from stage import Stage
-    from workers import WorkerHandle
+    from benchmarks.stage import Stage
+    from benchmarks.workers import WorkerHandle
 
 _ROOM_RATE = 150.0  # messages a second
 _PROMPT_RATE = 25.0

@@ -31,14 +31,14 @@ import secrets
 from functools import partial
 from typing import TYPE_CHECKING
 
-import problems
-from model import EXCHANGES, OLD, OURS, RAW, REDIS_PUBSUB, Failed, Metric, Scenario
-from proxy import Proxy
-from role import Progress, Role, now, side_by_side
+from benchmarks import problems
+from benchmarks.model import EXCHANGES, OLD, OURS, RAW, REDIS_PUBSUB, Failed, Metric, Scenario
+from benchmarks.proxy import Proxy
+from benchmarks.role import Progress, Role, now, side_by_side
 
 if TYPE_CHECKING:
-    from stage import Stage
-    from workers import WorkerHandle
+    from benchmarks.stage import Stage
+    from benchmarks.workers import WorkerHandle
 
 GROUPS = 5000
 _BATCH = 250

@@ -23,15 +23,15 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import problems
-from figures import percentile
-from model import CHANNEL_LAYERS, RAW, Failed, Metric, Scenario
-from role import Progress, Role, now, side_by_side
-from sender import GroupSender
+from benchmarks import problems
+from benchmarks.figures import percentile
+from benchmarks.model import CHANNEL_LAYERS, RAW, Failed, Metric, Scenario
+from benchmarks.role import Progress, Role, now, side_by_side
+from benchmarks.sender import GroupSender
 
 if TYPE_CHECKING:
-    from stage import Stage
-    from workers import WorkerHandle
+    from benchmarks.stage import Stage
+    from benchmarks.workers import WorkerHandle
 
 USERS = 300
 PROCESSES = 2
@@ -57,7 +57,7 @@ class Site(Role):
 
     async def open(self) -> int:
         """The port where it listens."""
-        import website
+        from benchmarks import website
 
         _allow_many_files()
         listener = socket.create_server(("127.0.0.1", 0), backlog=USERS)

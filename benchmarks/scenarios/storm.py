@@ -13,12 +13,12 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
-import problems
-from model import CHANNEL_LAYERS, RAW, Metric, Scenario
-from role import Progress, Role, now, side_by_side
+from benchmarks import problems
+from benchmarks.model import CHANNEL_LAYERS, RAW, Metric, Scenario
+from benchmarks.role import Progress, Role, now, side_by_side
 
 if TYPE_CHECKING:
-    from stage import Stage
+    from benchmarks.stage import Stage
 
 
 def _group(n: int) -> str:
@@ -57,7 +57,7 @@ class Crowd(Role):
 
 class RawCrowd(Role):
     async def join_all(self, count: int) -> float:
-        from layers import raw
+        from benchmarks.layers import raw
 
         queue = await self.layer.new_channel()
         start = now()

@@ -19,13 +19,13 @@ from collections.abc import Callable, Coroutine
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import problems
-from figures import percentile
-from model import CHANNEL_LAYERS, RAW, Failed, Metric, Scenario
-from role import PlainRole, Progress, Role, now
+from benchmarks import problems
+from benchmarks.figures import percentile
+from benchmarks.model import CHANNEL_LAYERS, RAW, Failed, Metric, Scenario
+from benchmarks.role import PlainRole, Progress, Role, now
 
 if TYPE_CHECKING:
-    from stage import Stage
+    from benchmarks.stage import Stage
 
 GROUP = "benchmark.sync"
 _WARM_UP = 3  # calls

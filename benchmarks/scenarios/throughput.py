@@ -11,12 +11,12 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
-import problems
-from model import LAYERS, Failed, Metric, Scenario
-from role import Progress, Role, now
+from benchmarks import problems
+from benchmarks.model import LAYERS, Failed, Metric, Scenario
+from benchmarks.role import Progress, Role, now
 
 if TYPE_CHECKING:
-    from stage import Stage
+    from benchmarks.stage import Stage
 
 SENDERS = 50
 _WARM_UP = 0.4  # seconds
@@ -109,7 +109,7 @@ class RawReceiver(Receiver):
     """One queue and a callback: nothing between RabbitMQ and the check."""
 
     async def open(self, size: int) -> list[str]:
-        from layers import raw
+        from benchmarks.layers import raw
 
         self._size = size
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from amqp_proxy import AmqpProxy
-from log_lines import LogLines, log_lines
-from own_broker import broker_commands
-from test_interop import reconnect
-from test_permissions import EVERYTHING, User, call_as_admin
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from private_broker import PrivateBroker
+from tests.faults.test_permissions import EVERYTHING, User, call_as_admin
+from tests.integration.test_interop import reconnect
+from tests.support.amqp_proxy import AmqpProxy
+from tests.support.brokers import broker_commands
+from tests.support.log_lines import LogLines, log_lines
+from tools.private_broker import PrivateBroker
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

@@ -9,12 +9,12 @@ from typing import Any
 import msgpack
 import pytest
 from channels.exceptions import ChannelFull
-from log_lines import log_lines
-from own_broker import broker_commands
 
 from channels_rabbitmq._settings.settings import DEFAULT_HOST
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from private_broker import PrivateBroker
+from tests.support.brokers import broker_commands
+from tests.support.log_lines import log_lines
+from tools.private_broker import PrivateBroker
 
 pytestmark = pytest.mark.slow  # a broker starts
 

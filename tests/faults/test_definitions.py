@@ -7,12 +7,12 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 import pytest
-from test_interop import reconnect
-from test_lease import exchanges, group_bindings, queues, until_expired
 
 from channels_rabbitmq._broker import topology as _topology
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from private_broker import BrokerFailed, PrivateBroker
+from tests.faults.test_lease import exchanges, group_bindings, queues, until_expired
+from tests.integration.test_interop import reconnect
+from tools.private_broker import BrokerFailed, PrivateBroker
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

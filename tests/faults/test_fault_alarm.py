@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 from channels.exceptions import ChannelFull
-from lengths import Length
-from log_lines import log_lines, unhandled
-from traffic import Traffic
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from private_broker import PrivateBroker
+from tests.support.lengths import Length
+from tests.support.log_lines import log_lines, unhandled
+from tests.support.traffic import Traffic
+from tools.private_broker import PrivateBroker
 
 figures = logging.getLogger("figures")
 

@@ -15,15 +15,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-from lengths import Length
-from log_lines import unhandled
-from name_server import serve_names
-from own_broker import broker_commands
-from private_cluster import PrivateCluster
-from traffic import Outages, RollCall, Traffic
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from private_broker import PrivateBroker
+from tests.support.brokers import broker_commands
+from tests.support.lengths import Length
+from tests.support.log_lines import unhandled
+from tests.support.name_server import serve_names
+from tests.support.private_cluster import PrivateCluster
+from tests.support.traffic import Outages, RollCall, Traffic
+from tools.private_broker import PrivateBroker
 
 figures = logging.getLogger("figures")
 

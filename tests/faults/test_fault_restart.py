@@ -14,12 +14,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from lengths import Length
-from log_lines import log_lines, unhandled
-from traffic import RollCall, Sent, Traffic
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from private_broker import PrivateBroker
+from tests.support.lengths import Length
+from tests.support.log_lines import log_lines, unhandled
+from tests.support.traffic import RollCall, Sent, Traffic
+from tools.private_broker import PrivateBroker
 
 figures = logging.getLogger("figures")
 

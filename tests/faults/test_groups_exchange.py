@@ -9,9 +9,10 @@ from typing import Any
 import carehare
 import pamqp.commands
 import pytest
-from log_lines import LogLines, log_lines
-from own_broker import broker_commands
-from test_permissions import (
+
+from channels_rabbitmq._broker.groups_exchange import GroupsExchange
+from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.faults.test_permissions import (
     EVERYTHING,
     ONLY_PUBLISHING,
     Permissions,
@@ -20,10 +21,9 @@ from test_permissions import (
     must_be_refused,
     must_work,
 )
-
-from channels_rabbitmq._broker.groups_exchange import GroupsExchange
-from channels_rabbitmq.core import RabbitmqChannelLayer
-from private_broker import PrivateBroker
+from tests.support.brokers import broker_commands
+from tests.support.log_lines import LogLines, log_lines
+from tools.private_broker import PrivateBroker
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

@@ -13,18 +13,18 @@ from typing import Any
 
 import pamqp.commands
 import pytest
-from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
 from channels.exceptions import ChannelFull
-from lengths import Length
-from log_lines import LogLines, log_lines
 from pamqp.heartbeat import Heartbeat
-from patience import connect_patiently
-from traffic import Traffic
 
 from channels_rabbitmq._amqp import heartbeat, publishing
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
-from private_broker import PrivateBroker
+from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
+from tests.support.lengths import Length
+from tests.support.log_lines import LogLines, log_lines
+from tests.support.patience import connect_patiently
+from tests.support.traffic import Traffic
+from tools.private_broker import PrivateBroker
 
 # They inject real faults.
 pytestmark = pytest.mark.slow

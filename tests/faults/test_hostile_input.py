@@ -15,18 +15,12 @@ import msgpack
 import pamqp.commands as commands
 import pika  # type: ignore[import-untyped]  # has no annotations
 import pytest
-from amqp_peer import Peer, delivery, marshal, returned
-from amqp_proxy import TO_CLIENT, AmqpProxy, Frame
 from channels.exceptions import ChannelFull
-from conftest import Broker
 from hypothesis import given
 from hypothesis import strategies as st
-from lengths import Length
-from log_lines import LogLines, log_lines
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
-from patience import connect_patiently
 
 from channels_rabbitmq._amqp import consuming
 from channels_rabbitmq._amqp.publishing import Route
@@ -34,6 +28,12 @@ from channels_rabbitmq._broker import supervisor as _supervisor
 from channels_rabbitmq._codec import MessageCodec
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
+from tests.support.amqp_peer import Peer, delivery, marshal, returned
+from tests.support.amqp_proxy import TO_CLIENT, AmqpProxy, Frame
+from tests.support.brokers import Broker
+from tests.support.lengths import Length
+from tests.support.log_lines import LogLines, log_lines
+from tests.support.patience import connect_patiently
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

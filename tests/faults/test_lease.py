@@ -8,12 +8,12 @@ from typing import Any
 
 import pamqp.commands
 import pytest
-from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
-from log_lines import log_lines
 
 from channels_rabbitmq._broker import topology as _topology
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from private_broker import PrivateBroker
+from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
+from tests.support.log_lines import log_lines
+from tools.private_broker import PrivateBroker
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

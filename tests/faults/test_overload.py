@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 from channels.exceptions import ChannelFull
-from lengths import Length
-from log_lines import log_lines
-from overload_senders import count_lines, memory_in_use
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from private_broker import PrivateBroker
+from tests.programs.overload_senders import count_lines, memory_in_use
+from tests.support.lengths import Length
+from tests.support.log_lines import log_lines
+from tools.private_broker import PrivateBroker
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +35,8 @@ _MOST_GROWTH = 24 * 1024 * 1024  # bytes
 _REMOTE_CAPACITY = 100  # at the default it would take minutes until senders are told
 _REPORT_INTERVAL = 5.0  # seconds between two log lines about the same
 
+_ROOT = Path(__file__).parents[2]
+
 logger = logging.getLogger(__name__)  # of figures: pytest -o log_cli=1 --log-cli-level=INFO
 
 
@@ -46,9 +48,9 @@ class Senders:
 
     @classmethod
     async def start(cls, **options: Any) -> Senders:
-        program = Path(__file__).parents[1] / "support" / "overload_senders.py"
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, str(program), json.dumps(options)),
+            *(sys.executable, "-m", "tests.programs.overload_senders", json.dumps(options)),
+            cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

@@ -13,14 +13,14 @@ from typing import Any
 import carehare
 import pika  # type: ignore[import-untyped]  # has no annotations
 import pytest
-from log_lines import LogLines, log_lines
-from old_version import OldProcess, make_environment
-from own_broker import broker_commands
 
 from channels_rabbitmq._broker import topology as _topology
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
-from private_broker import PrivateBroker
+from tests.support.brokers import broker_commands
+from tests.support.log_lines import LogLines, log_lines
+from tests.support.old_version import OldProcess, make_environment
+from tools.private_broker import PrivateBroker
 
 pytestmark = pytest.mark.slow  # a broker starts, and each rabbitmqctl takes a second
 

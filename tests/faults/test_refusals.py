@@ -9,13 +9,13 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 from channels.exceptions import ChannelFull
-from lengths import Length
-from log_lines import log_lines
-from own_broker import broker_commands
-from private_cluster import PrivateCluster
 
 from channels_rabbitmq._broker import direct_sender as _direct_sender
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.support.brokers import broker_commands
+from tests.support.lengths import Length
+from tests.support.log_lines import log_lines
+from tests.support.private_cluster import PrivateCluster
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from channels.exceptions import ChannelFull
-from lengths import Length
-from log_lines import log_lines
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.support.lengths import Length
+from tests.support.log_lines import log_lines
 
 pytestmark = pytest.mark.slow
 

@@ -10,15 +10,15 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from amqp_proxy import AmqpProxy
-from log_lines import log_lines
 
 from channels_rabbitmq._amqp import heartbeat
 from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq._loops import background as _background
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from private_broker import PrivateBroker, TlsFiles
+from tests.support.amqp_proxy import AmqpProxy
+from tests.support.log_lines import log_lines
+from tools.private_broker import PrivateBroker, TlsFiles
 
 # They last as long as RabbitMQ is patient with who says nothing.
 pytestmark = pytest.mark.slow

@@ -10,15 +10,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-from lengths import Length
-from log_lines import LogLines, log_lines
-from own_broker import broker_commands
-from remains import pending_futures, remains, until_nothing_remains
 
 from channels_rabbitmq._broker.topology import groups_probe_key
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
-from private_broker import PrivateBroker
+from tests.support.brokers import broker_commands
+from tests.support.lengths import Length
+from tests.support.log_lines import LogLines, log_lines
+from tests.support.remains import pending_futures, remains, until_nothing_remains
+from tools.private_broker import PrivateBroker
 
 pytestmark = pytest.mark.slow
 

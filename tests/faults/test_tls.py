@@ -14,13 +14,13 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from log_lines import log_lines
-from own_broker import broker_commands
-from programs import without_slowness
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
-from private_broker import PrivateBroker, TlsFiles
+from tests.support.brokers import broker_commands
+from tests.support.log_lines import log_lines
+from tests.support.programs import without_slowness
+from tools.private_broker import PrivateBroker, TlsFiles
 
 pytestmark = pytest.mark.slow  # two brokers start
 

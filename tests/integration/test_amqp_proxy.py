@@ -13,15 +13,15 @@ from typing import Any
 import carehare
 import pika  # type: ignore[import-untyped]  # has no annotations
 import pytest
-from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
-from conftest import Broker
-from fake_servers import closing_server, fake_server, silent_server
 from pamqp import commands
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader, ProtocolHeader
 from pamqp.heartbeat import Heartbeat
 
-from private_broker import PrivateBroker, TlsFiles
+from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
+from tests.support.brokers import Broker
+from tests.support.fake_servers import closing_server, fake_server, silent_server
+from tools.private_broker import PrivateBroker, TlsFiles
 
 
 @pytest.fixture

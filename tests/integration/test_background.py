@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 from asgiref.sync import AsyncToSync, async_to_sync, sync_to_async
 from channels.exceptions import StopConsumer
-from conftest import Broker
-from loop_thread import LoopThread
-from programs import without_slowness
 
 from channels_rabbitmq._loop_layer import LoopLayer
 from channels_rabbitmq._loops import background as _background
 from channels_rabbitmq._loops.background import is_of_async_to_sync
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
-from private_broker import PrivateBroker
+from tests.support.brokers import Broker
+from tests.support.loop_thread import LoopThread
+from tests.support.programs import without_slowness
+from tools.private_broker import PrivateBroker
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

@@ -13,9 +13,6 @@ from typing import Any
 
 import carehare
 import pytest
-from amqp_peer import Peer, close_channel, connected, content, delivery, plain
-from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
-from conftest import Broker
 from pamqp import commands
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
@@ -23,6 +20,9 @@ from pamqp.heartbeat import Heartbeat
 
 from channels_rabbitmq._amqp.carehare_channels import AckingConsumer, ChannelIds
 from channels_rabbitmq._amqp.connection import Connection
+from tests.support.amqp_peer import Peer, close_channel, connected, content, delivery, plain
+from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
+from tests.support.brokers import Broker
 
 
 @pytest.fixture

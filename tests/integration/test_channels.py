@@ -13,11 +13,11 @@ from channels.generic.websocket import AsyncJsonWebsocketConsumer
 from channels.layers import channel_layers, get_channel_layer
 from channels.testing import WebsocketCommunicator
 from channels.worker import Worker
-from conftest import Broker
 from django.conf import settings
 from django.test import override_settings
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.support.brokers import Broker
 
 if not settings.configured:
     settings.configure()

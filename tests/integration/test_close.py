@@ -10,19 +10,19 @@ from typing import Any
 import carehare
 import pamqp.commands as commands
 import pytest
-from amqp_proxy import TO_CLIENT, AmqpProxy
 from channels.exceptions import StopConsumer
-from conftest import Broker
-from fake_servers import silent_server
-from log_lines import LogLines, log_lines
-from remains import pending_futures
 
 from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq._broker.supervisor import State
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
-from private_broker import free_port
+from tests.support.amqp_proxy import TO_CLIENT, AmqpProxy
+from tests.support.brokers import Broker
+from tests.support.fake_servers import silent_server
+from tests.support.log_lines import LogLines, log_lines
+from tests.support.remains import pending_futures
+from tools.private_broker import free_port
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

@@ -8,14 +8,14 @@ import sys
 from collections.abc import Awaitable, Callable
 
 import pytest
-from amqp_proxy import AmqpProxy
-from conftest import Broker
-from log_lines import log_lines
-from name_server import serve_names
 
 from channels_rabbitmq._broker import supervisor as _supervisor
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from private_broker import free_port
+from tests.support.amqp_proxy import AmqpProxy
+from tests.support.brokers import Broker
+from tests.support.log_lines import log_lines
+from tests.support.name_server import serve_names
+from tools.private_broker import free_port
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

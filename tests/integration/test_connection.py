@@ -16,11 +16,6 @@ from urllib.parse import urlsplit
 
 import carehare
 import pytest
-from amqp_peer import START, Client, close_connection, connected, scripted_broker, tune
-from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
-from conftest import Broker
-from fake_servers import closing_server, silent_server
-from name_server import serve_names
 from pamqp import commands
 
 from channels_rabbitmq._amqp import connection as connection_module
@@ -29,7 +24,19 @@ from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.publishing import Route
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq._settings.settings import Settings
-from private_broker import PrivateBroker
+from tests.support.amqp_peer import (
+    START,
+    Client,
+    close_connection,
+    connected,
+    scripted_broker,
+    tune,
+)
+from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
+from tests.support.brokers import Broker
+from tests.support.fake_servers import closing_server, silent_server
+from tests.support.name_server import serve_names
+from tools.private_broker import PrivateBroker
 
 
 @pytest.fixture

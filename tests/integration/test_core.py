@@ -20,7 +20,6 @@ import carehare
 import msgpack
 import pytest
 import uvloop
-from cancelling import receive_cancelling
 from channels.exceptions import (
     ChannelFull,
     InvalidChannelLayerError,
@@ -28,16 +27,17 @@ from channels.exceptions import (
     StopConsumer,
 )
 from channels.layers import BaseChannelLayer
-from conftest import Broker
-from fake_servers import silent_server
-from log_lines import log_lines
-from programs import without_slowness
 
 from channels_rabbitmq._broker import direct_sender as _direct_sender
 from channels_rabbitmq._broker.supervisor import State
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
-from private_broker import free_port
+from tests.support.brokers import Broker
+from tests.support.cancelling import receive_cancelling
+from tests.support.fake_servers import silent_server
+from tests.support.log_lines import log_lines
+from tests.support.programs import without_slowness
+from tools.private_broker import free_port
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

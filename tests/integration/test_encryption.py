@@ -11,11 +11,11 @@ from typing import Any
 
 import msgpack
 import pytest
-from conftest import Broker
 from cryptography.fernet import Fernet
-from log_lines import LogLines, log_lines
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.support.brokers import Broker
+from tests.support.log_lines import LogLines, log_lines
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 Keys = list[str | bytes]

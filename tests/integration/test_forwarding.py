@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
-from cancelling import receive_cancelling
 from channels.exceptions import ChannelFull, MessageTooLarge, StopConsumer
-from fake_servers import silent_server
-from loop_thread import LoopThread
 
 from channels_rabbitmq._loops import forwarders as _forwarding
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
+from tests.support.cancelling import receive_cancelling
+from tests.support.fake_servers import silent_server
+from tests.support.loop_thread import LoopThread
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

@@ -13,10 +13,10 @@ import msgpack
 import pika  # type: ignore[import-untyped]  # has no annotations
 import pika.exceptions  # type: ignore[import-untyped]  # as above
 import pytest
-from conftest import Broker
-from log_lines import log_lines
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.support.brokers import Broker
+from tests.support.log_lines import log_lines
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 Publish = Callable[[str, str, str, dict[str, Any]], None]

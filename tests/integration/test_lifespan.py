@@ -13,16 +13,16 @@ import pytest
 from channels.layers import channel_layers, get_channel_layer
 from channels.routing import ProtocolTypeRouter
 from channels.testing import ApplicationCommunicator
-from conftest import Broker
 from django.conf import settings
 from django.test import override_settings
-from fake_servers import silent_server
-from log_lines import log_lines
 
 from channels_rabbitmq._broker.supervisor import State
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.lifespan import LifespanApp
-from private_broker import free_port
+from tests.support.brokers import Broker
+from tests.support.fake_servers import silent_server
+from tests.support.log_lines import log_lines
+from tools.private_broker import free_port
 
 if not settings.configured:
     settings.configure()

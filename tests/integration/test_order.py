@@ -8,12 +8,12 @@ from typing import Any
 
 import pamqp.commands
 import pytest
-from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
 from asgiref.sync import async_to_sync
-from conftest import Broker
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
+from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
+from tests.support.brokers import Broker
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

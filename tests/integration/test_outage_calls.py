@@ -12,17 +12,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from amqp_proxy import AmqpProxy
 from asgiref.sync import async_to_sync
-from conftest import Broker
-from fake_servers import silent_server
-from log_lines import log_lines
-from loop_thread import LoopThread
-from patience import connect_patiently
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
-from private_broker import PrivateBroker, TlsFiles, free_port
+from tests.support.amqp_proxy import AmqpProxy
+from tests.support.brokers import Broker
+from tests.support.fake_servers import silent_server
+from tests.support.log_lines import log_lines
+from tests.support.loop_thread import LoopThread
+from tests.support.patience import connect_patiently
+from tools.private_broker import PrivateBroker, TlsFiles, free_port
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 Call = Callable[[RabbitmqChannelLayer, str], Awaitable[Any]]

@@ -8,14 +8,14 @@ from typing import Any
 
 import pamqp.commands
 import pytest
-from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
 from channels.exceptions import ChannelFull
-from conftest import Broker
-from log_lines import log_lines
-from patience import connect_patiently
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
+from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
+from tests.support.brokers import Broker
+from tests.support.log_lines import log_lines
+from tests.support.patience import connect_patiently
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

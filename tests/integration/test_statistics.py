@@ -18,12 +18,8 @@ from typing import Any, NoReturn
 import msgpack
 import pamqp.commands
 import pytest
-from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
 from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull, StopConsumer
-from conftest import Broker
-from log_lines import log_lines
-from loop_thread import LoopThread
 
 from channels_rabbitmq._broker import direct_sender as _direct_sender
 from channels_rabbitmq.core import RabbitmqChannelLayer
@@ -33,6 +29,10 @@ from channels_rabbitmq.statistics import (
     GroupStatistics,
     LoopLayerStatistics,
 )
+from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
+from tests.support.brokers import Broker
+from tests.support.log_lines import log_lines
+from tests.support.loop_thread import LoopThread
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

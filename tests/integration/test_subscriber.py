@@ -8,12 +8,12 @@ from typing import Any
 
 import pamqp.commands
 import pytest
-from amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
-from conftest import Broker
-from log_lines import log_lines
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
+from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
+from tests.support.brokers import Broker
+from tests.support.log_lines import log_lines
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

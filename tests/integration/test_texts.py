@@ -10,11 +10,8 @@ from urllib.parse import quote
 
 import carehare
 import pytest
-from amqp_peer import Peer, marshal
-from conftest import Broker
 from hypothesis import example, given
 from hypothesis import strategies as st
-from log_lines import log_lines
 from pamqp import commands
 
 from channels_rabbitmq._amqp import frames
@@ -22,6 +19,9 @@ from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq._broker.supervisor import describe
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.support.amqp_peer import Peer, marshal
+from tests.support.brokers import Broker
+from tests.support.log_lines import log_lines
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pamqp.frame
-from changes import Changes
 from pamqp import commands
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader, ProtocolHeader
@@ -29,7 +28,8 @@ from channels_rabbitmq._amqp.consuming import ConsumerChannel
 from channels_rabbitmq._amqp.protocol import Protocol
 from channels_rabbitmq._amqp.publishing import PublisherChannel
 from channels_rabbitmq._amqp.url import BrokerUrl
-from private_broker import free_port
+from tests.support.changes import Changes
+from tools.private_broker import free_port
 
 START = commands.Connection.Start(mechanisms="AMQPLAIN PLAIN", server_properties={})
 

@@ -29,14 +29,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pamqp.frame
-from changes import Changes
 from pamqp import commands
 from pamqp.base import Frame as Method
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader, ProtocolHeader
 from pamqp.heartbeat import Heartbeat
 
-from private_broker import free_port
+from tests.support.changes import Changes
+from tools.private_broker import free_port
 
 
 class Direction(Enum):

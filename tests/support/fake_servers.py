@@ -7,9 +7,8 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
 
-from changes import Changes
-
-from private_broker import free_port
+from tests.support.changes import Changes
+from tools.private_broker import free_port
 
 
 class FakeServer:

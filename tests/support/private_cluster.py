@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-from private_broker import BrokerFailed, PrivateBroker, free_port
+from tools.private_broker import BrokerFailed, PrivateBroker, free_port
 
 _ADDRESSES = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
 # Three nodes that start at once on two cores need their time.

@@ -27,9 +27,10 @@ from typing import Any
 
 import pika  # type: ignore[import-untyped]  # has no annotations
 import pika.exceptions  # type: ignore[import-untyped]  # as above
-from amqp_proxy import TO_BROKER, AmqpProxy, Frame
-from changes import Changes
 from pamqp import commands
+
+from tests.support.amqp_proxy import TO_BROKER, AmqpProxy, Frame
+from tests.support.changes import Changes
 
 FOLDER = Path(__file__).parents[1] / "programs"
 

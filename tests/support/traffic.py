@@ -22,11 +22,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
-from changes import Changes
 from channels.exceptions import ChannelFull
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
+from tests.support.changes import Changes
 
 # Seconds that a test waits in vain for a delivery before it fails: far more than any should take.
 PATIENCE = 50.0

@@ -24,32 +24,41 @@ import docutils.nodes  # type: ignore[import-untyped]  # as above
 import pamqp.commands
 import pamqp.frame
 import pytest
-from conftest import Broker
-from processes import children, is_alive
 
+from benchmarks import (
+    aims,
+    layers,
+    machine,
+    peers,
+    proxy,
+    redis_server,
+    results_folder,
+    tables,
+    usage,
+)
+from benchmarks.charts import bar_chart
+from benchmarks.figures import Cell, Figure, find_figure, percentile, summarize
+from benchmarks.layers import ours
+from benchmarks.model import (
+    EXCHANGES,
+    LAYERS,
+    OLD,
+    OURS,
+    RAW,
+    REDIS_PUBSUB,
+    Metric,
+    Sample,
+    Scenario,
+)
+from benchmarks.problems import REFUSED, Tally
+from benchmarks.stage import CAPACITY, Server, Stage
+from benchmarks.suite import SCENARIOS, plan, run_one
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.support.brokers import Broker
+from tools import cancellable
+from tools.processes import children, is_alive
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "benchmarks"))  # its modules find each other in that way, too
-
-import aims
-import cancellable
-import layers
-import machine
-import peers
-import proxy
-import redis_server
-import results_folder
-import tables
-import usage
-from charts import bar_chart
-from figures import Cell, Figure, find_figure, percentile, summarize
-from layers import ours
-from model import EXCHANGES, LAYERS, OLD, OURS, RAW, REDIS_PUBSUB, Metric, Sample, Scenario
-from problems import REFUSED, Tally
-from stage import CAPACITY, Server, Stage
-from suite import SCENARIOS, plan, run_one
-
 TITLES = {layer: f"the layer {layer}" for layer in LAYERS}
 
 
@@ -686,7 +695,7 @@ class Benchmark:
     def workers(self) -> list[int]:
         """Process ids."""
         assert self.process is not None
-        return children(self.process.pid, "worker.py")
+        return children(self.process.pid, "benchmarks.worker")
 
     def wait(self) -> int:
         assert self.process is not None
@@ -803,7 +812,8 @@ def test_interrupted_run_leaves_nothing_behind(
 )
 def test_bad_options_are_refused_at_once(options: list[str], complaint: str) -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "run_benchmarks.py", *options],
+        [sys.executable, "-m", "benchmarks.run_benchmarks", *options],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=30,

@@ -9,11 +9,11 @@ import re
 import sys
 
 import pytest
-from fake_servers import silent_server
-from old_version import install
-from programs import Programs
 
-from private_broker import free_port
+from tests.support.fake_servers import silent_server
+from tests.support.old_version import install
+from tests.support.programs import Programs
+from tools.private_broker import free_port
 
 
 @pytest.mark.parametrize("function", ["one_call_each", "one_call_each_on_uvloop"])

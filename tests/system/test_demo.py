@@ -19,20 +19,19 @@ from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
-import brokers
 import pytest
-import root_rights
-from brokers import DockerContainer, GivenBroker, NoBroker, PrivateNode
-from changes import Changes
-from conftest import Broker
-from processes import children, is_alive
-from servers import running_servers, two_ports
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Origin
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from private_broker import PrivateBroker
+from tests.support.brokers import Broker
+from tests.support.changes import Changes
+from tools import brokers, root_rights
+from tools.brokers import DockerContainer, GivenBroker, NoBroker, PrivateNode
+from tools.private_broker import PrivateBroker
+from tools.processes import children, is_alive
+from tools.servers import running_servers, two_ports
 
 ROOT = Path(__file__).parents[2]
 

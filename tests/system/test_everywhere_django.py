@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from programs import Programs
+from tests.support.programs import Programs
 
 # As Channels' tutorial types it, with a channel that may be received from.
 SHELL = """\

@@ -11,10 +11,10 @@ from typing import Any
 
 import pika  # type: ignore[import-untyped]  # has no annotations
 import pytest
-from celery_app import configured
-from programs import FORKING_PYTHON, Programs
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.programs.celery_app import configured
+from tests.support.programs import FORKING_PYTHON, Programs
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

@@ -14,11 +14,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from amqp_proxy import TO_CLIENT
-from programs import BACKGROUND_THREAD, Programs
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from private_broker import free_port
+from tests.support.amqp_proxy import TO_CLIENT
+from tests.support.programs import BACKGROUND_THREAD, Programs
+from tools.private_broker import free_port
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

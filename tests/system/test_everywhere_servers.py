@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import (
+from websockets.asyncio.client import ClientConnection, connect
+
+from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.support.programs import (
     BACKGROUND_THREAD,
     FORKING_PYTHON,
     OF_SPAWNED_PROCESSES,
@@ -27,10 +30,7 @@ from programs import (
     Program,
     Programs,
 )
-from websockets.asyncio.client import ClientConnection, connect
-
-from channels_rabbitmq.core import RabbitmqChannelLayer
-from private_broker import free_port
+from tools.private_broker import free_port
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

@@ -144,7 +144,7 @@ def test_the_source_archive_holds_the_tests(dist: Path) -> None:
         "pyproject.toml",
         "setup.py",
         "channels_rabbitmq/py.typed",
-        "scripts/private_broker.py",
+        "tools/private_broker.py",
         "tests/system/test_packaging.py",
     ):
         assert name in names

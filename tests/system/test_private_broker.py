@@ -16,10 +16,16 @@ from pathlib import Path
 import pika  # type: ignore[import-untyped]  # has no annotations
 import pytest
 
-import private_broker as module
-from private_broker import BrokerFailed, PrivateBroker, TlsFiles, find_broker_commands, free_port
+from tools import private_broker as module
+from tools.private_broker import (
+    BrokerFailed,
+    PrivateBroker,
+    TlsFiles,
+    find_broker_commands,
+    free_port,
+)
 
-SCRIPTS = Path(module.__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -274,7 +280,7 @@ def test_failed_start_tells_why_and_leaves_nothing(
 
 OWNER = """
 import os, sys, time
-from private_broker import PrivateBroker, find_broker_commands
+from tools.private_broker import PrivateBroker, find_broker_commands
 
 broker = PrivateBroker(find_broker_commands())
 broker.start()
@@ -287,7 +293,7 @@ def owner_that(does: str) -> Iterator[tuple[subprocess.Popen[str], int, Path]]:
     """Another Python which starts a broker and then does something."""
     process = subprocess.Popen(
         [sys.executable, "-c", OWNER + does],
-        env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -362,7 +368,7 @@ def test_tls(private_broker_factory: Callable[..., PrivateBroker], certs: Path) 
 @pytest.mark.slow
 def test_certificates_are_made_once(tmp_path: Path) -> None:
     def prepare() -> str:
-        script = SCRIPTS.parent / "ssl" / "prepare-certs.sh"
+        script = ROOT / "ssl" / "prepare-certs.sh"
         done = subprocess.run([script, tmp_path], check=True, capture_output=True, text=True)
         return done.stdout
 

@@ -36,11 +36,9 @@ import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from channels.layers import ChannelLayerManager, channel_layers
 from channels.testing import ApplicationCommunicator, WebsocketCommunicator
-from conftest import Broker
 from django.conf import settings
 from django.test import override_settings
 from packaging.requirements import Requirement
-from test_interop import receive, reconnect
 
 import channels_rabbitmq
 import channels_rabbitmq.exceptions
@@ -66,7 +64,9 @@ from channels_rabbitmq.statistics import (
     GroupStatistics,
     LoopLayerStatistics,
 )
-from private_broker import BrokerFailed, PrivateBroker, TlsFiles, free_port
+from tests.integration.test_interop import receive, reconnect
+from tests.support.brokers import Broker
+from tools.private_broker import BrokerFailed, PrivateBroker, TlsFiles, free_port
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
@@ -788,7 +788,7 @@ def test_what_is_installed() -> None:
 
 def test_the_scripts() -> None:
     """They exist and know these options. scripts/test runs scripts/demo --check."""
-    programs = {"scripts/demo": "run_demo.py", "scripts/test": "run_tests.py"}
+    programs = {"scripts/demo": "tools.run_demo", "scripts/test": "tools.run_tests"}
     lines = commands("commands") + commands("commands-with-a-broker")
     seen = set()
     for line in lines:
@@ -801,7 +801,8 @@ def test_the_scripts() -> None:
         for argument in arguments:
             if argument.startswith("--"):
                 done = subprocess.run(
-                    [sys.executable, str(ROOT / "scripts" / programs[command]), "--help"],
+                    [sys.executable, "-m", programs[command], "--help"],
+                    cwd=ROOT,
                     capture_output=True,
                     text=True,
                     check=True,

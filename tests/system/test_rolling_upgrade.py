@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Broker
-from log_lines import log_lines
-from old_version import OldProcess, make_environment
-from test_interop import GROUP, open_member, receive, reconnect
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from private_broker import PrivateBroker
+from tests.integration.test_interop import GROUP, open_member, receive, reconnect
+from tests.support.brokers import Broker
+from tests.support.log_lines import log_lines
+from tests.support.old_version import OldProcess, make_environment
+from tools.private_broker import PrivateBroker
 
 # A process starts for each test; at the first run its environment is made, from PyPI.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]

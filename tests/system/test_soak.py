@@ -9,14 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from own_broker import broker_commands
+
+from soak import memory
+from soak.proof import Proof, Verdict, Window
+from tests.support.brokers import broker_commands
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "soak"))  # its modules find each other in that way, too
-
-import memory  # noqa: E402 - its folder is on the path only now; the same below
-from proof import Proof, Verdict, Window  # noqa: E402
-
 WINDOWS = [Window("a fault", 100.0, 110.0)]
 GOOD = """\
 join c c 1

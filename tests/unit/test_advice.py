@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 
 import carehare
 import pytest
-from conftest import Broker
 
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq._broker.advice import advise
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
-from private_broker import PrivateBroker, TlsFiles, free_port
+from tests.support.brokers import Broker
+from tools.private_broker import PrivateBroker, TlsFiles, free_port
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

@@ -14,17 +14,6 @@ from typing import Any
 import carehare
 import pamqp.exceptions
 import pytest
-from amqp_peer import (
-    Peer,
-    close_channel,
-    close_connection,
-    content,
-    delivery,
-    marshal,
-    plain,
-    returned,
-)
-from conftest import Broker
 from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands
@@ -37,6 +26,17 @@ from channels_rabbitmq._amqp.frames import encode_ack
 from channels_rabbitmq._amqp.protocol import Protocol, ProtocolError
 from channels_rabbitmq._amqp.publishing import Outcome, PublisherChannel, Route
 from channels_rabbitmq._amqp.url import BrokerUrl
+from tests.support.amqp_peer import (
+    Peer,
+    close_channel,
+    close_connection,
+    content,
+    delivery,
+    marshal,
+    plain,
+    returned,
+)
+from tests.support.brokers import Broker
 
 
 def exception_of(future: asyncio.Future[Any]) -> BaseException | None:

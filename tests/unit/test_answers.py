@@ -7,12 +7,12 @@ from typing import Any
 
 import carehare
 import pytest
-from amqp_peer import Peer
 from pamqp import commands
 from pamqp.heartbeat import Heartbeat
 
 from channels_rabbitmq._amqp import heartbeat, publishing
 from channels_rabbitmq._amqp.publishing import Outcome, PublisherChannel, Route
+from tests.support.amqp_peer import Peer
 
 ROUTE = Route("groups", "g", mandatory=False)
 PING = Route("groups", "!ping", mandatory=False)

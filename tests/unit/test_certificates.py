@@ -13,17 +13,17 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from amqp_peer import Client, ScriptedBroker
-from certificates import Authority
-from log_lines import log_lines
-from own_broker import broker_commands
 
 from channels_rabbitmq._amqp import tls
 from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
-from private_broker import PrivateBroker, TlsFiles
+from tests.support.amqp_peer import Client, ScriptedBroker
+from tests.support.brokers import broker_commands
+from tests.support.certificates import Authority
+from tests.support.log_lines import log_lines
+from tools.private_broker import PrivateBroker, TlsFiles
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

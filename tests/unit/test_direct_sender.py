@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import pytest
-from log_lines import log_lines
 
 from channels_rabbitmq._amqp.publishing import Outcome, Route
 from channels_rabbitmq._broker import direct_sender as _direct_sender
@@ -20,6 +19,7 @@ from channels_rabbitmq._broker.refusals import Refusals
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from channels_rabbitmq.statistics import Counters
+from tests.support.log_lines import log_lines
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
-import virtual_time
 
 from channels_rabbitmq._codec import Envelope
 from channels_rabbitmq._inbox.ages import Ages
 from channels_rabbitmq._inbox.members import Members
 from channels_rabbitmq._inbox.router import Router
 from channels_rabbitmq.statistics import Counters
+from tests.support import virtual_time
 
 logger = logging.getLogger(__name__)  # of figures: pytest -o log_cli=1 --log-cli-level=INFO
 

@@ -6,7 +6,6 @@ import contextlib
 
 import carehare
 import pytest
-from amqp_peer import marshal, plain, unmarshal
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pamqp import commands
@@ -15,6 +14,7 @@ from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
 from channels_rabbitmq._amqp import frames
+from tests.support.amqp_peer import marshal, plain, unmarshal
 
 channel_numbers = st.integers(1, 65535)
 tags = st.integers(0, 2**63 - 1)  # pamqp takes them as signed

@@ -6,15 +6,15 @@ import asyncio
 
 import carehare
 import pytest
-from amqp_peer import START, Client, Peer, marshal, scripted_broker
-from fake_servers import closing_server, fake_server
-from log_lines import log_lines
 
 from channels_rabbitmq._amqp import greeting
 from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
+from tests.support.amqp_peer import START, Client, Peer, marshal, scripted_broker
+from tests.support.fake_servers import closing_server, fake_server
+from tests.support.log_lines import log_lines
 
 TLS = "not RabbitMQ but TLS answers there: the URL must start with amqps://"
 ANSWERS = {

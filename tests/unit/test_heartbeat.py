@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from amqp_peer import marshal
 from hypothesis import given
 from hypothesis import strategies as st
 from pamqp.heartbeat import Heartbeat as Frame
 
 from channels_rabbitmq._amqp import heartbeat
 from channels_rabbitmq._amqp.heartbeat import Heartbeat
+from tests.support.amqp_peer import marshal
 
 INTERVAL = 20.0
 

@@ -16,20 +16,20 @@ from typing import Any
 
 import pamqp.commands
 import pytest
-from amqp_proxy import TO_BROKER, AmqpProxy, Frame
 from asgiref.sync import async_to_sync
 from channels.exceptions import InvalidChannelLayerError
 from channels.layers import channel_layers
 from channels.testing import ApplicationCommunicator
-from conftest import Broker
-from log_lines import log_lines
-from loop_thread import LoopThread
-from test_statistics import until
 
 from channels_rabbitmq._hooks import Hook
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.lifespan import LifespanApp
-from private_broker import PrivateBroker
+from tests.integration.test_statistics import until
+from tests.support.amqp_proxy import TO_BROKER, AmqpProxy, Frame
+from tests.support.brokers import Broker
+from tests.support.log_lines import log_lines
+from tests.support.loop_thread import LoopThread
+from tools.private_broker import PrivateBroker
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from amqp_peer import START, Client, close_connection, scripted_broker, tune
 from asgiref.sync import async_to_sync
 from channels.exceptions import InvalidChannelLayerError
-from conftest import Broker
-from log_lines import log_lines
 from pamqp import commands
-from programs import without_slowness
 
 from channels_rabbitmq._broker.host_function import NoUrl, current_urls
 from channels_rabbitmq._settings.settings import Settings
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
+from tests.support.amqp_peer import START, Client, close_connection, scripted_broker, tune
+from tests.support.brokers import Broker
+from tests.support.log_lines import log_lines
+from tests.support.programs import without_slowness
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

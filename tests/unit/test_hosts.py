@@ -11,15 +11,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import Broker
 from django.utils.functional import SimpleLazyObject
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_url import SECRET, delimiters, text_of
 
 from channels_rabbitmq._settings.hosts import read_hosts
 from channels_rabbitmq._settings.mistakes import Mistakes
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.support.brokers import Broker
+from tests.unit.test_url import SECRET, delimiters, text_of
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

@@ -6,7 +6,8 @@ import asyncio
 import socket
 
 import pytest
-from leaks import LoopWatch, new_sockets, open_sockets, unclosed_resources
+
+from tests.support.leaks import LoopWatch, new_sockets, open_sockets, unclosed_resources
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 import carehare
 import pytest
-from amqp_peer import START, Client, ScriptedBroker, close_connection, scripted_broker
-from fake_servers import swallowing_address
-from name_server import serve_names
 from pamqp import commands
 
 from channels_rabbitmq._amqp import opening, racing
 from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.url import BrokerUrl
+from tests.support.amqp_peer import START, Client, ScriptedBroker, close_connection, scripted_broker
+from tests.support.fake_servers import swallowing_address
+from tests.support.name_server import serve_names
 
 pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="macOS has 127.0.0.1 only")
 

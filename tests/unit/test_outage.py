@@ -9,9 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import carehare
 import pytest
-from amqp_peer import scripted_broker
-from fake_servers import closing_server, silent_server
-from test_supervisor import FakeRole, end, failing, nothing, serve, soon
 
 from channels_rabbitmq._amqp import connection as connection_module
 from channels_rabbitmq._amqp import protocol as protocol_module
@@ -22,7 +19,10 @@ from channels_rabbitmq._broker.outage import Failure, KnownOutage
 from channels_rabbitmq._broker.supervisor import Supervisor
 from channels_rabbitmq._settings.settings import Settings
 from channels_rabbitmq.exceptions import BrokerUnavailable
-from private_broker import free_port
+from tests.support.amqp_peer import scripted_broker
+from tests.support.fake_servers import closing_server, silent_server
+from tests.unit.test_supervisor import FakeRole, end, failing, nothing, serve, soon
+from tools.private_broker import free_port
 
 REFUSAL = failing(carehare.ConnectionClosedByServer(530, "NOT_ALLOWED - vhost v not found"))
 TROUBLE = failing(OSError("no"))

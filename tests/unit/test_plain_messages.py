@@ -26,10 +26,10 @@ from django.utils.functional import SimpleLazyObject, lazy, lazystr
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy
-from test_codec import codec, encoding_error, same, secret_codec, there_and_back
 
 from channels_rabbitmq import _codec
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.unit.test_codec import codec, encoding_error, same, secret_codec, there_and_back
 
 if not settings.configured:
     settings.configure()

@@ -18,19 +18,6 @@ import carehare._frame_writer
 import carehare._protocol
 import carehare._rpc_channel
 import pytest
-from amqp_peer import (
-    START,
-    Peer,
-    close_channel,
-    close_connection,
-    content,
-    delivery,
-    marshal,
-    plain,
-    returned,
-    tune,
-    unmarshal,
-)
 from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands
@@ -43,6 +30,19 @@ from channels_rabbitmq._amqp.channel import CallChannel
 from channels_rabbitmq._amqp.consuming import ConsumerChannel
 from channels_rabbitmq._amqp.protocol import ProtocolError
 from channels_rabbitmq._amqp.publishing import Outcome, Route
+from tests.support.amqp_peer import (
+    START,
+    Peer,
+    close_channel,
+    close_connection,
+    content,
+    delivery,
+    marshal,
+    plain,
+    returned,
+    tune,
+    unmarshal,
+)
 
 OPEN_OK = commands.Connection.OpenOk()
 

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Iterator
 
 import pytest
-from log_lines import LogLines, log_lines
 
 from channels_rabbitmq import _reporter
 from channels_rabbitmq._reporter import Reporter
+from tests.support.log_lines import LogLines, log_lines
 
 logger = logging.getLogger("channels_rabbitmq.tests")
 

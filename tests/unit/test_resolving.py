@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from log_lines import log_lines, unhandled
-from name_server import serve_names
-from programs import without_slowness
 
 from channels_rabbitmq._amqp.resolving import Address, resolve
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
+from tests.support.log_lines import log_lines, unhandled
+from tests.support.name_server import serve_names
+from tests.support.programs import without_slowness
 
 
 class DeadNameServer:

@@ -14,11 +14,6 @@ from urllib.parse import urlsplit
 
 import carehare
 import pytest
-from amqp_peer import START, Client, ScriptedBroker, close_connection, delivery, scripted_broker
-from amqp_proxy import TO_BROKER, AmqpProxy
-from changes import Changes
-from conftest import Broker
-from fake_servers import closing_server, fake_server, silent_server, swallowing_address
 from pamqp import commands
 
 from channels_rabbitmq._amqp import connection as connection_module
@@ -31,7 +26,24 @@ from channels_rabbitmq._broker.outage import KnownOutage
 from channels_rabbitmq._broker.supervisor import State, Supervisor, back_off, describe
 from channels_rabbitmq._settings.settings import Settings
 from channels_rabbitmq.exceptions import BrokerUnavailable
-from private_broker import free_port
+from tests.support.amqp_peer import (
+    START,
+    Client,
+    ScriptedBroker,
+    close_connection,
+    delivery,
+    scripted_broker,
+)
+from tests.support.amqp_proxy import TO_BROKER, AmqpProxy
+from tests.support.brokers import Broker
+from tests.support.changes import Changes
+from tests.support.fake_servers import (
+    closing_server,
+    fake_server,
+    silent_server,
+    swallowing_address,
+)
+from tools.private_broker import free_port
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """A process of ``test_overload.py``: one sender for each channel, and for its group.
 
-    python overload_senders.py OPTIONS
+    python -m tests.programs.overload_senders OPTIONS
 
 Standard input says how many messages a second to offer, in all, a number in each line; 0 stops them
 and has the books written to standard output.
@@ -20,9 +20,9 @@ from collections.abc import Coroutine
 from typing import Any
 
 from channels.exceptions import ChannelFull
-from log_lines import log_lines
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.support.log_lines import log_lines
 
 
 def memory_in_use() -> int:

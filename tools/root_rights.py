@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 
-import interrupts
+from tools import interrupts
 
 # policy-rc.d keeps Debian from starting the services of what is installed, and disabling keeps
 # them from starting with the machine: nobody asked for a service. Services that were there before

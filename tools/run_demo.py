@@ -9,13 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-import environment
-import interrupts
-from brokers import Broker, NoBroker, get_broker
-from environment import EnvironmentFailed
-from servers import Server, ServerFailed, running_servers, two_ports
-
-from private_broker import BrokerFailed
+from tools import environment, interrupts
+from tools.brokers import Broker, NoBroker, get_broker
+from tools.environment import EnvironmentFailed
+from tools.private_broker import BrokerFailed
+from tools.servers import Server, ServerFailed, running_servers, two_ports
 
 _CHECK = Path(__file__).resolve().parent / "check_chat.py"
 

@@ -24,11 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-import environment
-import interrupts
-from brokers import NoBroker, PrivateNode, get_broker
-from environment import ROOT, EnvironmentFailed
-from pythons import find_pythons
+from tools import environment, interrupts
+from tools.brokers import NoBroker, PrivateNode, get_broker
+from tools.environment import ROOT, EnvironmentFailed
+from tools.pythons import find_pythons
 
 _STOP_TIMEOUT = 30.0  # seconds for an interrupted step to clean up
 # For pytest: long tests at their full length, for which each has half an hour.

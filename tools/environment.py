@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import root_rights
+from tools import root_rights
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".venv"
@@ -26,7 +26,7 @@ _REQUIREMENTS = {
     "tests": ["-e", ".[tests]", "-r", "example/requirements.txt", "tox>=4.11"],
 }
 # The files from which the requirements come.
-_SOURCES = ["setup.py", "pyproject.toml", "example/requirements.txt", "scripts/environment.py"]
+_SOURCES = ["setup.py", "pyproject.toml", "example/requirements.txt", "tools/environment.py"]
 
 
 class EnvironmentFailed(RuntimeError):

@@ -14,10 +14,9 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import interrupts
-from environment import ROOT
-
-from private_broker import free_port
+from tools import interrupts
+from tools.environment import ROOT
+from tools.private_broker import free_port
 
 _START_TIMEOUT = 60.0  # seconds; it takes about two
 _STOP_TIMEOUT = 10.0

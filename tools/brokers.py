@@ -16,9 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
 
-import root_rights
-
-from private_broker import BrokerFailed, PrivateBroker, find_broker_commands, free_port
+from tools import root_rights
+from tools.private_broker import BrokerFailed, PrivateBroker, find_broker_commands, free_port
 
 _DOCKER_IMAGE = "rabbitmq:4"
 _DOCKER_START_TIMEOUT = 90.0  # seconds, after the image has been pulled

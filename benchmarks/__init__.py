@@ -1,0 +1,1 @@
+"""Measures this channel layer beside others. See README.rst."""

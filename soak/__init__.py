@@ -1,0 +1,1 @@
+"""Mixed traffic with faults at random, and the proof of what arrived."""
