@@ -21,7 +21,7 @@ from channels_rabbitmq._settings.settings import Settings
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_peer import scripted_broker
 from tests.support.fake_servers import closing_server, silent_server
-from tests.unit.test_supervisor import FakeRole, end, failing, nothing, serve, soon
+from tests.unit.test_supervisor import FakeHandler, end, failing, nothing, serve, soon
 from tools.private_broker import free_port
 
 REFUSAL = failing(carehare.ConnectionClosedByServer(530, "NOT_ALLOWED - vhost v not found"))
@@ -41,12 +41,12 @@ async def make(
         monkeypatch.setattr(module, "FAREWELL_TIMEOUT", 0.05)
     supervisors: list[Supervisor] = []
 
-    def make_one(*urls: str, role: FakeRole | None = None, operation_timeout: float) -> Supervisor:
+    def make_one(*urls: str, handler: FakeHandler | None = None, operation_timeout: float) -> Supervisor:
         settings = Settings.from_config(
             {"host": list(urls), "operation_timeout": operation_timeout}
         )
         made = Supervisor(
-            role or FakeRole(), settings, id_="crq.a", connection_name="test", known_outage=known
+            handler or FakeHandler(), settings, id_="crq.a", connection_name="test", known_outage=known
         )
         supervisors.append(made)
         return made
@@ -96,9 +96,9 @@ async def test_a_call_with_less_time_than_the_outage_has_waits_that_long(
 
 
 async def test_an_outage_begins_with_the_loss(make: Callable[..., Supervisor]) -> None:
-    role = FakeRole(nothing, *[TROUBLE] * 100)
+    handler = FakeHandler(nothing, *[TROUBLE] * 100)
     async with scripted_broker(serve) as broker:
-        supervisor = make(broker.url, role=role, operation_timeout=0.5)
+        supervisor = make(broker.url, handler=handler, operation_timeout=0.5)
         await supervisor.wait_ready(soon())
         await asyncio.sleep(0.6)  # connected, for longer than that
         supervisor.give_up_connection("for a test")
@@ -109,9 +109,9 @@ async def test_an_outage_begins_with_the_loss(make: Callable[..., Supervisor]) -
 
 
 async def test_a_short_outage_is_bridged(make: Callable[..., Supervisor]) -> None:
-    role = FakeRole(nothing, *[TROUBLE] * 3)
+    handler = FakeHandler(nothing, *[TROUBLE] * 3)
     async with scripted_broker(serve) as broker:
-        supervisor = make(broker.url, role=role, operation_timeout=30)
+        supervisor = make(broker.url, handler=handler, operation_timeout=30)
         first = await supervisor.wait_ready(soon())
         supervisor.give_up_connection("for a test")
         assert await supervisor.wait_ready(soon(30)) is not first
@@ -124,7 +124,7 @@ async def test_a_refusal_before_the_first_success_fails_at_once(
     make: Callable[..., Supervisor],
 ) -> None:
     async with scripted_broker(serve) as broker:
-        supervisor = make(broker.url, role=FakeRole(*[REFUSAL] * 100), operation_timeout=60)
+        supervisor = make(broker.url, handler=FakeHandler(*[REFUSAL] * 100), operation_timeout=60)
         for _ in range(3):
             assert await failing_after(supervisor.wait_ready(soon(60)), match="vhost v not") < 5
 
@@ -134,7 +134,7 @@ async def test_one_refusal_among_several_urls_is_enough(make: Callable[..., Supe
     dead = nobody()
     async with scripted_broker(serve) as broker:
         supervisor = make(
-            dead, broker.url, nobody(), role=FakeRole(*[REFUSAL] * 100), operation_timeout=60
+            dead, broker.url, nobody(), handler=FakeHandler(*[REFUSAL] * 100), operation_timeout=60
         )
         waiting = supervisor.wait_ready(soon(60))
         assert await failing_after(waiting, match="530 NOT_ALLOWED - vhost v not found") < 5
@@ -148,7 +148,7 @@ async def test_who_is_patient_goes_on_waiting_for_what_is_refused(
 ) -> None:
     """As a process that starts together with its broker, whose virtual host isn't there yet."""
     async with scripted_broker(serve) as broker:
-        supervisor = make(broker.url, role=FakeRole(*[REFUSAL] * 3), operation_timeout=60)
+        supervisor = make(broker.url, handler=FakeHandler(*[REFUSAL] * 3), operation_timeout=60)
         patient = asyncio.create_task(supervisor.wait_ready(soon(60), patient=True))
         assert await failing_after(supervisor.wait_ready(soon(60))) < 5
         assert (await patient).is_open
@@ -159,8 +159,8 @@ async def test_a_refusal_after_the_first_success_is_bridged(
 ) -> None:
     """A broker that restarts may refuse for a moment, as long as it reads its definitions."""
     async with scripted_broker(serve) as broker:
-        role = FakeRole(nothing, *[REFUSAL] * 3)
-        supervisor = make(broker.url, role=role, operation_timeout=60)
+        handler = FakeHandler(nothing, *[REFUSAL] * 3)
+        supervisor = make(broker.url, handler=handler, operation_timeout=60)
         await supervisor.wait_ready(soon())
         supervisor.give_up_connection("for a test")
         assert (await supervisor.wait_ready(soon(60))).is_open
@@ -175,7 +175,7 @@ async def test_a_call_that_fails_has_the_next_attempt_made_soon(
     monkeypatch.setattr(_supervisor, "_FIRST_DELAY", 300.0)
     monkeypatch.setattr(_supervisor, "_LONGEST_DELAY", 300.0)
     async with scripted_broker(serve) as broker:
-        supervisor = make(broker.url, role=FakeRole(TROUBLE), operation_timeout=0.1)
+        supervisor = make(broker.url, handler=FakeHandler(TROUBLE), operation_timeout=0.1)
         await failing_after(supervisor.wait_ready(soon()))
         waiting = asyncio.create_task(supervisor.wait_ready(soon(), patient=True))
         await failing_after(waiting)
@@ -195,7 +195,7 @@ async def test_calls_that_fail_have_four_attempts_a_second_made_at_most(
         raise OSError("no")
 
     async with scripted_broker(serve) as broker:
-        supervisor = make(broker.url, role=FakeRole(*[note] * 100), operation_timeout=0.05)
+        supervisor = make(broker.url, handler=FakeHandler(*[note] * 100), operation_timeout=0.05)
         while len(begun_at) < 6:
             await failing_after(supervisor.wait_ready(soon()))
             await asyncio.sleep(0.01)
@@ -260,14 +260,14 @@ async def test_a_refusal_of_its_role_just_now_stands_for_its_own(
     for module in (_outage, _supervisor):
         monkeypatch.setattr(module, "SHORTEST_DELAY_FOR_CALLS", 1.0)
     async with scripted_broker(serve) as broker:
-        first = make(broker.url, role=FakeRole(*[REFUSAL] * 100), operation_timeout=60)
+        first = make(broker.url, handler=FakeHandler(*[REFUSAL] * 100), operation_timeout=60)
         await failing_after(first.wait_ready(soon(60)))
         await end(first)
-        role = FakeRole()
-        second = make(broker.url, role=role, operation_timeout=60)
+        handler = FakeHandler()
+        second = make(broker.url, handler=handler, operation_timeout=60)
         assert await failing_after(second.wait_ready(soon(60)), match="vhost v not found") < 1
-        assert role.set_up_count == 0
-        await role.until_ready()  # a moment later
+        assert handler.set_up_count == 0
+        await handler.until_ready()  # a moment later
 
 
 def test_an_outage_that_nobody_has_seen_for_a_minute_is_forgotten(
