@@ -237,7 +237,7 @@ class LoopLayer:
 
     def _hurry(self) -> None:
         for supervisor in self._supervisors:
-            supervisor.hurry()
+            supervisor.retry_now()
 
     def _deadline(self) -> float:
         return self.loop.time() + self._operation_timeout

@@ -26,7 +26,7 @@ from .._amqp.binding import TopologyChannel
 from .._amqp.consuming import ConsumerChannel
 from .._settings.settings import Settings
 from .groups_exchange import GroupsExchange
-from .supervisor import describe
+from .reasons import describe
 from .topology import Topology
 
 logger = logging.getLogger("channels_rabbitmq.subscriber")

@@ -26,7 +26,8 @@ from .bindings import Bindings, Command
 from .declarer import Declarer
 from .groups_exchange import GroupsExchange
 from .outage import KnownOutage
-from .supervisor import State, Supervisor, describe
+from .reasons import describe
+from .supervisor import State, Supervisor
 from .topology import Topology
 
 logger = logging.getLogger("channels_rabbitmq.subscriber")

@@ -24,7 +24,7 @@ from pamqp.heartbeat import Heartbeat
 
 from channels_rabbitmq._amqp import consuming
 from channels_rabbitmq._amqp.publishing import Route
-from channels_rabbitmq._broker import supervisor as _supervisor
+from channels_rabbitmq._broker import back_off as _back_off
 from channels_rabbitmq._codec import MessageCodec
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
@@ -367,7 +367,7 @@ async def test_damaged_frames_on_the_way_of_real_connections(
 ) -> None:
     """Some damage shows at once; some only in that nothing arrives, which the probe finds."""
     # One loss so soon after the other would make the back-off long.
-    monkeypatch.setattr(_supervisor, "_LONGEST_DELAY", 0.2)
+    monkeypatch.setattr(_back_off, "_LONGEST_DELAY", 0.2)
     url = proxy.url + "?heartbeat=1"
     layer = await open_layer(
         host=url, operation_timeout=1, connect_timeout=1, watchdog_interval=0.2

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from channels_rabbitmq._broker import supervisor as _supervisor
+from channels_rabbitmq._broker import back_off as _back_off
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.amqp_proxy import AmqpProxy
 from tests.support.brokers import Broker
@@ -83,13 +83,13 @@ async def test_the_connection_that_is_back_first_saves_the_other_its_back_off(
         await layer.send(channel, MESSAGE)
         assert await layer.receive(channel) == MESSAGE
         # So long that nobody would be back by himself in this test.
-        monkeypatch.setattr(_supervisor, "_FIRST_DELAY", 300.0)
-        monkeypatch.setattr(_supervisor, "_LONGEST_DELAY", 300.0)
+        monkeypatch.setattr(_back_off, "_FIRST_DELAY", 300.0)
+        monkeypatch.setattr(_back_off, "_LONGEST_DELAY", 300.0)
         with log_lines(logging.DEBUG) as lines:
             proxy.cut()
             for _ in range(2):
                 await lines.next("DEBUG .*: reconnecting in")
-            layer._loop_layer()._publisher.supervisor.hurry()
+            layer._loop_layer()._publisher.supervisor.retry_now()
             await lines.next("WARNING publisher .*: connected again")
             await lines.next("WARNING subscriber .*: connected again")
         await layer.send(channel, MESSAGE)

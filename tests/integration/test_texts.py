@@ -17,7 +17,7 @@ from pamqp import commands
 from channels_rabbitmq._amqp import frames
 from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.url import BrokerUrl
-from channels_rabbitmq._broker.supervisor import describe
+from channels_rabbitmq._broker.reasons import describe
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.amqp_peer import Peer, marshal
 from tests.support.brokers import Broker

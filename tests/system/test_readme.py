@@ -46,8 +46,10 @@ from channels_rabbitmq import _codec, _names, _plain_messages, _reporter
 from channels_rabbitmq._amqp import heartbeat
 from channels_rabbitmq._amqp import url as broker_url
 from channels_rabbitmq._amqp.url import BrokerUrl
+from channels_rabbitmq._broker import back_off as _back_off
 from channels_rabbitmq._broker import bindings as _bindings
 from channels_rabbitmq._broker import direct_sender as _direct_sender
+from channels_rabbitmq._broker import reasons as _reasons
 from channels_rabbitmq._broker import supervisor as _supervisor
 from channels_rabbitmq._inbox import accounting as _accounting
 from channels_rabbitmq._inbox import ages as _ages
@@ -258,9 +260,9 @@ def test_numbers() -> None:
         f"``watchdog_interval`` is {watchdog:g}",
         f"isn't answered for {heartbeat._PATIENCE_WITHOUT_HEARTBEATS:g} seconds",
         f"Notices within {2 * two_heartbeats:g} seconds, when it has heard two heartbeats",
-        f"first after {_supervisor._FIRST_DELAY:g} seconds",
-        f"every {_supervisor._LONGEST_DELAY:g} seconds",
-        f"every {_supervisor._LONGEST_DELAY_IF_REFUSED:g} seconds as long as RabbitMQ refuses it",
+        f"first after {_back_off._FIRST_DELAY:g} seconds",
+        f"every {_back_off._LONGEST_DELAY:g} seconds",
+        f"every {_back_off._LONGEST_DELAY_IF_REFUSED:g} seconds as long as RabbitMQ refuses it",
         f"stays bound for {constructor['linger'].default:g} seconds",
         f"within {_reporter._FIRST_INTERVAL:g} seconds of the first event, "
         f"then once in {_reporter.INTERVAL:g} seconds",
@@ -284,7 +286,7 @@ def test_numbers() -> None:
     assert _direct_sender.UNREACHABLE_TIMEOUT == _direct_sender.HEARD_TIMEOUT == 60
     assert "took a message from this one in the last minute" in plain()
     assert "remembered for a minute" in plain()
-    assert _supervisor._REMINDER_INTERVAL == 60
+    assert _reasons._REMINDER_INTERVAL == 60
     assert "told once a minute" in plain()
     assert _router.BEHIND == 1
     assert "messages so for more than a second" in plain()

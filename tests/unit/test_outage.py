@@ -13,6 +13,7 @@ import pytest
 from channels_rabbitmq._amqp import connection as connection_module
 from channels_rabbitmq._amqp import protocol as protocol_module
 from channels_rabbitmq._amqp.connection import Connection
+from channels_rabbitmq._broker import back_off
 from channels_rabbitmq._broker import outage as _outage
 from channels_rabbitmq._broker import supervisor as _supervisor
 from channels_rabbitmq._broker.outage import Failure, KnownOutage
@@ -41,12 +42,18 @@ async def make(
         monkeypatch.setattr(module, "FAREWELL_TIMEOUT", 0.05)
     supervisors: list[Supervisor] = []
 
-    def make_one(*urls: str, handler: FakeHandler | None = None, operation_timeout: float) -> Supervisor:
+    def make_one(
+        *urls: str, handler: FakeHandler | None = None, operation_timeout: float
+    ) -> Supervisor:
         settings = Settings.from_config(
             {"host": list(urls), "operation_timeout": operation_timeout}
         )
         made = Supervisor(
-            handler or FakeHandler(), settings, id_="crq.a", connection_name="test", known_outage=known
+            handler or FakeHandler(),
+            settings,
+            id_="crq.a",
+            connection_name="test",
+            known_outage=known,
         )
         supervisors.append(made)
         return made
@@ -172,8 +179,8 @@ async def test_a_refusal_after_the_first_success_is_bridged(
 async def test_a_call_that_fails_has_the_next_attempt_made_soon(
     make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_supervisor, "_FIRST_DELAY", 300.0)
-    monkeypatch.setattr(_supervisor, "_LONGEST_DELAY", 300.0)
+    monkeypatch.setattr(back_off, "_FIRST_DELAY", 300.0)
+    monkeypatch.setattr(back_off, "_LONGEST_DELAY", 300.0)
     async with scripted_broker(serve) as broker:
         supervisor = make(broker.url, handler=FakeHandler(TROUBLE), operation_timeout=0.1)
         await failing_after(supervisor.wait_ready(soon()))
@@ -186,8 +193,8 @@ async def test_a_call_that_fails_has_the_next_attempt_made_soon(
 async def test_calls_that_fail_have_four_attempts_a_second_made_at_most(
     make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_supervisor, "_FIRST_DELAY", 300.0)
-    monkeypatch.setattr(_supervisor, "_LONGEST_DELAY", 300.0)
+    monkeypatch.setattr(back_off, "_FIRST_DELAY", 300.0)
+    monkeypatch.setattr(back_off, "_LONGEST_DELAY", 300.0)
     begun_at: list[float] = []
 
     async def note(connection: Connection) -> None:
@@ -257,7 +264,7 @@ async def test_a_failure_of_its_role_just_now_stands_for_its_first_attempt(
 async def test_a_refusal_of_its_role_just_now_stands_for_its_own(
     make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (_outage, _supervisor):
+    for module in (_outage, back_off, _supervisor):
         monkeypatch.setattr(module, "SHORTEST_DELAY_FOR_CALLS", 1.0)
     async with scripted_broker(serve) as broker:
         first = make(broker.url, handler=FakeHandler(*[REFUSAL] * 100), operation_timeout=60)

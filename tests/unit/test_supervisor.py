@@ -21,9 +21,13 @@ from channels_rabbitmq._amqp import protocol as protocol_module
 from channels_rabbitmq._amqp import racing
 from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.consuming import ConsumerChannel
-from channels_rabbitmq._broker import supervisor as _supervisor
+from channels_rabbitmq._broker import back_off as _back_off
+from channels_rabbitmq._broker import connector as _connector
+from channels_rabbitmq._broker import reasons as _reasons
+from channels_rabbitmq._broker.back_off import doubling_delays
 from channels_rabbitmq._broker.outage import KnownOutage
-from channels_rabbitmq._broker.supervisor import State, Supervisor, back_off, describe
+from channels_rabbitmq._broker.reasons import describe
+from channels_rabbitmq._broker.supervisor import State, Supervisor
 from channels_rabbitmq._settings.settings import Settings
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_peer import (
@@ -49,9 +53,9 @@ from tools.private_broker import free_port
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Milliseconds between attempts, and for a farewell."""
-    monkeypatch.setattr(_supervisor, "_FIRST_DELAY", 0.001)
-    monkeypatch.setattr(_supervisor, "_LONGEST_DELAY", 0.004)
-    monkeypatch.setattr(_supervisor, "_LONGEST_DELAY_IF_REFUSED", 0.004)
+    monkeypatch.setattr(_back_off, "_FIRST_DELAY", 0.001)
+    monkeypatch.setattr(_back_off, "_LONGEST_DELAY", 0.004)
+    monkeypatch.setattr(_back_off, "_LONGEST_DELAY_IF_REFUSED", 0.004)
     for module in (connection_module, protocol_module):
         monkeypatch.setattr(module, "FAREWELL_TIMEOUT", 0.05)
 
@@ -147,15 +151,15 @@ def warnings(logged: pytest.LogCaptureFixture, level: int = logging.WARNING) -> 
 
 
 def test_delays_double_up_to_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_supervisor.random, "uniform", lambda low, high: high)
-    delays = list(itertools.islice(back_off(), 10))
+    monkeypatch.setattr(_back_off.random, "uniform", lambda low, high: high)
+    delays = list(itertools.islice(doubling_delays(), 10))
     assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0, 10.0]
 
 
 def test_delays_have_jitter() -> None:
     """So that a broker that restarts isn't met by all processes at once."""
     longest = [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
-    many = [list(itertools.islice(back_off(), 9)) for _ in range(50)]
+    many = [list(itertools.islice(doubling_delays(), 9)) for _ in range(50)]
     for delays in many:
         for delay, limit in zip(delays, longest, strict=True):
             assert limit / 2 <= delay <= limit
@@ -187,7 +191,7 @@ async def test_delays_are_short_unless_the_broker_refuses_in_words(
             await handler.until_events(attempts)
             while supervisor.state is not State.WAITING:  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0)
-            supervisor.hurry()
+            supervisor.retry_now()
         supervisor.stop()
         await supervisor.wait_stopped()
     delays = [
@@ -299,7 +303,7 @@ async def test_urls_are_tried_one_after_the_other() -> None:
 
 def in_this_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """URLs are tried as the test has them."""
-    monkeypatch.setattr(_supervisor.random, "shuffle", lambda urls: None)
+    monkeypatch.setattr(_connector.random, "shuffle", lambda urls: None)
 
 
 async def test_a_node_that_is_gone_costs_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -659,7 +663,7 @@ def delays(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
             run.append(number)
             yield 0.0
 
-    monkeypatch.setattr(_supervisor, "back_off", fake_back_off)
+    monkeypatch.setattr(_back_off, "doubling_delays", fake_back_off)
     return runs
 
 
@@ -687,8 +691,8 @@ async def test_success_that_is_soon_over_does_not_reset_the_back_off(
             taken.append(number)
             yield 60.0
 
-    monkeypatch.setattr(_supervisor, "back_off", long_delays)
-    monkeypatch.setattr(_supervisor, "_LONGEST_DELAY", 600.0)
+    monkeypatch.setattr(_back_off, "doubling_delays", long_delays)
+    monkeypatch.setattr(_back_off, "_LONGEST_DELAY", 600.0)
     async with scripted_broker(serve) as broker:
         handler = FakeHandler()
         supervisor = make(handler, broker.url)
@@ -698,28 +702,28 @@ async def test_success_that_is_soon_over_does_not_reset_the_back_off(
             supervisor.give_up_connection("for a test")
             while supervisor.state is not State.WAITING:  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0)
-            supervisor.hurry()
+            supervisor.retry_now()
         # The first connection resets it (nothing was waited for before it), to where it was.
         assert taken == [1, 2, 3, 4]
         await end(supervisor)
 
 
-async def test_hurry_ends_the_wait_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_supervisor, "_FIRST_DELAY", 60.0)
-    monkeypatch.setattr(_supervisor, "_LONGEST_DELAY", 60.0)
+async def test_retry_now_ends_the_wait_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_back_off, "_FIRST_DELAY", 60.0)
+    monkeypatch.setattr(_back_off, "_LONGEST_DELAY", 60.0)
     async with scripted_broker(serve) as broker:
         handler = FakeHandler(failing(OSError("no")), nothing)
         supervisor = make(handler, broker.url)
-        supervisor.hurry()
+        supervisor.retry_now()
         waiting = asyncio.create_task(supervisor.wait_ready(soon()))
         await handler.until_events(1)
-        supervisor.hurry()  # it closes the connection of the first attempt now
+        supervisor.retry_now()  # it closes the connection of the first attempt now
         while supervisor.state is not State.WAITING:  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0)
         assert not waiting.done()
-        supervisor.hurry()
+        supervisor.retry_now()
         connection = await waiting
-        supervisor.hurry()
+        supervisor.retry_now()
         assert await supervisor.wait_ready(soon()) is connection
         assert broker.accepted == 2
         await end(supervisor)
@@ -802,7 +806,7 @@ async def test_another_reason_is_another_warning(logged: pytest.LogCaptureFixtur
 async def test_reminder_of_the_same_reason(
     logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_supervisor, "_REMINDER_INTERVAL", 0.0)
+    monkeypatch.setattr(_reasons, "_REMINDER_INTERVAL", 0.0)
     async with scripted_broker(serve) as broker:
         handler = FakeHandler(*(failing(OSError("no")) for _ in range(3)))
         supervisor = make(handler, broker.url)
@@ -982,8 +986,8 @@ class Stage:
 @pytest.fixture
 def quick_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
     """Milliseconds for a deaf server; the delays between attempts stay long."""
-    monkeypatch.setattr(_supervisor, "_FIRST_DELAY", 60.0)
-    monkeypatch.setattr(_supervisor, "_LONGEST_DELAY", 60.0)
+    monkeypatch.setattr(_back_off, "_FIRST_DELAY", 60.0)
+    monkeypatch.setattr(_back_off, "_LONGEST_DELAY", 60.0)
     for module in (connection_module, protocol_module):
         monkeypatch.setattr(module, "FAREWELL_TIMEOUT", 0.05)
 
