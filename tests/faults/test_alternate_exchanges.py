@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from tests.faults.test_permissions import EVERYTHING, User, call_as_admin
-from tests.integration.test_interop import reconnect
 from tests.support.amqp_proxy import AmqpProxy
 from tests.support.brokers import broker_commands
 from tests.support.log_lines import LogLines, log_lines
+from tests.support.members import reconnect
+from tests.support.users import EVERYTHING, User, call_as_admin
 from tools.private_broker import PrivateBroker
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]

@@ -10,8 +10,8 @@ import pytest
 
 from channels_rabbitmq._broker import topology as _topology
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from tests.faults.test_lease import exchanges, group_bindings, queues, until_expired
-from tests.integration.test_interop import reconnect
+from tests.support.declared import exchanges, group_bindings, queues, until_expired
+from tests.support.members import reconnect
 from tools.private_broker import BrokerFailed, PrivateBroker
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]

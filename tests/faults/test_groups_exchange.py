@@ -12,7 +12,9 @@ import pytest
 
 from channels_rabbitmq._broker.groups_exchange import GroupsExchange
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from tests.faults.test_permissions import (
+from tests.support.brokers import broker_commands
+from tests.support.log_lines import LogLines, log_lines
+from tests.support.users import (
     EVERYTHING,
     ONLY_PUBLISHING,
     Permissions,
@@ -21,8 +23,6 @@ from tests.faults.test_permissions import (
     must_be_refused,
     must_work,
 )
-from tests.support.brokers import broker_commands
-from tests.support.log_lines import LogLines, log_lines
 from tools.private_broker import PrivateBroker
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]

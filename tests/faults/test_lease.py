@@ -12,32 +12,13 @@ import pytest
 from channels_rabbitmq._broker import topology as _topology
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
+from tests.support.declared import exchanges, group_bindings, queues, until_expired
 from tests.support.log_lines import log_lines
 from tools.private_broker import PrivateBroker
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
 MESSAGE = {"type": "test.message"}
-
-
-async def queues(broker: PrivateBroker) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in await asyncio.to_thread(broker.list_queues)}
-
-
-async def exchanges(broker: PrivateBroker) -> set[str]:
-    rows = await asyncio.to_thread(broker.list_exchanges, "name")
-    return {row["name"] for row in rows if row["name"].startswith("crq.")}
-
-
-async def group_bindings(broker: PrivateBroker) -> list[str]:
-    """To which exchange or queue the group "g" is bound."""
-    rows = await asyncio.to_thread(broker.list_bindings, "destination_name", "routing_key")
-    return sorted(row["destination_name"] for row in rows if row["routing_key"] == "g")
-
-
-async def until_expired(broker: PrivateBroker, lease: str) -> None:
-    while lease in await queues(broker):  # noqa: ASYNC110 - nobody tells when a queue expires
-        await asyncio.sleep(0.1)
 
 
 async def reconnect(proxy: AmqpProxy) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
-import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import carehare
-import pika  # type: ignore[import-untyped]  # has no annotations
 import pytest
 
 from channels_rabbitmq._broker import topology as _topology
@@ -19,19 +16,26 @@ from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.brokers import broker_commands
 from tests.support.log_lines import LogLines, log_lines
+from tests.support.members import receive
 from tests.support.old_version import OldProcess, make_environment
+from tests.support.users import (
+    EVERYTHING,
+    GROUP,
+    MESSAGE,
+    ONLY_PUBLISHING,
+    PASSWORD,
+    Permissions,
+    User,
+    must_be_refused,
+    must_work,
+    until_available,
+)
 from tools.private_broker import PrivateBroker
 
 pytestmark = pytest.mark.slow  # a broker starts, and each rabbitmqctl takes a second
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
-Permissions = tuple[str, str, str]  # configure, write, read
 
-# What the README says, for the groups exchange "groups". (An empty pattern allows nothing.)
-# For all that the layer does:
-EVERYTHING: Permissions = (r"^(groups|crq\..*)$", r"^(groups|crq\..*)$", r"^(groups|crq\..*)$")
-# For a process that only calls send() and group_send(), a Celery worker for instance:
-ONLY_PUBLISHING: Permissions = ("^groups$", "^groups$", "")
 # For a program that publishes by itself to the exchange, which must be there then:
 OTHER_PROGRAMS: Permissions = ("", "^groups$", "")
 # While processes with channels_rabbitmq 4 run, which have a user of their own:
@@ -47,41 +51,10 @@ WITH_VERSION_4: Permissions = (
     r"^(groups|crq\..*|channels_.*)$",
 )
 
-GROUP = "g"
-MESSAGE = {"type": "m"}
-PASSWORD = "s3cret"
 # The queue has no number on the first connection; all else that is declared for it has.
 UNNUMBERED = r"^(groups|crq\.[a-z2-7]{16})$"
 NOT_GROUPS = r"^crq\..*$"
 ONLY_GROUPS = r"^groups$"
-
-
-class User:
-    """A user of the broker, and a virtual host of its own."""
-
-    def __init__(self, broker: PrivateBroker) -> None:
-        self.broker = broker
-        self.name = f"user-{secrets.token_hex(4)}"
-        self.vhost = self.name
-        self.url = f"amqp://{self.name}:{PASSWORD}@127.0.0.1:{broker.port}/{self.vhost}"
-        self.admin_url = f"{broker.url}/{self.vhost}"
-        # One command instead of five: each takes its time.
-        broker.ctl(
-            "eval",
-            f"""
-            User = <<"{self.name}">>,
-            ok = rabbit_vhost:add(User, User),
-            ok = rabbit_auth_backend_internal:add_user(User, <<"{PASSWORD}">>, User),
-            ok = rabbit_auth_backend_internal:set_permissions(
-                <<"guest">>, User, <<".*">>, <<".*">>, <<".*">>, User).
-            """,
-        )
-
-    def disconnect(self) -> None:
-        self.broker.ctl("close_all_user_connections", self.name, "for a test")
-
-    def allow(self, permissions: Permissions) -> None:
-        self.broker.ctl("set_permissions", "-p", self.vhost, self.name, *permissions)
 
 
 @pytest.fixture(scope="module")
@@ -110,63 +83,6 @@ async def open_one(open_layer: OpenLayer, user: User) -> OpenLayer:
         return await open_layer(groups_exchange="groups", **config)
 
     return open_one
-
-
-def call_as_admin(user: User, method: str, *args: Any, **options: Any) -> None:
-    """Call a method of an AMQP channel of pika's."""
-    with pika.BlockingConnection(pika.URLParameters(user.admin_url)) as connection:
-        getattr(connection.channel(), method)(*args, **options)
-
-
-async def receive(layer: RabbitmqChannelLayer, channel: str) -> dict[str, Any]:
-    """Receive, with a limit so that a lost message fails here and not at the test's limit."""
-    return await asyncio.wait_for(layer.receive(channel), 10)
-
-
-async def until_available(call: Callable[[], Awaitable[None]]) -> None:
-    """Call until there is a connection; each call waits for one for a while."""
-
-    async def attempts() -> None:
-        while True:
-            with contextlib.suppress(BrokerUnavailable):
-                return await call()
-            await asyncio.sleep(0.05)  # It may have failed at once.
-
-    await asyncio.wait_for(attempts(), 20)
-
-
-async def must_work(layer: RabbitmqChannelLayer) -> None:
-    channel = await layer.new_channel()
-    await until_available(lambda: layer.group_add(GROUP, channel))
-    await until_available(lambda: layer.group_send(GROUP, MESSAGE))
-    assert await receive(layer, channel) == MESSAGE
-    await layer.send(channel, MESSAGE)
-    assert await receive(layer, channel) == MESSAGE
-    await layer.group_discard(GROUP, channel)
-
-
-async def must_be_refused(
-    layer: RabbitmqChannelLayer, lines: LogLines, role: str, words: str
-) -> None:
-    """The error has the broker's ``words`` (a regular expression); one line in the log has them."""
-    if role == "subscriber":
-        channel = await layer.new_channel()  # it starts to connect
-        first = await lines.next("WARNING")
-        with pytest.raises(BrokerUnavailable, match=words):
-            await layer.group_add(GROUP, channel)
-    else:
-        with pytest.raises(BrokerUnavailable):
-            await layer.group_send(GROUP, MESSAGE)
-        first = await lines.next("WARNING")
-        with pytest.raises(BrokerUnavailable, match=words):
-            await layer.group_send(GROUP, MESSAGE)
-    await layer.close()
-    assert re.match(f"WARNING {role} .*: cannot connect to amqp://", first)
-    assert re.search(words, first)
-    others = [line for line in lines.rest() if not line.startswith("INFO")]
-    # More attempts were made, and weren't worth a line: the numbers in names aside.
-    assert {re.sub(r"\.\d+'", "'", line) for line in others} <= {re.sub(r"\.\d+'", "'", first)}
-    assert not [line for line in [first, *others] if "Traceback" in line or PASSWORD in line]
 
 
 def test_the_readme_names_them() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import kombu
@@ -14,14 +14,12 @@ import pika  # type: ignore[import-untyped]  # has no annotations
 import pika.exceptions  # type: ignore[import-untyped]  # as above
 import pytest
 
-from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.brokers import Broker
 from tests.support.log_lines import log_lines
+from tests.support.members import GROUP, OpenLayer, open_member, receive, reconnect
 
-OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 Publish = Callable[[str, str, str, dict[str, Any]], None]
 
-GROUP = "chat.room-1"
 MESSAGE = {"type": "chat.message", "text": "grüße", "tags": ["a", {"b": None}], "raw": b"\x00\xff"}
 GOOD = {"type": "good"}
 
@@ -90,28 +88,6 @@ def to_channel(message: dict[str, Any], channel: str) -> dict[str, Any]:
 def key_of(channel: str) -> str:
     """The routing key of a channel in the groups exchange, as the README tells it."""
     return channel.partition("!")[0] + "!"
-
-
-async def receive(layer: RabbitmqChannelLayer, channel: str) -> dict[str, Any]:
-    """Receive, with a limit so that a lost message fails here and not at the test's limit."""
-    return await asyncio.wait_for(layer.receive(channel), 10)
-
-
-async def open_member(open_layer: OpenLayer, **config: Any) -> tuple[RabbitmqChannelLayer, str]:
-    layer = await open_layer(**config)
-    channel = await layer.new_channel()
-    await layer.group_add(GROUP, channel)
-    return layer, channel
-
-
-async def reconnect(layer: RabbitmqChannelLayer) -> None:
-    """Have a layer go on with its next connection for receiving."""
-    loop = asyncio.get_running_loop()
-    supervisor = layer._loop_layer()._subscriber.supervisor
-    former = await supervisor.wait_ready(loop.time() + 10)
-    supervisor.give_up_connection("a test wants it so")
-    await asyncio.wait([former.ended])
-    assert await supervisor.wait_ready(loop.time() + 10) is not former
 
 
 @pytest.mark.parametrize("publish", PROGRAMS)

@@ -31,6 +31,7 @@ from channels_rabbitmq.statistics import (
 )
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
 from tests.support.brokers import Broker
+from tests.support.changes import until
 from tests.support.log_lines import log_lines
 from tests.support.loop_thread import LoopThread
 
@@ -52,14 +53,6 @@ def of(layer: RabbitmqChannelLayer) -> LoopLayerStatistics:
     """Those of the only event loop that uses the layer."""
     (statistics,) = layer.statistics()
     return statistics
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what tells nobody."""
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it doesn't come about"
-        await asyncio.sleep(0.005)
 
 
 async def receive(layer: RabbitmqChannelLayer, channel: str) -> dict[str, Any]:

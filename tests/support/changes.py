@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 
@@ -33,3 +34,11 @@ class Changes:
             raise TimeoutError(f"no such change within {timeout:g} s") from exc
         finally:
             self._waiters.remove(entry)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what tells nobody."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it doesn't come about"
+        await asyncio.sleep(0.005)

@@ -66,8 +66,8 @@ from channels_rabbitmq.statistics import (
     GroupStatistics,
     LoopLayerStatistics,
 )
-from tests.integration.test_interop import receive, reconnect
 from tests.support.brokers import Broker
+from tests.support.members import receive, reconnect
 from tools.private_broker import BrokerFailed, PrivateBroker, TlsFiles, free_port
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from tests.integration.test_interop import GROUP, open_member, receive, reconnect
 from tests.support.brokers import Broker
 from tests.support.log_lines import log_lines
+from tests.support.members import GROUP, open_member, receive, reconnect
 from tests.support.old_version import OldProcess, make_environment
 from tools.private_broker import PrivateBroker
 

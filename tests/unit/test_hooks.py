@@ -24,9 +24,9 @@ from channels.testing import ApplicationCommunicator
 from channels_rabbitmq._hooks import Hook
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.lifespan import LifespanApp
-from tests.integration.test_statistics import until
 from tests.support.amqp_proxy import TO_BROKER, AmqpProxy, Frame
 from tests.support.brokers import Broker
+from tests.support.changes import until
 from tests.support.log_lines import log_lines
 from tests.support.loop_thread import LoopThread
 from tools.private_broker import PrivateBroker

@@ -19,7 +19,7 @@ from channels_rabbitmq._settings.hosts import read_hosts
 from channels_rabbitmq._settings.mistakes import Mistakes
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.brokers import Broker
-from tests.unit.test_url import SECRET, delimiters, text_of
+from tests.support.urls import SECRET, delimiters, text_of
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 

@@ -22,7 +22,7 @@ from channels_rabbitmq._settings.settings import Settings
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_peer import scripted_broker
 from tests.support.fake_servers import closing_server, silent_server
-from tests.unit.test_supervisor import FakeHandler, end, failing, nothing, serve, soon
+from tests.support.handlers import FakeHandler, end, failing, nothing, serve, soon
 from tools.private_broker import free_port
 
 REFUSAL = failing(carehare.ConnectionClosedByServer(530, "NOT_ALLOWED - vhost v not found"))

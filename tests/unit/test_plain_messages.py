@@ -29,7 +29,7 @@ from django.utils.translation import gettext_lazy
 
 from channels_rabbitmq import _codec
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from tests.unit.test_codec import codec, encoding_error, same, secret_codec, there_and_back
+from tests.support.codecs import codec, encoding_error, same, secret_codec, there_and_back
 
 if not settings.configured:
     settings.configure()

@@ -40,13 +40,13 @@ from tests.support.amqp_peer import (
 )
 from tests.support.amqp_proxy import TO_BROKER, AmqpProxy
 from tests.support.brokers import Broker
-from tests.support.changes import Changes
 from tests.support.fake_servers import (
     closing_server,
     fake_server,
     silent_server,
     swallowing_address,
 )
+from tests.support.handlers import FakeHandler, end, failing, hang, nothing, serve, soon
 from tools.private_broker import free_port
 
 
@@ -66,70 +66,11 @@ def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-def soon(seconds: float = 10.0) -> float:
-    return asyncio.get_running_loop().time() + seconds
-
-
-async def nothing(connection: Connection) -> None:
-    pass
-
-
-async def hang(connection: Connection) -> None:
-    await asyncio.get_running_loop().create_future()
-
-
-class FakeHandler:
-    """Does on set-up what the test says, time after time; notes what it is told."""
-
-    name = "role"
-
-    def __init__(self, *set_ups: Callable[[Connection], Awaitable[None]]) -> None:
-        self._set_ups = iter(set_ups)
-        self.set_up_count = 0
-        self.events: list[str] = []  # "ready", or why it was lost
-        self.changes = Changes()
-
-    async def set_up(self, connection: Connection) -> None:
-        self.set_up_count += 1
-        self.changes.notify()
-        await next(self._set_ups, nothing)(connection)
-
-    def on_ready(self) -> None:
-        self._note("ready")
-
-    def on_lost(self, reason: str) -> None:
-        self._note(reason)
-
-    def _note(self, event: str) -> None:
-        self.events.append(event)
-        self.changes.notify()
-
-    async def until_events(self, count: int) -> list[str]:
-        await self.changes.until(lambda: len(self.events) >= count)
-        return self.events[:count]
-
-    async def until_ready(self, times: int = 1) -> None:
-        await self.changes.until(lambda: self.events.count("ready") >= times)
-
-    async def until_set_up(self, times: int = 1) -> None:
-        await self.changes.until(lambda: self.set_up_count >= times)
-
-
 def make(handler: FakeHandler, *urls: str, connect_timeout: float = 30) -> Supervisor:
     settings = Settings.from_config({"host": list(urls), "connect_timeout": connect_timeout})
     return Supervisor(
         handler, settings, id_="crq.a", connection_name="test role", known_outage=KnownOutage()
     )
-
-
-async def end(supervisor: Supervisor) -> None:
-    supervisor.stop()
-    await asyncio.wait_for(supervisor.wait_stopped(), 5)
-
-
-async def serve(client: Client) -> None:
-    await client.greet()
-    await client.answer()
 
 
 async def hear_end_only(client: Client) -> None:
@@ -478,13 +419,6 @@ UNEXPECTED = [
     TypeError("a bug"),
     AssertionError(),
 ]
-
-
-def failing(exc: BaseException) -> Callable[[Connection], Awaitable[None]]:
-    async def set_up(connection: Connection) -> None:
-        raise exc
-
-    return set_up
 
 
 @pytest.mark.usefixtures("fast")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import traceback
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from channels_rabbitmq._amqp.url import BrokerUrl
+from tests.support.urls import SECRET, delimiters, text_of
 
 
 def test_everything_left_out_has_its_default() -> None:
@@ -305,30 +305,12 @@ def test_percent_encoding_round_trip(
     assert (again.username, again.host, again.virtual_host) == (username, url.host, virtual_host)
 
 
-delimiters = st.sampled_from(
-    [*"/?#@:%[]&=. \n\t", "::", "%4", "%FF", "%00", "%40", "é", "ß", "\udcff", "heartbeat=", "99"]
-)
-SECRET = "s3cr3t"
-
-
 def parse(text: str) -> BrokerUrl | ValueError:
     """The URL or the error; any other exception fails the test."""
     try:
         return BrokerUrl.parse(text)
     except ValueError as exc:
         return exc
-
-
-def text_of(error: BaseException) -> str:
-    """All that a traceback or an error reporter may show of an error, chained ones included."""
-    chained = [error]
-    while chained[-1].__cause__ or chained[-1].__context__:
-        chained.append(chained[-1].__cause__ or chained[-1].__context__ or error)
-    shown = [repr(exc) + repr(vars(exc)) for exc in chained]
-    # The last line of each only: those above quote the source.
-    return "".join(
-        shown + [line for exc in chained for line in traceback.format_exception_only(exc)]
-    )
 
 
 @settings(max_examples=500, deadline=None)
