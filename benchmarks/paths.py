@@ -22,9 +22,10 @@ from typing import Any
 import msgpack
 
 from channels_rabbitmq._amqp import frames
+from channels_rabbitmq._amqp.channel_ids import ChannelIds
 from channels_rabbitmq._amqp.consuming import ConsumerChannel
 from channels_rabbitmq._amqp.heartbeat import Heartbeat
-from channels_rabbitmq._amqp.protocol import ChannelIds, Protocol
+from channels_rabbitmq._amqp.protocol import Protocol
 from channels_rabbitmq._amqp.publishing import PublisherChannel
 from channels_rabbitmq.core import RabbitmqChannelLayer
 
@@ -71,7 +72,7 @@ class Paths:
             self._layer._settings.urls[0], connection_name="", on_blocked=lambda reason: None
         )
         protocol.connection_made(_NoTransport())
-        protocol._channel_id_store = ChannelIds(0)
+        protocol._channel_ids = ChannelIds(0)
         protocol.frame_max = 131072
         protocol.is_greeted = True
         protocol._heartbeat = Heartbeat(

@@ -29,6 +29,7 @@ from functools import partial
 from time import time
 from typing import Any
 
+import carehare
 from channels.exceptions import ChannelFull
 
 from ._amqp.connection import Connection
@@ -44,6 +45,7 @@ from ._broker.subscriber import Subscriber
 from ._broker.supervisor import Supervisor
 from ._broker.topology import direct_routing_key, groups_probe_key
 from ._broker.watchdog import Probe
+from ._carehare.connection import CarehareConnection
 from ._codec import MalformedBody, MessageCodec
 from ._hooks import Hook, HookFunctions
 from ._inbox.ages import Ages
@@ -102,8 +104,13 @@ class UserConnection:
             known_outage=known_outage,
         )
 
+    async def wait_ready(self, deadline: float) -> carehare.Connection:
+        """Return it once it is open: see ``Supervisor.wait_ready``."""
+        await self.supervisor.wait_ready(deadline)
+        return self._for_user
+
     async def set_up(self, connection: Connection) -> None:
-        pass
+        self._for_user = CarehareConnection(connection)
 
     def on_ready(self) -> None:
         pass
@@ -496,9 +503,9 @@ class LoopLayer:
 
     # The user's connection, and the end
 
-    async def user_connection(self) -> Connection:
+    async def user_connection(self) -> carehare.Connection:
         """Return an open connection for the user's own purposes."""
-        return await self._user_connection.supervisor.wait_ready(self._deadline())
+        return await self._user_connection.wait_ready(self._deadline())
 
     @property
     def is_closed(self) -> bool:

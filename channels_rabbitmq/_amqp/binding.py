@@ -6,10 +6,10 @@ import asyncio
 from collections import deque
 
 import carehare
-import pamqp.commands
 
 from .._futures import fail
 from .channel import CHANNEL_OPEN, CallChannel, closed_by_server
+from .methods import Channel
 
 
 class TopologyChannel(CallChannel):
@@ -19,7 +19,7 @@ class TopologyChannel(CallChannel):
     written again on a new one.
     """
 
-    def accept_channel_closed_by_server(self, frame: pamqp.commands.Channel.Close) -> None:
+    def on_closed_by_server(self, frame: Channel.Close) -> None:
         calls, self._calls = self._calls, deque()
         self._answers.is_answered = True
         if calls:

@@ -1,7 +1,7 @@
 """AMQP channels by themselves: frames in as bytes, methods and their answers.
 
-An AMQP channel gets its frames as bytes from its connection, by ``accept_bytes``, and says where
-the next one begins; what it doesn't take comes again, decoded by pamqp, through ``accept_frame``.
+An AMQP channel gets its frames as bytes from its connection, by ``on_bytes``, and says where the
+next one begins; a frame that it doesn't take comes again, decoded by pamqp, through ``on_frame``.
 ``ChannelHost`` is what it needs of that connection.
 """
 
@@ -13,65 +13,22 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import carehare
-import pamqp.base
-import pamqp.commands
-import pamqp.exceptions
 
 from .._futures import fail, resolve
 from . import frames
 from .answers import AnswerWatch
+from .errors import unexpected_frame
 from .heartbeat import Heartbeat
+from .methods import Channel, Exchange, Method
 from .transport import CoalescingTransport
 
-CHANNEL_OPEN = pamqp.commands.Channel.Open()
+CHANNEL_OPEN = Channel.Open()
+CHANNEL_CLOSE = Channel.Close(reply_code=0, reply_text="", class_id=0, method_id=0)
 
-_EXCHANGE_UNBIND = pamqp.commands.Exchange.Unbind.index
-_EXCHANGE_UNBIND_OK = pamqp.commands.Exchange.UnbindOk.index
+_EXCHANGE_UNBIND = Exchange.Unbind.index
+_EXCHANGE_UNBIND_OK = Exchange.UnbindOk.index
 
-
-def closed_by_server(frame: pamqp.commands.Channel.Close) -> carehare.ChannelClosedByServer:
-    """Return the error that says what the broker said."""
-    return carehare.ChannelClosedByServer(frame.reply_code or 0, frame.reply_text)
-
-
-def content_due(missing: int | None) -> int:
-    """Return the type of the frame that is due in a message of which ``missing`` bytes are."""
-    return frames.HEADER if missing is None else frames.BODY
-
-
-class BytesChannel:
-    """An AMQP channel that takes frames as bytes."""
-
-    def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> int:
-        """Handle the frame whose payload is ``data[start:end]``, and perhaps those behind it.
-
-        Only if they are whole, and of this AMQP channel: nobody else looks at them any more.
-        Returns where the next frame begins; 0: decode this one for me.
-        """
-        raise NotImplementedError
-
-    def hangs(self) -> bool:
-        """Whether the broker, which is alive, answers nothing here; called now and then."""
-        raise NotImplementedError
-
-    def accept_frame(self, frame: Any) -> None:
-        """Handle a frame that ``accept_bytes`` didn't take, decoded by pamqp."""
-        raise NotImplementedError
-
-    def accept_channel_closed_by_server(self, frame: pamqp.commands.Channel.Close) -> None:
-        """The broker has closed this AMQP channel, and was answered."""
-        raise NotImplementedError
-
-    def accept_channel_closed_by_us(self) -> None:
-        """The broker has answered our Channel.Close."""
-        raise NotImplementedError
-
-    def accept_connection_closed(self, exc: carehare.ConnectionClosed) -> None:
-        """The connection has ended."""
-        raise NotImplementedError
-
-
-_Channel = TypeVar("_Channel", bound=BytesChannel)
+_Channel = TypeVar("_Channel", bound="BytesChannel")
 
 
 class ChannelHost(Protocol):
@@ -80,7 +37,7 @@ class ChannelHost(Protocol):
     write: Callable[[bytes], None]
     transport: CoalescingTransport
     frame_max: int  # bytes; 0: no limit
-    can_write: bool  # neither side has closed the connection
+    is_open: bool  # neither side has begun to close the connection
     blocked_since: float | None  # loop time; None: the broker takes messages
 
     @property
@@ -88,13 +45,66 @@ class ChannelHost(Protocol):
         """When the broker was heard."""
 
     def add_channel(self, make: Callable[[int], _Channel]) -> _Channel:
-        """Make an AMQP channel by ``make(amqp_channel_id)``."""
+        """Add the AMQP channel that ``make(amqp_channel_id)`` returns.
+
+        Raises ``carehare.ConnectionClosed``, or ``ChannelClosed`` if no number is free.
+        """
+
+    def add_channel_later(
+        self, make: Callable[[int], BytesChannel], on_closed: Callable[[], None]
+    ) -> None:
+        """Add an AMQP channel once a number is free, perhaps at once.
+
+        ``on_closed`` is called instead if the connection is closed before. Raises
+        ``carehare.ConnectionClosed`` if it is now.
+        """
 
     def read_first(self) -> None:
         """Have senders wait until what has come is read."""
 
     def note_unblocked(self) -> None:
         """Note that the broker takes messages again."""
+
+
+def closed_by_server(frame: Channel.Close) -> carehare.ChannelClosedByServer:
+    """Return the error that says what the broker said."""
+    return carehare.ChannelClosedByServer(frame.reply_code or 0, frame.reply_text)
+
+
+class BytesChannel:
+    """An AMQP channel that takes frames as bytes: what its connection calls."""
+
+    # Whether a Channel.Close was written that the broker hasn't answered. The number stays taken
+    # until the broker does.
+    is_closing = False
+
+    def on_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> int:
+        """Handle the frame whose payload is ``data[start:end]``, and perhaps those behind it.
+
+        Only if those are whole, and of this AMQP channel: nobody else looks at them any more.
+        Returns where the next frame begins; 0: decode this one for ``on_frame``.
+        """
+        return 0
+
+    def on_frame(self, frame: Any) -> None:
+        """Handle a frame that was decoded by pamqp."""
+        raise NotImplementedError
+
+    def on_closed_by_server(self, frame: Channel.Close) -> None:
+        """The broker has closed this AMQP channel; its Close is answered."""
+        raise NotImplementedError
+
+    def on_closed(self) -> None:
+        """The broker has answered our Close."""
+        raise NotImplementedError
+
+    def on_connection_closed(self, exc: carehare.ConnectionClosed) -> None:
+        """The connection is closed."""
+        raise NotImplementedError
+
+    def hangs(self) -> bool:
+        """Whether the broker, which is alive, answers nothing here; called now and then."""
+        return False
 
 
 class CallChannel(BytesChannel):
@@ -109,24 +119,24 @@ class CallChannel(BytesChannel):
         self._amqp_channel_id = amqp_channel_id
         self._write = host.write
         # (index of the expected answer, who waits for it, the method)
-        self._calls: deque[tuple[int, asyncio.Future[None], pamqp.base.Frame]] = deque()
+        self._calls: deque[tuple[int, asyncio.Future[None], Method]] = deque()
         self._heartbeat = host.heartbeat
         self._answers = AnswerWatch(self._heartbeat)
         self.call(CHANNEL_OPEN)
 
-    def call(self, method: pamqp.base.Frame) -> asyncio.Future[None]:
+    def call(self, method: Method) -> asyncio.Future[None]:
         """Write a synchronous method; the future ends with the broker's answer."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._call(method, done)
         return done
 
-    def _call(self, method: pamqp.base.Frame, done: asyncio.Future[None]) -> None:
+    def _call(self, method: Method, done: asyncio.Future[None]) -> None:
         # An answer's index is its method's, plus one, with this exception.
         answer = _EXCHANGE_UNBIND_OK if method.index == _EXCHANGE_UNBIND else method.index + 1
         self._calls.append((answer, done, method))
         self._write(frames.encode(method, self._amqp_channel_id))
 
-    def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> int:
+    def on_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> int:
         if (
             frame_type == frames.METHOD
             and self._calls
@@ -140,16 +150,13 @@ class CallChannel(BytesChannel):
     def hangs(self) -> bool:
         return self._answers.look(is_due=bool(self._calls))
 
-    def accept_frame(self, frame: Any) -> None:
-        raise pamqp.exceptions.AMQPUnexpectedFrame(f"Unexpected {type(frame).__name__}")
+    def on_frame(self, frame: Any) -> None:
+        raise unexpected_frame(f"unexpected {type(frame).__name__}")
 
-    def accept_channel_closed_by_server(self, frame: pamqp.commands.Channel.Close) -> None:
+    def on_closed_by_server(self, frame: Channel.Close) -> None:
         self._end(closed_by_server(frame), carehare.ChannelClosed(frame.reply_text))
 
-    def accept_channel_closed_by_us(self) -> None:
-        raise AssertionError("the layer never closes one of its AMQP channels")
-
-    def accept_connection_closed(self, exc: carehare.ConnectionClosed) -> None:
+    def on_connection_closed(self, exc: carehare.ConnectionClosed) -> None:
         self._end(exc, exc)
 
     def _end(self, culprit_exc: Exception, others_exc: Exception) -> None:

@@ -1,4 +1,4 @@
-"""``Connection``: carehare's, with a time limit on everything, and the layer's AMQP channels."""
+"""``Connection``: from a URL to AMQP channels, with a time limit on everything."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import ssl
 from collections.abc import Callable
 from time import time
 
-import carehare
-
 from .binding import TopologyChannel
 from .consuming import ConsumerChannel
 from .heartbeat import Mark
 from .opening import open_protocol
-from .protocol import FAREWELL_TIMEOUT, Protocol
+from .protocol import CLOSE_TIMEOUT, Protocol
 from .publishing import PublisherChannel, Route
 from .url import BrokerUrl
 
@@ -22,16 +20,13 @@ from .url import BrokerUrl
 _LONGEST_CONNECT = 86400.0
 
 
-class Connection(carehare.Connection):
-    """A ``carehare.Connection`` of the layer's.
+class Connection:
+    """A connection to one broker, of which nothing is there until ``connect`` returns.
 
-    All of carehare's methods work as documented there. ``connection_name`` is what operators see
-    in RabbitMQ's lists. ``on_blocked`` is called with the broker's reason when it stops reading
-    from publishers (an alarm), and with None when it goes on; the broker says so only to a
-    connection that has published since.
+    ``connection_name`` is what operators see in RabbitMQ's lists. ``on_blocked`` is called with the
+    broker's reason when it stops reading from publishers (an alarm), and with None when it goes on;
+    the broker says so only to a connection that has published since.
     """
-
-    _protocol: Protocol
 
     def __init__(
         self,
@@ -40,15 +35,15 @@ class Connection(carehare.Connection):
         ssl_context: ssl.SSLContext | None = None,
         connection_name: str = "channels_rabbitmq",
     ) -> None:
-        super().__init__(str(url))
-        self._broker_url = url
+        self.url = url
         self._ssl_context = ssl_context
         self._connection_name = connection_name
+        self._protocol: Protocol | None = None
         self.has_answered = False  # Somebody has accepted the connection, the broker perhaps.
         self.on_blocked: Callable[[str | None], None] = lambda reason: None
 
     def __repr__(self) -> str:
-        return f"<Connection {self._connection_name!r} to {self._broker_url}>"
+        return f"<Connection {self._connection_name!r} to {self.url}>"
 
     async def connect(self, deadline: float | None = None) -> None:
         """Connect, log in, and open the virtual host, by ``deadline`` (loop time) if there is one.
@@ -60,19 +55,19 @@ class Connection(carehare.Connection):
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + _LONGEST_CONNECT
         self._protocol = await open_protocol(
-            self._broker_url,
+            self.url,
             self._ssl_context,
             self._make_protocol,
             deadline,
-            on_answer=self._accept_answer,
+            on_answer=self._on_answer,
         )
 
-    def _accept_answer(self) -> None:
+    def _on_answer(self) -> None:
         self.has_answered = True
 
     def _make_protocol(self, tls_problem: str) -> Protocol:
         return Protocol(
-            self._broker_url,
+            self.url,
             connection_name=self._connection_name,
             on_blocked=lambda reason: self.on_blocked(reason),
             tls_problem=tls_problem,
@@ -84,38 +79,43 @@ class Connection(carehare.Connection):
         Takes a second at most: a broker that doesn't answer is left alone then. Raises nothing.
         Cancelling it closes the socket at once.
         """
-        if not hasattr(self, "_protocol"):
+        if self._protocol is None:
             return
-        protocol = self._protocol
         try:
-            protocol.send_close_if_allowed()
-            await asyncio.wait([protocol.ended], timeout=FAREWELL_TIMEOUT)
+            self._protocol.send_close()
+            await asyncio.wait([self._protocol.closed], timeout=CLOSE_TIMEOUT)
         finally:
             self.abort()
 
     def abort(self) -> None:
         """Close the socket at once, without a word to the broker. Raises nothing."""
-        if hasattr(self, "_protocol"):
+        if self._protocol is not None:
             with contextlib.suppress(RuntimeError):  # The event loop is closed.
                 self._protocol.abort()
 
     @property
     def is_open(self) -> bool:
         """Whether messages can be written: connected, and nobody has said goodbye since."""
-        return hasattr(self, "_protocol") and self._protocol.can_write
+        return self._protocol is not None and self._protocol.is_open
+
+    @property
+    def protocol(self) -> Protocol:
+        """The ``ChannelHost`` for AMQP channels, once it is connected."""
+        assert self._protocol is not None, "it was connected before"
+        return self._protocol
 
     @property
     def server_version(self) -> tuple[int, ...]:
         """The broker's, as ``(4, 0)``; empty if it doesn't say."""
-        return self._protocol.server_version
+        return self.protocol.handshake.server_version
 
     @property
-    def ended(self) -> asyncio.Future[Exception | None]:
-        """Done when the connection has ended, with the reason, None if it was ``close``.
+    def closed(self) -> asyncio.Future[Exception | None]:
+        """Done when the connection is closed, with the reason, None if it was by ``close``.
 
-        For the layer itself, which never cancels it; ``closed`` is the users'.
+        Nobody may cancel it.
         """
-        return self._protocol.ended
+        return self.protocol.closed
 
     def open_consumer(
         self,
@@ -124,7 +124,7 @@ class Connection(carehare.Connection):
         on_end: Callable[[Exception], None],
     ) -> ConsumerChannel:
         """Return a new AMQP channel that declares and consumes."""
-        protocol = self._protocol
+        protocol = self.protocol
         return protocol.add_channel(
             lambda amqp_channel_id: ConsumerChannel(
                 protocol, amqp_channel_id, on_delivery=on_delivery, on_end=on_end
@@ -133,7 +133,7 @@ class Connection(carehare.Connection):
 
     def open_topology(self) -> TopologyChannel:
         """Return a new AMQP channel that binds and unbinds."""
-        protocol = self._protocol
+        protocol = self.protocol
         return protocol.add_channel(
             lambda amqp_channel_id: TopologyChannel(protocol, amqp_channel_id)
         )
@@ -142,7 +142,7 @@ class Connection(carehare.Connection):
         self, *, on_end: Callable[[Exception], None], ping_route: Route | None = None
     ) -> PublisherChannel:
         """Return a new AMQP channel that publishes."""
-        protocol = self._protocol
+        protocol = self.protocol
         return protocol.add_channel(
             lambda amqp_channel_id: PublisherChannel(
                 protocol, amqp_channel_id, on_end=on_end, ping_route=ping_route
@@ -153,34 +153,34 @@ class Connection(carehare.Connection):
 
     @property
     def has_heartbeats(self) -> bool:
-        return self._protocol.heartbeat.has_heartbeats
+        return self.protocol.heartbeat.has_heartbeats
 
     @property
     def is_fresh(self) -> bool:
         """Whether the loop has run lately, and so has read what came."""
-        return time() < self._protocol.heartbeat.fresh_until
+        return time() < self.protocol.heartbeat.fresh_until
 
     @property
     def stood_still(self) -> float:
         """Seconds for which its event loop has not run. From any thread."""
-        return self._protocol.heartbeat.late_by
+        return self.protocol.heartbeat.late_by
 
     def shut_down(self) -> None:
         """Have the system end it; its event loop hears of that when it runs. From any thread."""
-        self._protocol.transport.shut_down()
+        self.protocol.transport.shut_down()
 
     async def read_first(self) -> None:
         """Have the loop read what came while it stood still, and all hear of an end."""
-        self._protocol.read_first()
-        while self._protocol.is_being_read:  # noqa: ASYNC110 - a few turns of the loop
+        self.protocol.read_first()
+        while self.protocol.is_being_read:  # noqa: ASYNC110 - a few turns of the loop
             await asyncio.sleep(0)
         if not self.is_open:
-            await asyncio.wait([self.ended])
+            await asyncio.wait([self.closed])
 
     def mark(self) -> Mark:
         """Begin to wait for something that the broker is to do."""
-        return self._protocol.heartbeat.mark()
+        return self.protocol.heartbeat.mark()
 
     def is_overdue(self, mark: Mark) -> bool:
         """Whether it won't do it any more: it was heard since, twice, a heartbeat apart."""
-        return self._protocol.heartbeat.is_overdue(mark)
+        return self.protocol.heartbeat.is_overdue(mark)

@@ -7,17 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import carehare
-import pamqp.base
-import pamqp.commands
-import pamqp.exceptions
 
 from . import frames
 from .acks import AckBatch
-from .channel import CallChannel, ChannelHost, content_due
-
-# Bytes: no RabbitMQ lets a larger message through, whatever its max_message_size. Whoever announces
-# one could have memory fill up with it.
-LARGEST_BODY = 512 * 1024 * 1024
+from .channel import CallChannel, ChannelHost
+from .content import Content
+from .errors import unexpected_frame
+from .methods import Basic, Method
 
 
 class ConsumerChannel(CallChannel):
@@ -41,11 +37,10 @@ class ConsumerChannel(CallChannel):
         super().__init__(host, amqp_channel_id)
         self._on_delivery = on_delivery
         self._on_end = on_end
-        self._tag: int | None = None  # of the message whose header or body is due
-        self._is_ours = True  # that is for our consumer tag
-        self._published = 0  # as its header said
-        self._missing: int | None = None  # bytes of its body; None: the header is due
-        self._body: list[bytes] = []
+        # Of a delivery that comes frame by frame
+        self._content = Content()
+        self._tag = 0
+        self._is_ours = True  # for our consumer tag
         self._max_payload = frames.max_payload(host.frame_max)
         self._acks = AckBatch()
         self._ended = False
@@ -53,14 +48,12 @@ class ConsumerChannel(CallChannel):
     def consume(self, queue: str, prefetch_count: int | None = None) -> asyncio.Future[None]:
         """Start deliveries, at most ``prefetch_count`` of them unacked (None: as it was said)."""
         if prefetch_count is not None:
-            self.call(pamqp.commands.Basic.Qos(prefetch_count=prefetch_count))
-        return self.call(
-            pamqp.commands.Basic.Consume(queue=queue, consumer_tag=frames.CONSUMER_TAG)
-        )
+            self.call(Basic.Qos(prefetch_count=prefetch_count))
+        return self.call(Basic.Consume(queue=queue, consumer_tag=frames.CONSUMER_TAG))
 
-    def tell(self, method: pamqp.base.Frame) -> None:
+    def tell(self, method: Method) -> None:
         """Write a method that has no answer, if anything can be written."""
-        if not self._ended and self._host.can_write:
+        if not self._ended and self._host.is_open:
             self._write(frames.encode(method, self._amqp_channel_id))
 
     def mute(self) -> None:
@@ -75,42 +68,30 @@ class ConsumerChannel(CallChannel):
 
     def _encode_acks(self) -> bytes:
         acks = self._acks.take()
-        if self._ended or not self._host.can_write:
+        if self._ended or not self._host.is_open:
             return b""
         return b"".join(
             frames.encode_ack(self._amqp_channel_id, tag, multiple) for tag, multiple in acks
         )
 
-    def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> int:
+    def on_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> int:
         if frame_type == frames.METHOD:
-            if self._tag is not None:
-                raise pamqp.exceptions.AMQPUnexpectedFrame("A method instead of a message's body")
+            if self._content.is_due:
+                raise unexpected_frame("a method instead of a message's body")
             # Almost always whole deliveries are there. Frame by frame they cost twice as much.
-            at = self._accept_deliveries(data, start - 7)
+            at = self._on_deliveries(data, start - 7)
             if at:
                 return at
             if frames.read_index(data, start, end) != frames.DELIVER:
-                return super().accept_bytes(frame_type, data, start, end)
+                return super().on_bytes(frame_type, data, start, end)
             self._tag = frames.read_delivery_tag(data, start, end)
             self._is_ours = frames.is_for_our_consumer(data, start)
-            return end + 1
-        if self._tag is None or frame_type != content_due(self._missing):
-            raise pamqp.exceptions.AMQPUnexpectedFrame("A header or body out of place")
-        if self._missing is None:
-            self._missing = frames.read_body_size(data, start, end)
-            if self._missing > LARGEST_BODY:
-                raise pamqp.exceptions.AMQPUnexpectedFrame("A body larger than RabbitMQ's limit")
-            self._published = frames.read_published(data, start, end)
-        else:
-            self._missing -= end - start
-            self._body.append(data[start:end])
-        if self._missing == 0:
-            self._finish_delivery()
-        elif self._missing < 0:
-            raise pamqp.exceptions.AMQPUnexpectedFrame("A body longer than its header said")
+            self._content.begin()
+        elif self._content.add(frame_type, data, start, end):
+            self._on_content()
         return end + 1
 
-    def _accept_deliveries(self, data: bytes, at: int) -> int:
+    def _on_deliveries(self, data: bytes, at: int) -> int:
         """Handle all deliveries that are whole; return where they end, 0 if there is none."""
         end = 0
         while found := frames.find_delivery(data, at, self._amqp_channel_id, self._max_payload):
@@ -124,23 +105,21 @@ class ConsumerChannel(CallChannel):
             self._host.transport.flush_soon()
         return end
 
-    def _finish_delivery(self) -> None:
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        tag, self._tag, self._missing = self._tag, None, None
-        self._body.clear()
-        assert tag is not None
+    def _on_content(self) -> None:
+        body, header = self._content.take_body(), self._content.header
         if self._is_ours:
-            self._acks.expect(tag)
-            self._on_delivery(body, tag, self._published, self)
+            self._acks.expect(self._tag)
+            published = frames.read_published(header, 0, len(header))
+            self._on_delivery(body, self._tag, published, self)
 
-    def accept_frame(self, frame: Any) -> None:
-        if isinstance(frame, pamqp.commands.Basic.Cancel):
+    def on_frame(self, frame: Any) -> None:
+        if isinstance(frame, Basic.Cancel):
             if frame.consumer_tag == frames.CONSUMER_TAG:  # and not another one
                 self._report_end(
                     carehare.ChannelClosed("RabbitMQ cancelled the consumer: its queue is gone")
                 )
         else:
-            super().accept_frame(frame)
+            super().on_frame(frame)
 
     def _report_end(self, exc: Exception) -> None:
         if not self._ended:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import carehare
@@ -300,16 +300,32 @@ def encode_publish(
         if size <= _SMALL_BODY:
             return (b"".join((method, header, number, body_head, body, b"\xce")),)
         return b"".join((method, header, number, body_head)), body, b"\xce"
-    pieces = [method, header, number, b"\xce"]
-    for offset in range(0, size, max_payload):
+    return [method, header, number, b"\xce", *_body_frames(amqp_channel_id, body, max_payload)]
+
+
+def encode_content(amqp_channel_id: int, body: bytes, max_payload: int) -> bytes:
+    """Return the frames of a message's content, without properties."""
+    size = len(body)
+    header = _header_frame.pack(HEADER, amqp_channel_id, _content_header.size, 60, 0, size, 0)
+    return b"".join((header, b"\xce", *_body_frames(amqp_channel_id, body, max_payload)))
+
+
+def _body_frames(amqp_channel_id: int, body: bytes, max_payload: int) -> Iterator[bytes]:
+    for offset in range(0, len(body), max_payload):
         piece = body[offset : offset + max_payload]
-        pieces += (_frame_head.pack(BODY, amqp_channel_id, len(piece)), piece, b"\xce")
-    return pieces
+        yield _frame_head.pack(BODY, amqp_channel_id, len(piece))
+        yield piece
+        yield b"\xce"
 
 
 def encode(frame: Any, amqp_channel_id: int) -> bytes:
     """Return the bytes of a frame of pamqp's."""
     return pamqp.frame.marshal(frame, amqp_channel_id)
+
+
+def encode_all(methods: Iterable[Any], amqp_channel_id: int) -> bytes:
+    """Return the frames of these methods: all, or none if one can't be written."""
+    return b"".join(encode(method, amqp_channel_id) for method in methods)
 
 
 def decode(data: bytes) -> Any:

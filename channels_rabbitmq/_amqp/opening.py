@@ -155,7 +155,7 @@ class _Attempt:
         return self.protocol
 
     def undo(self) -> None:
-        if self.protocol is not None and hasattr(self.protocol, "_transport"):
+        if self.protocol is not None and self.protocol.is_connected:
             with contextlib.suppress(RuntimeError):  # The event loop is closed.
                 self.protocol.abort()
 
@@ -166,6 +166,6 @@ class _Attempt:
             return ""
         if self.protocol is not None and self.protocol.is_greeted:
             return "RabbitMQ greeted, and then said nothing"
-        if self._tls is not None and not hasattr(self.protocol, "_transport"):
+        if self._tls is not None and not (self.protocol and self.protocol.is_connected):
             return "it accepts connections, and doesn't answer to TLS (is it the port for amqp://?)"
         return "it accepts connections, and doesn't greet as RabbitMQ does (is it Redis, say?)"

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import takewhile
 from time import time
 from typing import NamedTuple
 
 import carehare
-import pamqp.commands
-import pamqp.exceptions
 
 from .._futures import resolve
 from . import frames
-from .channel import CallChannel, ChannelHost, content_due
+from .channel import CallChannel, ChannelHost
+from .content import Content
+from .errors import unexpected_frame
+from .methods import Confirm
 
 # Seconds for which publishers are blocked before a ping is written, and for which that may wait for
 # its confirm: an alarm may last until somebody comes.
@@ -48,6 +50,11 @@ class Route(NamedTuple):
     routing_key: str
     # Whether the broker returns it if no queue is bound to that key
     mandatory: bool
+
+
+def numbers_up_to(last: int, unconfirmed: Iterable[int]) -> list[int]:
+    """Return the sequence numbers that a confirm with ``multiple`` means; they stand in order."""
+    return list(takewhile(last.__ge__, unconfirmed))
 
 
 class PublisherChannel(CallChannel):
@@ -92,15 +99,14 @@ class PublisherChannel(CallChannel):
         self._was_alone = True
         self._timer: asyncio.TimerHandle | None = None
         self._watched_until = float("inf")  # when it goes off
-        self._is_returning = False  # a Basic.Return's header or body is due
-        self._missing: int | None = None  # bytes of that body; None: the header is due
+        self._returned_content = Content()
         self._ended = False
-        self.call(pamqp.commands.Confirm.Select())
+        self.call(Confirm.Select())
 
     @property
     def is_ended(self) -> bool:
         """Whether nothing can be published any more."""
-        return self._ended or not self._host.can_write
+        return self._ended or not self._host.is_open
 
     def takes_now(self) -> bool:
         """Whether ``publish`` would write now, and not too much waits to be written already.
@@ -108,7 +114,7 @@ class PublisherChannel(CallChannel):
         (For the latter there is ``call_when_writable``.)
         """
         host = self._host
-        if self._ended or not host.can_write:
+        if self._ended or not host.is_open:
             return False
         if time() >= self._heartbeat.fresh_until:
             host.read_first()
@@ -188,35 +194,30 @@ class PublisherChannel(CallChannel):
         if self._unconfirmed:
             self._watch(min(deadline for _, deadline in self._unconfirmed.values()))
 
-    def accept_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> int:
-        if frame_type == frames.METHOD:
-            if self._is_returning:
-                raise pamqp.exceptions.AMQPUnexpectedFrame("A method instead of a message's body")
-            index = frames.read_index(data, start, end)
-            if index == frames.ACK:
-                self._confirm(*frames.read_confirm(data, start, end), Outcome.CONFIRMED)
-                return end + 1
-            if index == frames.NACK:
-                self._confirm(*frames.read_confirm(data, start, end), Outcome.REFUSED)
-                return end + 1
-            if index == frames.RETURN:
-                self._is_returning = True
-                return end + 1
-            return super().accept_bytes(frame_type, data, start, end)
-        if not self._is_returning or frame_type != content_due(self._missing):
-            raise pamqp.exceptions.AMQPUnexpectedFrame("A header or body out of place")
-        if self._missing is None:
-            self._missing = frames.read_body_size(data, start, end)
-            sequence_number = frames.read_correlation_id(data, start, end)
-            if sequence_number in self._unconfirmed:
-                self._returned.add(sequence_number)
+    def on_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> int:
+        if frame_type != frames.METHOD:
+            if self._returned_content.add(frame_type, data, start, end):
+                self._on_returned()
+            return end + 1
+        if self._returned_content.is_due:
+            raise unexpected_frame("a method instead of a message's body")
+        index = frames.read_index(data, start, end)
+        if index == frames.ACK:
+            self._on_confirm(*frames.read_confirm(data, start, end), Outcome.CONFIRMED)
+        elif index == frames.NACK:
+            self._on_confirm(*frames.read_confirm(data, start, end), Outcome.REFUSED)
+        elif index == frames.RETURN:
+            self._returned_content.begin()
         else:
-            self._missing -= end - start
-        if self._missing == 0:
-            self._is_returning, self._missing = False, None
-        elif self._missing < 0:
-            raise pamqp.exceptions.AMQPUnexpectedFrame("A body longer than its header said")
+            return super().on_bytes(frame_type, data, start, end)
         return end + 1
+
+    def _on_returned(self) -> None:
+        self._returned_content.take_body()  # It is of no use.
+        header = self._returned_content.header
+        sequence_number = frames.read_correlation_id(header, 0, len(header))
+        if sequence_number in self._unconfirmed:
+            self._returned.add(sequence_number)
 
     def hangs(self) -> bool:
         if self._answers.is_answered:
@@ -237,29 +238,23 @@ class PublisherChannel(CallChannel):
         if self._ping is not None or self._ping_route is None or self.is_ended:
             return
         self._ping = self.publish(b"", self._ping_route, self._loop.time() + _PING_TIMEOUT)
-        self._ping.add_done_callback(partial(self._accept_ping, blocked_since))
+        self._ping.add_done_callback(partial(self._on_ping, blocked_since))
 
-    def _accept_ping(self, blocked_since: float | None, ping: asyncio.Future[Outcome]) -> None:
+    def _on_ping(self, blocked_since: float | None, ping: asyncio.Future[Outcome]) -> None:
         self._ping = None
         host = self._host
         if ping.result() is not Outcome.UNKNOWN and blocked_since == host.blocked_since:
             host.note_unblocked()
 
-    def _confirm(self, sequence_number: int, multiple: bool, outcome: Outcome) -> None:
+    def _on_confirm(self, sequence_number: int, multiple: bool, outcome: Outcome) -> None:
         self._answers.is_answered = True
-        if not multiple:
-            self._settle(sequence_number, outcome)
-            return
-        # Sequence numbers stand in order: those meant are at the front.
-        front = []
-        for number in self._unconfirmed:
-            if number > sequence_number:
-                break
-            front.append(number)
-        for number in front:
-            self._settle(number, outcome)
+        if multiple:
+            for number in numbers_up_to(sequence_number, self._unconfirmed):
+                self._resolve_confirm(number, outcome)
+        else:
+            self._resolve_confirm(sequence_number, outcome)
 
-    def _settle(self, sequence_number: int, outcome: Outcome) -> None:
+    def _resolve_confirm(self, sequence_number: int, outcome: Outcome) -> None:
         # It may be unknown here: its time was over, and it counts as UNKNOWN already.
         message = self._unconfirmed.pop(sequence_number, None)
         if message is None:

@@ -12,9 +12,26 @@ from collections.abc import Callable, Sequence
 # merely busy never lacks work.
 HIGH_WATER = 1024 * 1024
 
+# TCP keepalive, in seconds: where no heartbeats pass, the kernel notices within a minute that the
+# other side is gone. (macOS calls the first one otherwise.)
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+
+
+def keep_alive(transport: asyncio.Transport) -> None:
+    """Have the system notice when the other side is gone."""
+    tcp = transport.get_extra_info("socket")
+    if tcp is None:  # in tests
+        return
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        option = getattr(socket, name, None)
+        if option is not None:
+            with contextlib.suppress(OSError):  # The system knows it and doesn't have it.
+                tcp.setsockopt(socket.IPPROTO_TCP, option, value)
+
 
 class CoalescingTransport:
-    """An asyncio transport for carehare's classes, which write frame by frame.
+    """An asyncio transport for writers that write frame by frame.
 
     One ``send()`` system call for each frame costs the client and the broker about twice the CPU
     of one for each turn of the loop. But waiting for the end of the turn costs a tenth of a round

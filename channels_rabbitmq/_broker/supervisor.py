@@ -340,7 +340,7 @@ class Supervisor:
             await self._handler.set_up(connection)
         except Exception:
             # If the connection has ended, its own reason says more than "connection closed".
-            if connection.ended.done() and (exc := connection.ended.result()) is not None:
+            if connection.closed.done() and (exc := connection.closed.result()) is not None:
                 raise exc from None
             raise
 
@@ -360,11 +360,11 @@ class Supervisor:
 
     async def _serve(self, connection: Connection, given_up: asyncio.Future[str]) -> str:
         """Wait until the connection is lost or given up; return why."""
-        futures: list[asyncio.Future[Any]] = [connection.ended, given_up]
+        futures: list[asyncio.Future[Any]] = [connection.closed, given_up]
         await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
         if given_up.done():
             return given_up.result()
-        exc = connection.ended.result()
+        exc = connection.closed.result()
         if exc is None:
             return _CLOSED_HERE
         if not is_trouble(exc):

@@ -26,9 +26,9 @@ import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import carehare
 from channels.exceptions import StopConsumer
 
-from .._amqp.connection import Connection
 from .._broker.outage import KnownOutage
 from .._futures import look_at
 from .._inbox.router import HandedOver
@@ -349,13 +349,13 @@ class SyncForwarder(Forwarder):
     def add_waiter(self, channel: str) -> None:
         """The same."""
 
-    async def user_connection(self) -> Connection:
+    async def user_connection(self) -> carehare.Connection:
         """Return an open connection of this loop's; the loop's end closes it."""
         self._require_open()
         if self._user_connection is None:
             self._user_connection = UserConnection(self._settings, new_id(), self._known_outage)
         deadline = asyncio.get_running_loop().time() + self._settings.operation_timeout
-        return await self._user_connection.supervisor.wait_ready(deadline)
+        return await self._user_connection.wait_ready(deadline)
 
     async def close(self) -> None:
         """Close what serves all loops of sync code, and this one's own connection.

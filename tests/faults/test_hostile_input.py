@@ -22,7 +22,7 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
-from channels_rabbitmq._amqp import consuming
+from channels_rabbitmq._amqp import content
 from channels_rabbitmq._amqp.publishing import Route
 from channels_rabbitmq._broker import back_off as _back_off
 from channels_rabbitmq._codec import MessageCodec
@@ -290,8 +290,8 @@ async def test_any_frames_in_any_order_leave_nobody_waiting(
     for future in waiting:
         if isinstance(future.exception(), Exception):
             assert not isinstance(future.exception(), (AssertionError, KeyError, IndexError))
-    assert peer.protocol.ended.done()
-    reason = peer.protocol.ended.result()
+    assert peer.protocol.closed.done()
+    reason = peer.protocol.closed.result()
     # A bug of ours would be the end by anything else.
     assert reason is None or type(reason).__module__.startswith(("carehare", "channels_rabbitmq"))
 
@@ -302,9 +302,9 @@ async def test_a_body_larger_than_any_broker_lets_through_is_not_waited_for() ->
     got: list[bytes] = []
     peer.consumer(lambda body, tag, published, consumer: got.append(body), lambda exc: None)
     deliver = commands.Basic.Deliver("channels", 1, False, "e", "key")
-    peer.feed(deliver, ContentHeader(body_size=consuming.LARGEST_BODY + 1), channel=1)
-    assert peer.protocol.ended.done() or peer.transport.is_closing()
-    assert "larger" in str(await peer.protocol.ended)
+    peer.feed(deliver, ContentHeader(body_size=content.LARGEST_BODY + 1), channel=1)
+    assert peer.protocol.closed.done() or peer.transport.is_closing()
+    assert "larger" in str(await peer.protocol.closed)
     assert got == []
 
 

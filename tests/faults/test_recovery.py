@@ -181,7 +181,7 @@ async def test_groups_exchange_deleted_underneath(
 
 async def delete_exchange(layer: RabbitmqChannelLayer, name: str) -> None:
     connection = await layer.carehare_connection
-    await connection._protocol.rpc(pamqp.commands.Exchange.Delete(exchange=name, nowait=True))
+    await connection._channels.rpc(pamqp.commands.Exchange.Delete(exchange=name, nowait=True))
 
 
 async def test_a_binding_deleted_underneath_is_found_by_the_probe(

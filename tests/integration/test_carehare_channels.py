@@ -6,9 +6,12 @@ On a real broker where it can be; each fault is named by what must hold instead.
 from __future__ import annotations
 
 import asyncio
+import inspect
+import re
 import secrets
 import struct
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import carehare
@@ -18,15 +21,17 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
-from channels_rabbitmq._amqp.carehare_channels import AckingConsumer, ChannelIds
-from channels_rabbitmq._amqp.connection import Connection
+import channels_rabbitmq
+from channels_rabbitmq._amqp.channel_ids import ChannelIds
+from channels_rabbitmq._carehare.connection import CarehareConnection
+from channels_rabbitmq._carehare.consumer import AckingConsumer
 from tests.support.amqp_peer import Peer, close_channel, connected, content, delivery, plain
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
 from tests.support.brokers import Broker
 
 
 @pytest.fixture
-async def connection(broker: Broker) -> AsyncIterator[Connection]:
+async def connection(broker: Broker) -> AsyncIterator[CarehareConnection]:
     async with connected(broker.url) as connection:
         yield connection
 
@@ -60,7 +65,9 @@ async def must_work(connection: Any, queue: str) -> None:
 # As documented
 
 
-async def test_declare_bind_publish_consume_unbind(connection: Connection, queue: str) -> None:
+async def test_declare_bind_publish_consume_unbind(
+    connection: CarehareConnection, queue: str
+) -> None:
     exchange = f"{queue}-exchange"
     await connection.exchange_declare(exchange, exchange_type="topic", auto_delete=True)
     await connection.queue_declare(queue, exclusive=True, arguments={"x-max-length": 10})
@@ -86,7 +93,7 @@ async def test_declare_bind_publish_consume_unbind(connection: Connection, queue
         assert (await consumer.next_delivery())[0] == b"direct"
 
 
-async def test_refused_message_raises(connection: Connection, queue: str) -> None:
+async def test_refused_message_raises(connection: CarehareConnection, queue: str) -> None:
     arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
     await connection.queue_declare(queue, exclusive=True, arguments=arguments)
     results = await asyncio.gather(
@@ -100,7 +107,7 @@ async def test_refused_message_raises(connection: Connection, queue: str) -> Non
 
 
 async def test_refused_declare_raises_and_harms_no_other(
-    connection: Connection, queue: str
+    connection: CarehareConnection, queue: str
 ) -> None:
     with pytest.raises(carehare.ChannelClosedByServer) as caught:
         await connection.queue_declare(queue, passive=True)
@@ -111,8 +118,8 @@ async def test_refused_declare_raises_and_harms_no_other(
 async def test_refused_call_ends_without_an_answer_to_its_close() -> None:
     """RabbitMQ 4.0 forgets it now and then; carehare waits for ever."""
     peer = Peer(channel_max=1)
-    refused = peer.protocol.rpc(commands.Queue.Declare(queue="q"))
-    waiting = peer.protocol.rpc(commands.Queue.Declare(queue="other"))
+    refused = peer.user.rpc(commands.Queue.Declare(queue="q"))
+    waiting = peer.user.rpc(commands.Queue.Declare(queue="other"))
     peer.feed(commands.Channel.OpenOk(), close_channel(), channel=1)
     with pytest.raises(carehare.ChannelClosedByServer, match="404"):
         await refused
@@ -125,7 +132,9 @@ async def test_refused_call_ends_without_an_answer_to_its_close() -> None:
     await peer.lost()
 
 
-async def test_exchange_that_is_missing_and_then_there(connection: Connection, queue: str) -> None:
+async def test_exchange_that_is_missing_and_then_there(
+    connection: CarehareConnection, queue: str
+) -> None:
     """Its AMQP channel is closed by the broker; the next publish opens another."""
     exchange = f"{queue}-exchange"
     with pytest.raises(carehare.ChannelClosedByServer, match="404"):
@@ -139,7 +148,7 @@ async def test_exchange_that_is_missing_and_then_there(connection: Connection, q
 
 
 async def test_cancelled_publish_leaves_the_connection_up(
-    connection: Connection, queue: str
+    connection: CarehareConnection, queue: str
 ) -> None:
     """carehare 1.0.2: InvalidStateError when the ack comes, and the connection is killed."""
     await connection.queue_declare(queue, exclusive=True)
@@ -153,7 +162,7 @@ async def test_cancelled_publish_leaves_the_connection_up(
 
 
 async def test_cancelled_publish_of_a_refused_message_leaves_the_connection_up(
-    connection: Connection, queue: str
+    connection: CarehareConnection, queue: str
 ) -> None:
     arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
     await connection.queue_declare(queue, exclusive=True, arguments=arguments)
@@ -164,7 +173,7 @@ async def test_cancelled_publish_of_a_refused_message_leaves_the_connection_up(
 
 
 async def test_cancelled_publish_to_a_missing_exchange_leaves_the_connection_up(
-    connection: Connection, queue: str
+    connection: CarehareConnection, queue: str
 ) -> None:
     futures = [connection.publish(b"x", exchange_name=f"{queue}-missing") for _ in range(3)]
     futures[1].cancel()
@@ -174,7 +183,7 @@ async def test_cancelled_publish_to_a_missing_exchange_leaves_the_connection_up(
 
 
 async def test_cancelled_declare_leaves_the_connection_up(
-    connection: Connection, queue: str
+    connection: CarehareConnection, queue: str
 ) -> None:
     """carehare 1.0.2: as with publish."""
     good = connection.queue_declare(queue, exclusive=True)
@@ -206,7 +215,7 @@ async def test_cancelled_callers_do_not_hide_the_end_of_the_connection(
 
 
 async def test_cancelled_closed_of_a_consumer_leaves_it_and_the_connection_up(
-    connection: Connection, queue: str
+    connection: CarehareConnection, queue: str
 ) -> None:
     """``await wait_for(consumer.closed, ...)`` cancels it; carehare 1.0.2: InvalidStateError."""
     await connection.queue_declare(queue, exclusive=True)
@@ -224,7 +233,7 @@ async def test_cancelled_closed_of_a_consumer_leaves_it_and_the_connection_up(
 
 
 async def test_cancelled_closed_of_a_consumer_that_the_broker_closes(
-    connection: Connection, queue: str
+    connection: CarehareConnection, queue: str
 ) -> None:
     await connection.queue_declare(queue, exclusive=True)
     consumer = connection.acking_consumer(queue)
@@ -235,7 +244,9 @@ async def test_cancelled_closed_of_a_consumer_that_the_broker_closes(
     await must_work(connection, queue)
 
 
-async def test_cancelled_next_delivery_loses_no_message(connection: Connection, queue: str) -> None:
+async def test_cancelled_next_delivery_loses_no_message(
+    connection: CarehareConnection, queue: str
+) -> None:
     """carehare 1.0.2: an orphaned task takes the next one."""
     await connection.queue_declare(queue, exclusive=True)
     async with connection.acking_consumer(queue, prefetch_count=10) as consumer:
@@ -271,7 +282,7 @@ async def test_more_calls_than_amqp_channels(proxy: AmqpProxy, queue: str) -> No
 
 async def test_calls_that_wait_for_an_amqp_channel_end_with_the_connection() -> None:
     peer = Peer(channel_max=2)
-    calls = [peer.protocol.rpc(commands.Queue.Declare(queue="q", nowait=True)) for _ in range(5)]
+    calls = [peer.user.rpc(commands.Queue.Declare(queue="q", nowait=True)) for _ in range(5)]
     calls[3].cancel()
     await peer.lost()
     for call in (*calls[:3], calls[4]):
@@ -281,9 +292,7 @@ async def test_calls_that_wait_for_an_amqp_channel_end_with_the_connection() -> 
 
 async def test_calls_that_wait_for_an_amqp_channel_start_in_order() -> None:
     peer = Peer(channel_max=1)
-    calls = [
-        peer.protocol.rpc(commands.Queue.Declare(queue=f"q{n}", nowait=True)) for n in range(3)
-    ]
+    calls = [peer.user.rpc(commands.Queue.Declare(queue=f"q{n}", nowait=True)) for n in range(3)]
     for n in range(3):
         written = [frame for _, frame in peer.taken()]
         assert [frame.queue for frame in written if frame.name == "Queue.Declare"] == [f"q{n}"]
@@ -294,11 +303,11 @@ async def test_calls_that_wait_for_an_amqp_channel_start_in_order() -> None:
 
 async def test_no_amqp_channel_left_for_a_consumer_or_an_exchange() -> None:
     peer = Peer(channel_max=1)
-    peer.protocol.acking_consumer("q", prefetch_size=0, prefetch_count=1)
+    peer.user.acking_consumer("q", prefetch_size=0, prefetch_count=1)
     with pytest.raises(carehare.ChannelClosed, match="in use"):
-        peer.protocol.acking_consumer("q", prefetch_size=0, prefetch_count=1)
+        peer.user.acking_consumer("q", prefetch_size=0, prefetch_count=1)
     with pytest.raises(carehare.ChannelClosed, match="in use"):
-        peer.protocol.publish(b"x", exchange_name="", routing_key="q")
+        peer.user.publish(b"x", exchange_name="", routing_key="q")
     await peer.lost()
 
 
@@ -380,7 +389,7 @@ async def test_consumer_ends_with_the_connection(proxy: AmqpProxy, queue: str) -
 # Consumers
 
 
-async def test_deleted_queue_ends_its_consumer(connection: Connection, queue: str) -> None:
+async def test_deleted_queue_ends_its_consumer(connection: CarehareConnection, queue: str) -> None:
     """carehare 1.0.2 doesn't hear of it and waits for ever."""
     await connection.queue_declare(queue, exclusive=True)
     consumer = connection.acking_consumer(queue)
@@ -390,7 +399,7 @@ async def test_deleted_queue_ends_its_consumer(connection: Connection, queue: st
     assert body == b"consumed"
     consumer.ack(delivery_tag)
     waiting = asyncio.create_task(consumer.next_delivery())
-    await connection._protocol.rpc(commands.Queue.Delete(queue=queue, nowait=True))
+    await connection._channels.rpc(commands.Queue.Delete(queue=queue, nowait=True))
     with pytest.raises(carehare.ChannelClosed):
         await asyncio.wait_for(waiting, 10)
     with pytest.raises(carehare.ChannelClosed):
@@ -400,7 +409,9 @@ async def test_deleted_queue_ends_its_consumer(connection: Connection, queue: st
     await must_work(connection, queue)
 
 
-async def test_deleted_queue_ends_the_loop_over_it(connection: Connection, queue: str) -> None:
+async def test_deleted_queue_ends_the_loop_over_it(
+    connection: CarehareConnection, queue: str
+) -> None:
     await connection.queue_declare(queue, exclusive=True)
     await connection.publish(b"only one", routing_key=queue)
     got = []
@@ -409,7 +420,7 @@ async def test_deleted_queue_ends_the_loop_over_it(connection: Connection, queue
         async with connection.acking_consumer(queue) as consumer:
             async for body in consumer:
                 got.append(body)
-                await connection._protocol.rpc(commands.Queue.Delete(queue=queue, nowait=True))
+                await connection._channels.rpc(commands.Queue.Delete(queue=queue, nowait=True))
 
     with pytest.raises(carehare.ChannelClosed):
         await consume()
@@ -419,7 +430,7 @@ async def test_deleted_queue_ends_the_loop_over_it(connection: Connection, queue
 
 async def test_cancelled_consumer_gives_its_amqp_channel_back() -> None:
     peer = Peer(channel_max=1)
-    consumer = peer.protocol.acking_consumer("q", prefetch_size=0, prefetch_count=2)
+    consumer = peer.user.acking_consumer("q", prefetch_size=0, prefetch_count=2)
     peer.taken()
     peer.feed(commands.Channel.OpenOk(), commands.Basic.QosOk(), channel=1)
     peer.feed(*delivery(1, b"came before"), commands.Basic.Cancel("carehare"), channel=1)
@@ -431,7 +442,7 @@ async def test_cancelled_consumer_gives_its_amqp_channel_back() -> None:
         await consumer.next_delivery()
     assert peer.names() == []
     peer.feed(commands.Channel.CloseOk(), channel=1)
-    call = peer.protocol.rpc(commands.Queue.Declare(queue="q", nowait=True))
+    call = peer.user.rpc(commands.Queue.Declare(queue="q", nowait=True))
     assert peer.names()[0] == (1, "Channel.Open")
     peer.feed(commands.Channel.OpenOk(), commands.Channel.CloseOk(), channel=1)
     assert call.result() is None
@@ -439,7 +450,7 @@ async def test_cancelled_consumer_gives_its_amqp_channel_back() -> None:
 
 
 async def test_ack_after_the_broker_closed_the_consumer_harms_nobody(
-    connection: Connection, queue: str
+    connection: CarehareConnection, queue: str
 ) -> None:
     """As after its consumer_timeout; carehare 1.0.2 acks all the same: 504 for the connection."""
     await connection.queue_declare(queue, exclusive=True)
@@ -455,7 +466,7 @@ async def test_ack_after_the_broker_closed_the_consumer_harms_nobody(
 
 
 async def test_loop_over_a_consumer_that_the_broker_closes(
-    connection: Connection, queue: str
+    connection: CarehareConnection, queue: str
 ) -> None:
     await connection.queue_declare(queue, exclusive=True)
     await connection.publish(b"x", routing_key=queue)
@@ -472,7 +483,7 @@ async def test_loop_over_a_consumer_that_the_broker_closes(
 
 
 async def test_leaving_a_consumer_closes_its_channel_only(
-    connection: Connection, queue: str
+    connection: CarehareConnection, queue: str
 ) -> None:
     await connection.queue_declare(queue, exclusive=True)
     for _ in range(3):
@@ -487,7 +498,7 @@ async def test_leaving_a_consumer_closes_its_channel_only(
 
 
 async def test_error_inside_a_consumer_is_raised_and_its_message_comes_again(
-    connection: Connection, queue: str, caplog: pytest.LogCaptureFixture
+    connection: CarehareConnection, queue: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await connection.queue_declare(queue, exclusive=True)
     await connection.publish(b"x", routing_key=queue)
@@ -531,7 +542,7 @@ class Consumption:
 
     def __init__(self) -> None:
         self.peer = Peer()
-        self.consumer: AckingConsumer = self.peer.protocol.acking_consumer(
+        self.consumer: AckingConsumer = self.peer.user.acking_consumer(
             "q", prefetch_size=0, prefetch_count=10
         )
         self.peer.feed(commands.Channel.OpenOk(), commands.Basic.QosOk(), channel=1)
@@ -606,7 +617,7 @@ async def test_frame_out_of_place_ends_the_connection(frames: list[Any]) -> None
     bench = Consumption()
     bench.peer.feed(*frames, channel=1)
     assert [frame.reply_code for _, frame in bench.peer.taken()] == [505]
-    assert isinstance(await bench.peer.protocol.ended, carehare.BadBytesFromServer)
+    assert isinstance(await bench.peer.protocol.closed, carehare.BadBytesFromServer)
     with pytest.raises(carehare.ConnectionClosed):
         await bench.consumer.next_delivery()
 
@@ -614,12 +625,12 @@ async def test_frame_out_of_place_ends_the_connection(frames: list[Any]) -> None
 @pytest.mark.parametrize("frame", [commands.Queue.BindOk(), ContentBody(b"x"), Heartbeat()])
 async def test_unexpected_answer_to_a_call_ends_the_connection(frame: Any) -> None:
     peer = Peer()
-    call = peer.protocol.rpc(commands.Queue.Declare(queue="q", nowait=True))
+    call = peer.user.rpc(commands.Queue.Declare(queue="q", nowait=True))
     peer.taken()
     heartbeat_there = b"\x08\0\x01\0\0\0\0\xce"
     peer.feed(heartbeat_there if isinstance(frame, Heartbeat) else frame, channel=1)
     assert [frame.reply_code in (503, 505) for _, frame in peer.taken()] == [True]
-    await peer.protocol.ended
+    await peer.protocol.closed
     with pytest.raises(carehare.ConnectionClosed):
         await call
 
@@ -629,7 +640,7 @@ async def test_unexpected_answer_to_a_call_ends_the_connection(frame: Any) -> No
 
 async def test_confirms_of_users_messages_in_any_order() -> None:
     peer = Peer()
-    futures = [peer.protocol.publish(b"x", exchange_name="", routing_key="q") for _ in range(6)]
+    futures = [peer.user.publish(b"x", exchange_name="", routing_key="q") for _ in range(6)]
     futures[4].cancel()
     ack, nack = commands.Basic.Ack, commands.Basic.Nack
     peer.feed(commands.Channel.OpenOk(), nack(3), ack(2, multiple=True), channel=1)
@@ -650,7 +661,7 @@ async def test_body_frames_of_users_fit_into_frame_max(frame_max: int, size: int
     """carehare 1.0.2 leaves no room for the 8 bytes around them, and fails over "no limit"."""
     peer = Peer(frame_max=frame_max)
     body = bytes(n % 251 for n in range(size))
-    peer.protocol.publish(body, exchange_name="", routing_key="q")
+    peer.user.publish(body, exchange_name="", routing_key="q")
     frames = [frame for _, frame in peer.taken()]
     assert [plain(frame)[0] for frame in frames[:4]] == [
         "Channel.Open",
@@ -665,7 +676,7 @@ async def test_body_frames_of_users_fit_into_frame_max(frame_max: int, size: int
 
 @pytest.mark.parametrize("options", [{"message": "text"}, {"routing_key": "x" * 256}])
 async def test_message_that_cannot_be_written_is_refused_and_harms_nobody(
-    connection: Connection, queue: str, options: dict[str, Any]
+    connection: CarehareConnection, queue: str, options: dict[str, Any]
 ) -> None:
     """Half a message would end the connection (505)."""
     await connection.publish(b"before", routing_key=queue)
@@ -681,12 +692,12 @@ async def test_call_that_cannot_be_written_is_refused_and_harms_nobody() -> None
     for _ in range(2):
         bad = commands.Queue.Bind(queue="q", exchange="e", routing_key="x" * 256, nowait=True)
         with pytest.raises(struct.error):
-            peer.protocol.rpc(bad)
+            peer.user.rpc(bad)
         with pytest.raises(TypeError):
-            peer.protocol.acking_consumer("q", prefetch_size=0, prefetch_count=10**6)
-        good = peer.protocol.rpc(commands.Queue.Declare(queue="q", nowait=True))
+            peer.user.acking_consumer("q", prefetch_size=0, prefetch_count=10**6)
+        good = peer.user.rpc(commands.Queue.Declare(queue="q", nowait=True))
         with pytest.raises(struct.error):
-            peer.protocol.rpc(bad)
+            peer.user.rpc(bad)
         peer.feed(commands.Channel.OpenOk(), commands.Channel.CloseOk(), channel=1)
         assert good.result() is None
     await peer.lost()
@@ -694,8 +705,8 @@ async def test_call_that_cannot_be_written_is_refused_and_harms_nobody() -> None
 
 async def test_refused_exchange_fails_all_its_messages_and_no_others() -> None:
     peer = Peer()
-    lost = [peer.protocol.publish(b"x", exchange_name="gone", routing_key="q") for _ in range(3)]
-    other = peer.protocol.publish(b"x", exchange_name="there", routing_key="q")
+    lost = [peer.user.publish(b"x", exchange_name="gone", routing_key="q") for _ in range(3)]
+    other = peer.user.publish(b"x", exchange_name="there", routing_key="q")
     lost[0].cancel()
     peer.feed(commands.Channel.OpenOk(), close_channel(404, "NOT_FOUND - gone"), channel=1)
     for future in lost[1:]:
@@ -703,7 +714,7 @@ async def test_refused_exchange_fails_all_its_messages_and_no_others() -> None:
             await future
     peer.feed(commands.Channel.OpenOk(), commands.Basic.Ack(1), channel=2)
     assert other.result() is None
-    again = peer.protocol.publish(b"x", exchange_name="gone", routing_key="q")
+    again = peer.user.publish(b"x", exchange_name="gone", routing_key="q")
     peer.feed(commands.Channel.OpenOk(), commands.Basic.Ack(1), channel=1)
     assert again.result() is None
     await peer.lost()
@@ -716,10 +727,63 @@ async def test_unexpected_frame_on_an_exchanges_channel_ends_the_connection(
     frames: list[Any],
 ) -> None:
     peer = Peer()
-    future = peer.protocol.publish(b"x", exchange_name="", routing_key="q")
+    future = peer.user.publish(b"x", exchange_name="", routing_key="q")
     peer.taken()
     peer.feed(*frames, channel=1)
     assert [frame.reply_code for _, frame in peer.taken()] == [505]
-    await peer.protocol.ended
+    await peer.protocol.closed
     with pytest.raises(carehare.ConnectionClosed):
         await future
+
+
+# The class
+
+
+def _public(owner: type) -> set[str]:
+    return {name for name in vars(owner) if not name.startswith("_")}
+
+
+def test_every_public_method_of_carehares_is_ours_and_called_as_there() -> None:
+    """If this fails, a release of carehare has a method more, or another parameter."""
+    assert issubclass(CarehareConnection, carehare.Connection)
+    for name in {*_public(carehare.Connection), "__aenter__", "__aexit__"}:
+        ours, theirs = vars(CarehareConnection)[name], vars(carehare.Connection)[name]
+        if name in ("closed", "__aexit__"):
+            continue
+        expected = inspect.signature(theirs).parameters.values()
+        found = inspect.signature(ours).parameters.values()
+        assert [(each.name, each.kind, each.default) for each in found] == [
+            (each.name, each.kind, each.default) for each in expected
+        ], name
+
+
+def test_nothing_of_carehares_own_protocol_is_imported() -> None:
+    package = Path(channels_rabbitmq.__file__).parent
+    private = re.compile(r"carehare\._|from carehare|import carehare\.")
+    for path in package.rglob("*.py"):
+        assert not private.search(path.read_text(encoding="utf-8")), path
+
+
+@pytest.mark.parametrize("end", ["by us", "by the broker"])
+async def test_cancelled_closed_of_the_connection_does_not_break_its_end(
+    proxy: AmqpProxy, end: str
+) -> None:
+    async with connected(proxy.url) as connection:
+        connection.closed.cancel()
+        if end == "by us":
+            await connection.close()
+        else:
+            proxy.cut()
+            await connection._connection.closed
+        await turn()
+        with pytest.raises(carehare.ConnectionClosed):
+            await connection.queue_declare("q")
+
+
+async def test_closed_of_a_connection_that_rabbitmq_closes_has_its_words(
+    proxy: AmqpProxy,
+) -> None:
+    async with connected(proxy.url) as connection:
+        proxy.inject(commands.Connection.Close(320, "CONNECTION_FORCED - bye", 0, 0))
+        with pytest.raises(carehare.ConnectionClosedByServer, match="320 CONNECTION_FORCED - bye"):
+            await asyncio.wait_for(connection.closed, 10)

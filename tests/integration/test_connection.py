@@ -54,7 +54,7 @@ def queue() -> str:
 def short_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker that says nothing is left alone sooner than after a second."""
     for module in (connection_module, protocol_module):
-        monkeypatch.setattr(module, "FAREWELL_TIMEOUT", 0.02)
+        monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.02)
 
 
 def make(url: str, **options: Any) -> Connection:
@@ -296,7 +296,7 @@ async def test_real_broker_takes_percent_encoded_credentials(broker: Broker) -> 
         pytest.skip("$RABBITMQ_URL may have other credentials than guest and guest")
     for there in ("%67uest:%67uest@", ""):
         async with connected(broker.url.replace("guest:guest@", there)) as connection:
-            assert connection.is_open
+            assert connection._connection.is_open
 
 
 async def test_heartbeat_of_the_url_counts() -> None:
@@ -330,8 +330,7 @@ async def test_heartbeat_notices_a_broker_that_has_gone_silent() -> None:
         assert heartbeat is not None
         started_at = asyncio.get_running_loop().time()
         heartbeat._interval, heartbeat._tick_length = 0.04, 0.01  # instead of 1 and 0.25
-        with pytest.raises(carehare.ConnectionClosedByHeartbeatMonitor):
-            await connection.closed
+        assert isinstance(await connection.closed, carehare.ConnectionClosedByHeartbeatMonitor)
         assert asyncio.get_running_loop().time() - started_at < 1.0
         await server.until_gone()
 
@@ -361,7 +360,7 @@ async def test_blocked_publishers_are_told_and_the_connection_stays_up(
     """carehare 1.0.2 doesn't offer to understand it, and is killed by it."""
     told: asyncio.Queue[str | None] = asyncio.Queue()
     async with connected(proxy.url) as connection:
-        connection.on_blocked = told.put_nowait
+        connection._connection.on_blocked = told.put_nowait
         proxy.inject(commands.Connection.Blocked("low on memory"))
         assert await told.get() == "low on memory"
         proxy.inject(commands.Connection.Unblocked())
@@ -420,8 +419,8 @@ async def test_close_says_goodbye(proxy: AmqpProxy) -> None:
         assert proxy.count(TO_BROKER, commands.Connection.Close) == 1
         assert proxy.count(TO_CLIENT, commands.Connection.CloseOk) == 1
         assert await connection.closed is None
-        assert connection.ended.result() is None
-        assert not connection.is_open
+        assert connection._connection.closed.result() is None
+        assert not connection._connection.is_open
         await connection.close()
     assert proxy.count(TO_BROKER, commands.Connection.Close) == 1
 
@@ -497,7 +496,7 @@ async def test_close_of_a_connection_that_was_lost_or_never_made(proxy: AmqpProx
         proxy.cut()
         await asyncio.wait([connection.closed], timeout=10)
         await connection.close()
-        assert not connection.is_open
+        assert not connection._connection.is_open
 
 
 async def test_end_while_closing_is_no_error(proxy: AmqpProxy) -> None:
@@ -507,10 +506,16 @@ async def test_end_while_closing_is_no_error(proxy: AmqpProxy) -> None:
         assert await asyncio.wait_for(connection.closed, 5) is None
 
 
-async def test_async_with_is_connect_and_close(broker: Broker, queue: str) -> None:
-    async with make(broker.url) as connection:
-        await must_work(connection, queue)
-    assert connection.closed.result() is None
+async def test_async_with_uses_the_open_connection_and_closes_it(
+    proxy: AmqpProxy, queue: str
+) -> None:
+    async with connected(proxy.url) as connection:
+        await connection.connect()  # It is connected.
+        async with connection as same:
+            assert same is connection
+            await must_work(connection, queue)
+        assert connection.closed.result() is None
+    assert proxy.count(TO_CLIENT, commands.Connection.OpenOk) == 1
 
 
 async def test_what_waits_when_the_connection_is_closed_is_answered(
@@ -520,7 +525,9 @@ async def test_what_waits_when_the_connection_is_closed_is_answered(
         calls = [
             connection.queue_declare(queue, exclusive=True),
             connection.publish(b"x", routing_key=queue),
-            connection.open_topology().call(commands.Queue.Declare(queue=queue, passive=True)),
+            connection._connection.open_topology().call(
+                commands.Queue.Declare(queue=queue, passive=True)
+            ),
         ]
         consumer = connection.acking_consumer(queue)
         waiting = asyncio.create_task(consumer.next_delivery())

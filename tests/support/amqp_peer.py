@@ -28,6 +28,8 @@ from channels_rabbitmq._amqp.consuming import ConsumerChannel
 from channels_rabbitmq._amqp.protocol import Protocol
 from channels_rabbitmq._amqp.publishing import PublisherChannel
 from channels_rabbitmq._amqp.url import BrokerUrl
+from channels_rabbitmq._carehare.channels import UserChannels
+from channels_rabbitmq._carehare.connection import CarehareConnection
 from tests.support.changes import Changes
 from tools.private_broker import free_port
 
@@ -149,6 +151,7 @@ class Peer:
         self.protocol = Protocol(
             BrokerUrl.parse(url), connection_name=connection_name, on_blocked=self.blocked.append
         )
+        self.user = UserChannels(self.protocol)
         self.transport = FakeTransport()
         self.transport.protocol = self.protocol
         self.protocol.connection_made(self.transport)
@@ -164,7 +167,7 @@ class Peer:
     def raw(self) -> bytes:
         """Return the bytes written since the last time, without waiting for the loop's turn."""
         if not self.transport.is_closing():
-            self.protocol._transport._flush()
+            self.protocol.transport._flush()
         written, self.transport.written = self.transport.written, b""
         return written
 
@@ -179,7 +182,7 @@ class Peer:
     async def lost(self, exc: Exception | None = None) -> None:
         """The network ends the connection, and the client has heard of it."""
         self.transport.lose(exc)
-        await self.protocol.ended
+        await self.protocol.closed
 
     # The layer's channels, opened
 
@@ -217,12 +220,12 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def connected(url: str, **options: Any) -> AsyncIterator[Connection]:
-    """An open connection, closed at the end if the test hasn't done so."""
+async def connected(url: str, **options: Any) -> AsyncIterator[CarehareConnection]:
+    """An open connection as users get it, closed at the end if the test hasn't done so."""
     connection = Connection(BrokerUrl.parse(url), **options)
     await asyncio.wait_for(connection.connect(), 10)
     try:
-        yield connection
+        yield CarehareConnection(connection)
     finally:
         await connection.close()
 

@@ -32,5 +32,5 @@ async def reconnect(layer: RabbitmqChannelLayer) -> None:
     supervisor = layer._loop_layer()._subscriber.supervisor
     former = await supervisor.wait_ready(loop.time() + 10)
     supervisor.give_up_connection("a test wants it so")
-    await asyncio.wait([former.ended])
+    await asyncio.wait([former.closed])
     assert await supervisor.wait_ready(loop.time() + 10) is not former

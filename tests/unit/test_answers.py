@@ -37,7 +37,7 @@ class Bench:
         return channel
 
     def tick(self) -> None:
-        self.protocol._look()
+        self.protocol._on_tick()
 
     def beat(self) -> None:
         """A heartbeat comes, long after the one before."""
@@ -71,11 +71,11 @@ async def test_a_channel_that_answers_nothing_ends_the_connection(bench: Bench) 
     bench.tick()
     bench.beat()
     bench.tick()
-    assert bench.protocol.can_write
+    assert bench.protocol.is_open
     bench.beat()
     bench.tick()
-    assert not bench.protocol.can_write
-    exc = await bench.protocol.ended
+    assert not bench.protocol.is_open
+    exc = await bench.protocol.closed
     assert isinstance(exc, carehare.ConnectionClosed)
     assert "though it is alive" in str(exc)
     assert await unconfirmed is Outcome.UNKNOWN
@@ -103,7 +103,7 @@ async def test_any_answer_is_enough(bench: Bench) -> None:
     bench.tick()
     bench.beat()
     bench.tick()
-    assert bench.protocol.can_write
+    assert bench.protocol.is_open
 
 
 async def test_time_alone_is_no_reason(bench: Bench) -> None:
@@ -113,7 +113,7 @@ async def test_time_alone_is_no_reason(bench: Bench) -> None:
     bench.beat()
     for _ in range(100):
         bench.tick()
-    assert bench.protocol.can_write
+    assert bench.protocol.is_open
 
 
 async def test_what_nobody_waits_for_any_more_still_counts(bench: Bench) -> None:
@@ -125,7 +125,7 @@ async def test_what_nobody_waits_for_any_more_still_counts(bench: Bench) -> None
     for _ in range(3):
         bench.tick()
         bench.beat()
-    assert not bench.protocol.can_write
+    assert not bench.protocol.is_open
 
 
 async def test_a_late_answer_counts(bench: Bench) -> None:
@@ -137,7 +137,7 @@ async def test_a_late_answer_counts(bench: Bench) -> None:
     for _ in range(4):
         bench.tick()
         bench.beat()
-    assert bench.protocol.can_write
+    assert bench.protocol.is_open
 
 
 async def test_confirms_that_stay_out_are_asked_for_once(bench: Bench) -> None:
@@ -160,7 +160,7 @@ async def test_confirms_that_stay_out_are_asked_for_once(bench: Bench) -> None:
             last += 1
             bench.peer.feed(commands.Basic.Ack(last), channel=1)
             await asyncio.sleep(0)
-    assert bench.protocol.can_write
+    assert bench.protocol.is_open
     assert last > 2
 
 
@@ -175,7 +175,7 @@ async def test_nothing_is_asked_while_all_is_answered(bench: Bench) -> None:
         bench.tick()
         assert bench.pings() <= 1
         bench.peer.feed(commands.Basic.Ack(number), channel=1)
-    assert bench.protocol.can_write
+    assert bench.protocol.is_open
 
 
 async def test_without_a_way_to_ask_the_rule_is_the_same(bench: Bench) -> None:
@@ -184,7 +184,7 @@ async def test_without_a_way_to_ask_the_rule_is_the_same(bench: Bench) -> None:
         bench.tick()
         assert bench.pings() == 0
         bench.beat()
-    assert not bench.protocol.can_write
+    assert not bench.protocol.is_open
 
 
 # Alarms
@@ -196,12 +196,12 @@ async def test_a_blocked_channel_is_never_left(bench: Bench) -> None:
     for _ in range(20):
         bench.tick()
         bench.beat()
-    assert bench.protocol.can_write
+    assert bench.protocol.is_open
     # Only from now on its answer is due.
     bench.peer.feed(commands.Connection.Unblocked())
     bench.tick()
     bench.tick()
-    assert bench.protocol.can_write
+    assert bench.protocol.is_open
 
 
 @pytest.mark.parametrize("answer", [commands.Basic.Ack(1), commands.Basic.Nack(1)])
@@ -267,11 +267,11 @@ async def test_without_heartbeats_time_is_the_reason(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(heartbeat, "_PATIENCE_WITHOUT_HEARTBEATS", 0.05)
     peer = Peer()
     channel = peer.publisher()
-    peer.protocol._look()
+    peer.protocol._on_tick()
     channel.publish(b"x", ROUTE, asyncio.get_running_loop().time() + 60)
-    peer.protocol._look()
-    peer.protocol._look()
-    assert peer.protocol.can_write
+    peer.protocol._on_tick()
+    peer.protocol._on_tick()
+    assert peer.protocol.is_open
     await asyncio.sleep(0.06)
-    peer.protocol._look()
-    assert "for too long" in str(await peer.protocol.ended)
+    peer.protocol._on_tick()
+    assert "for too long" in str(await peer.protocol.closed)

@@ -42,12 +42,12 @@ async def test_an_answer_that_is_not_rabbitmqs(answer: bytes, pieces: int) -> No
     peer = Peer(is_open=False)
     size = -(-min(len(answer), 8) // pieces)
     for at in range(0, 8, size):
-        assert not peer.protocol._is_ending
+        assert peer.protocol._reads
         peer.protocol.data_received(answer[at : at + size] + answer[8:] * (at + size >= 8))
-        if peer.protocol._is_ending:
+        if not peer.protocol._reads:
             break
     with pytest.raises(carehare.BadBytesFromServer) as caught:
-        raise peer.protocol._crash_exc or AssertionError("it goes on")
+        raise peer.protocol._reason or AssertionError("it goes on")
     if pieces == 1:
         assert f"not RabbitMQ but {ANSWERS[answer]}" in str(caught.value)
     assert str(caught.value).startswith("not RabbitMQ but ")
@@ -146,7 +146,7 @@ async def test_rabbitmqs_greeting_in_single_bytes() -> None:
     for byte in marshal(START):
         peer.protocol.data_received(bytes([byte]))
     assert peer.protocol.is_greeted
-    assert not peer.protocol._is_ending
+    assert peer.protocol._reads
 
 
 def test_every_byte_that_rabbitmq_would_not_say_is_told_apart() -> None:

@@ -39,7 +39,7 @@ async def make(
     known: KnownOutage, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Callable[..., Supervisor]]:
     for module in (connection_module, protocol_module):
-        monkeypatch.setattr(module, "FAREWELL_TIMEOUT", 0.05)
+        monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.05)
     supervisors: list[Supervisor] = []
 
     def make_one(

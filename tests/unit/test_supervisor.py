@@ -57,7 +57,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_back_off, "_LONGEST_DELAY", 0.004)
     monkeypatch.setattr(_back_off, "_LONGEST_DELAY_IF_REFUSED", 0.004)
     for module in (connection_module, protocol_module):
-        monkeypatch.setattr(module, "FAREWELL_TIMEOUT", 0.05)
+        monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.05)
 
 
 @pytest.fixture
@@ -847,7 +847,7 @@ async def test_wait_ready_does_not_return_a_connection_that_has_just_ended() -> 
         supervisor = make(FakeHandler(), broker.url)
         first = await supervisor.wait_ready(soon())
         first._protocol.abort()
-        await first.ended
+        await first.closed
         assert supervisor.connection is first  # the supervisor hasn't noticed yet
         assert await supervisor.wait_ready(soon()) is not first
         await end(supervisor)
@@ -923,7 +923,7 @@ def quick_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_back_off, "_FIRST_DELAY", 60.0)
     monkeypatch.setattr(_back_off, "_LONGEST_DELAY", 60.0)
     for module in (connection_module, protocol_module):
-        monkeypatch.setattr(module, "FAREWELL_TIMEOUT", 0.05)
+        monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.05)
 
 
 @stages

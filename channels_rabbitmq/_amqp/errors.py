@@ -1,0 +1,25 @@
+"""Errors of the protocol, with the reply codes of AMQP 0-9-1, section 1.2."""
+
+from __future__ import annotations
+
+import carehare
+
+FRAME_ERROR = 501
+SYNTAX_ERROR = 502
+COMMAND_INVALID = 503
+CHANNEL_ERROR = 504
+UNEXPECTED_FRAME = 505
+INTERNAL_ERROR = 541
+
+
+class ProtocolError(carehare.BadBytesFromServer):
+    """The broker broke the protocol; ``reply_code`` is what it is told."""
+
+    def __init__(self, reply_code: int, text: str) -> None:
+        super().__init__(text)
+        self.reply_code = reply_code
+
+
+def unexpected_frame(what: str) -> ProtocolError:
+    """Return the error for a frame that is out of place."""
+    return ProtocolError(UNEXPECTED_FRAME, f"RabbitMQ broke the protocol: {what}")
