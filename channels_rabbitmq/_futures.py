@@ -1,11 +1,16 @@
-"""Futures and waiting: nobody's cancellation harms anybody else.
+"""Futures, and waiting with a time limit, so that cancelling one task harms no other.
 
-Whoever answers a future asks first whether it was cancelled: ``resolve``, ``fail``. (carehare
-doesn't, and the ``InvalidStateError`` ends its connection. ``asyncio.shield`` around each future
-would do too, at 9 us a call.)
+Code that sets a future's result asks first whether the future is done: ``resolve``, ``fail``. Its
+waiter may have been cancelled. (carehare doesn't ask, and the ``InvalidStateError`` ends its
+connection. ``asyncio.shield`` around each future would do too, at 9 us a call.)
 
-Waiting with a time limit is ``Waiters.wait`` and ``run_until``. Not ``asyncio.wait_for``: up to
-Python 3.11 it swallows a cancellation that comes together with the result, and then the task that
+**Cancellation.** The future of a cancelled waiter is done, so wakers pass over it. But a waiter may
+also be cancelled in the same turn of the loop in which it was woken. Then its future has a result,
+and it raises ``CancelledError`` all the same. So a waiter that was given something hands it on, in
+``FairLock.acquire``. ``Waiters.wake`` gives all waiters the same news, so nothing is lost with one.
+
+**Time limits** are ``wait_until`` and ``run_until``, and not ``asyncio.wait_for``. Up to Python
+3.11 that swallows a cancellation that arrives together with the result: then the task that
 ``asyncio.run`` cancels at the end goes on for ever.
 """
 
@@ -13,6 +18,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import heapq
+import itertools
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -20,20 +27,20 @@ T = TypeVar("T")
 
 
 def resolve(future: asyncio.Future[T], result: T) -> None:
-    """Set the result, unless the one who waits is gone."""
+    """Set the result, unless the future is done."""
     if not future.done():
         future.set_result(result)
 
 
 def fail(future: asyncio.Future[T], exc: BaseException) -> None:
-    """Set the exception, unless the one who waits is gone; asyncio won't mind if nobody looks."""
+    """Set the exception, unless the future is done. asyncio won't log it if nobody looks at it."""
     if not future.done():
         future.set_exception(exc)
         future.exception()
 
 
 def look_at(future: asyncio.Future[Any]) -> None:
-    """Have asyncio not complain of an exception that nobody sees: a callback for one that ends."""
+    """Keep asyncio from logging an exception that is never looked at: a done callback."""
     if not future.cancelled():
         future.exception()
 
@@ -56,8 +63,17 @@ def start_task(coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[
     return contextvars.Context().run(create_task, coroutine, name=name)
 
 
+async def wait_until(future: asyncio.Future[bool], deadline: float) -> bool:
+    """Return the result of a future; it becomes False at ``deadline`` (loop time)."""
+    timer = asyncio.get_running_loop().call_at(deadline, resolve, future, False)
+    try:
+        return await future
+    finally:
+        timer.cancel()
+
+
 class Waiters:
-    """Callers that wait for one event, each on a future of its own, woken in order."""
+    """Calls that wait for one event, woken in the order in which they came."""
 
     __slots__ = ("_futures",)
 
@@ -69,32 +85,81 @@ class Waiters:
 
     async def wait(self, deadline: float) -> bool:
         """Wait until ``wake`` is called (True) or until ``deadline``, in loop time (False)."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[bool] = loop.create_future()
-        timer = loop.call_at(deadline, resolve, future, False)
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._futures[future] = None
         try:
-            return await future
+            return await wait_until(future, deadline)
         finally:
-            timer.cancel()
             self._futures.pop(future, None)
 
     def wake(self) -> None:
-        """Let everybody who waits now go on."""
+        """Let all calls that wait now go on."""
         futures, self._futures = self._futures, {}
         for future in futures:
             resolve(future, True)
 
     def cancel(self) -> None:
-        """Cancel everybody who waits now."""
+        """Cancel all calls that wait now."""
         for future in self._futures:
             future.cancel()
 
 
-async def run_until(deadline: float, coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine until ``deadline``, in loop time; then cancel it and raise TimeoutError.
+class FairLock:
+    """A lock for one call at a time, the one with the earliest deadline first.
 
-    However this ends, the coroutine has ended too (it must not hold up its own cancellation).
+    If all calls have the same time limit, that is the order in which they were made, also if they
+    reach ``acquire`` in another one.
+    """
+
+    __slots__ = ("_is_locked", "_numbers", "_queue", "is_aborted")
+
+    def __init__(self) -> None:
+        self.is_aborted = False
+        self._is_locked = False
+        # A heap of (deadline, number, future)
+        self._queue: list[tuple[float, int, asyncio.Future[bool]]] = []
+        self._numbers = itertools.count()
+
+    async def acquire(self, deadline: float) -> bool:
+        """Wait for the lock; False if it isn't there by ``deadline`` (loop time)."""
+        if self.is_aborted or not self._is_locked:
+            self._is_locked = True
+            return True
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._queue, (deadline, next(self._numbers), future))
+        try:
+            return await wait_until(future, deadline)
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.result():
+                self.release()
+            raise
+
+    def release(self) -> None:
+        """Let the next call have the lock."""
+        while self._queue:
+            _, _, future = heapq.heappop(self._queue)
+            if not future.done():
+                future.set_result(True)
+                return
+        self._is_locked = False
+
+    def abort(self) -> None:
+        """Let all calls that wait, and all later ones, go on at once."""
+        self.is_aborted = True
+        for _, _, future in self._queue:
+            resolve(future, True)
+        self._queue.clear()
+
+    def cancel(self) -> None:
+        """Cancel all calls that wait now."""
+        for _, _, future in self._queue:
+            future.cancel()
+
+
+async def run_until(deadline: float, coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine until ``deadline`` (loop time); then cancel it and raise TimeoutError.
+
+    However this ends, the coroutine has ended too. So it mustn't delay its own cancellation.
     """
     loop = asyncio.get_running_loop()
     task = loop.create_task(coroutine)

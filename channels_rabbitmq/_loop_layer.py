@@ -40,6 +40,7 @@ from ._broker.direct_sender import DirectSender
 from ._broker.groups_exchange import GroupsExchange
 from ._broker.outage import KnownOutage
 from ._broker.publisher import Publisher
+from ._broker.receivers import Receivers
 from ._broker.refusals import Refusals
 from ._broker.subscriber import Subscriber
 from ._broker.supervisor import Supervisor
@@ -202,7 +203,7 @@ class LoopLayer:
         self._direct_sender = DirectSender(
             self._publisher,
             settings.operation_timeout,
-            self._own_exchange_route(self.id),
+            Receivers(self._own_exchange_route(self.id), self.loop.time),
             self._refusals,
         )
         self._routes: dict[str, Route] = {}  # by id

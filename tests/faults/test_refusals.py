@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 from channels.exceptions import ChannelFull
 
-from channels_rabbitmq._broker import direct_sender as _direct_sender
+from channels_rabbitmq._broker import receivers as _receivers
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.brokers import broker_commands
 from tests.support.lengths import Length
@@ -132,7 +132,7 @@ def cluster() -> Iterator[PrivateCluster]:
 async def test_a_process_that_vanishes_with_its_node_is_gone_and_not_full(
     open_layer: OpenLayer, cluster: PrivateCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_direct_sender, "UNREACHABLE_TIMEOUT", 3.0)
+    monkeypatch.setattr(_receivers, "UNREACHABLE_TIMEOUT", 3.0)
     node = cluster.nodes[1]
     sender = await open_layer(host=cluster.nodes[0].url)
     receiver = await open_layer(host=node.url)

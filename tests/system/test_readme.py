@@ -50,6 +50,7 @@ from channels_rabbitmq._broker import back_off as _back_off
 from channels_rabbitmq._broker import bindings as _bindings
 from channels_rabbitmq._broker import direct_sender as _direct_sender
 from channels_rabbitmq._broker import reasons as _reasons
+from channels_rabbitmq._broker import receivers as _receivers
 from channels_rabbitmq._broker import supervisor as _supervisor
 from channels_rabbitmq._inbox import accounting as _accounting
 from channels_rabbitmq._inbox import ages as _ages
@@ -249,8 +250,8 @@ def test_numbers() -> None:
     two_heartbeats = broker_url.DEFAULT_HEARTBEAT  # RabbitMQ sends two in an interval
     for sentence in (
         f"message is tried again for {_direct_sender.RETRY_TIMEOUT:g} seconds",
-        f"share {_direct_sender.STRANGERS_TIMEOUT:g} seconds of tries in all, which come back in "
-        f"{_direct_sender._STRANGERS_INTERVAL:g} seconds",
+        f"share {_receivers.STRANGERS_TIMEOUT:g} seconds of tries in all, which come back in "
+        f"{_receivers._STRANGERS_INTERVAL:g} seconds",
         f"after a reconnect of the sender's own for {_direct_sender.RECONNECT_GRACE:g} seconds",
         f"after {watchdog:g} to {2 * watchdog:g} seconds of silence",
         f"hears nothing for {watchdog:g} to {2 * watchdog:g} seconds",
@@ -283,7 +284,7 @@ def test_numbers() -> None:
         f"with {_accounting.MESSAGE_OVERHEAD} bytes for each message beyond its body",
     ):
         assert sentence in plain(), sentence
-    assert _direct_sender.UNREACHABLE_TIMEOUT == _direct_sender.HEARD_TIMEOUT == 60
+    assert _receivers.UNREACHABLE_TIMEOUT == _receivers.HEARD_TIMEOUT == 60
     assert "took a message from this one in the last minute" in plain()
     assert "remembered for a minute" in plain()
     assert _reasons._REMINDER_INTERVAL == 60

@@ -12,10 +12,13 @@ import pytest
 
 from channels_rabbitmq._amqp.publishing import Outcome, Route
 from channels_rabbitmq._broker import direct_sender as _direct_sender
+from channels_rabbitmq._broker import receivers as _receivers
 from channels_rabbitmq._broker import refusals as _refusals
-from channels_rabbitmq._broker.direct_sender import DirectSender, _Lane
+from channels_rabbitmq._broker.direct_sender import DirectSender
 from channels_rabbitmq._broker.publisher import Publisher
+from channels_rabbitmq._broker.receivers import Receivers
 from channels_rabbitmq._broker.refusals import Refusals
+from channels_rabbitmq._futures import FairLock
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from channels_rabbitmq.statistics import Counters
@@ -68,7 +71,8 @@ class FakePublisher:
 def make_sender(publisher: FakePublisher, operation_timeout: float) -> DirectSender:
     clock = asyncio.get_running_loop().time
     refusals = Refusals(cast(Publisher, publisher), Counters(), "groups", clock)
-    return DirectSender(cast(Publisher, publisher), operation_timeout, OWN, refusals)
+    receivers = Receivers(OWN, clock)
+    return DirectSender(cast(Publisher, publisher), operation_timeout, receivers, refusals)
 
 
 @pytest.fixture
@@ -160,7 +164,7 @@ async def test_who_stayed_away_is_forgotten_after_a_while(
     sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.01)
-    monkeypatch.setattr(_direct_sender, "UNREACHABLE_TIMEOUT", 0.0)
+    monkeypatch.setattr(_receivers, "UNREACHABLE_TIMEOUT", 0.0)
     for _ in range(2):
         tries = publisher.tries["crq.a!"]
         assert await sender.send(ROUTE, b"lost", deadline()) is Outcome.RETURNED
@@ -185,7 +189,7 @@ async def test_who_is_not_back_long_after_our_own_reconnect_has_stayed_away(
     monkeypatch.setattr(_direct_sender, "RECONNECT_GRACE", 0.05)
     publisher.reconnected_at = asyncio.get_running_loop().time()
     assert await sender.send(ROUTE, b"lost", deadline()) is Outcome.RETURNED
-    assert sender._is_unreachable(ROUTE)
+    assert sender._receivers.is_unreachable(ROUTE)
 
 
 async def test_a_call_whose_time_is_over_too_soon_to_tell_raises_and_blames_nobody(
@@ -428,7 +432,7 @@ async def test_dead_names_at_the_same_time_cost_no_more(
 
 
 async def test_the_allowance_comes_back(slow_sender: DirectSender) -> None:
-    allowance = slow_sender._allowance
+    allowance = slow_sender._receivers.allowance
     now = asyncio.get_running_loop().time()
     assert allowance.spend(0.5, now)
     assert not allowance.spend(0.2, now)
@@ -451,13 +455,13 @@ async def test_processes_that_turn_up_cost_nothing(
 async def test_who_took_a_message_lately_is_tried_for_longer(
     sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_direct_sender, "STRANGERS_TIMEOUT", 0.0)
-    monkeypatch.setattr(sender._allowance, "_left", 0.0)
+    monkeypatch.setattr(_receivers, "STRANGERS_TIMEOUT", 0.0)
+    monkeypatch.setattr(sender._receivers.allowance, "_left", 0.0)
     publisher.reachable.update(("crq.a!", "crq.b!"))
     assert await sender.send(ROUTE, b"1", deadline()) is Outcome.CONFIRMED
     assert await sender.send(OTHER, b"1", deadline()) is Outcome.CONFIRMED
     publisher.reachable.clear()
-    sender._heard_at[OTHER] -= _direct_sender.HEARD_TIMEOUT
+    sender._receivers._heard_at[OTHER] -= _receivers.HEARD_TIMEOUT
     # Not lately: one try
     assert await sender.send(OTHER, b"2", deadline()) is Outcome.RETURNED
     assert publisher.tries["crq.b!"] == 2
@@ -470,8 +474,8 @@ async def test_who_took_a_message_lately_is_tried_for_longer(
 async def test_ones_own_process_is_alive(
     sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_direct_sender, "STRANGERS_TIMEOUT", 0.0)
-    monkeypatch.setattr(sender._allowance, "_left", 0.0)
+    monkeypatch.setattr(_receivers, "STRANGERS_TIMEOUT", 0.0)
+    monkeypatch.setattr(sender._receivers.allowance, "_left", 0.0)
     sending = asyncio.create_task(sender.send(OWN, b"m", deadline()))
     await publisher.wait_for_tries(OWN, 10)
     publisher.reachable.add("crq.own!")
@@ -495,19 +499,19 @@ async def test_eight_dead_names_before_a_live_one(open_layer: OpenLayer) -> None
     assert statistics.counters.unreachable == 8
 
 
-async def test_a_lane_is_in_the_order_of_the_calls_and_not_of_who_entered_first() -> None:
+async def test_a_lock_is_in_the_order_of_the_calls_and_not_of_acquire() -> None:
     """Many are written together, and are returned one after the other: later calls come between."""
     now = asyncio.get_running_loop().time()
-    lane, order = _Lane(), []
-    assert await lane.enter(now + 10)
+    lock, order = FairLock(), []
+    assert await lock.acquire(now + 10)
 
     async def take_turn(called: int) -> None:
-        assert await lane.enter(now + 10 + called)
+        assert await lock.acquire(now + 10 + called)
         order.append(called)
-        lane.leave()
+        lock.release()
 
     turns = [asyncio.create_task(take_turn(called)) for called in (5, 6, 1, 2, 7, 3, 4)]
     await asyncio.sleep(0)
-    lane.leave()
+    lock.release()
     await asyncio.wait(turns)
     assert order == [1, 2, 3, 4, 5, 6, 7]

@@ -1,0 +1,90 @@
+"""``Receivers``: what a sender knows of other processes, by the route to their channels.
+
+- A process whose queue took a message in the last minute is *alive*. If a message to it is returned
+  now, it is probably reconnecting, and back in a moment.
+- A process that stayed away through all tries of a message is *unreachable* for a minute.
+- Of any other process nothing is known. Most often it ended long ago, and a table somewhere still
+  holds the names of its channels. (At two seconds for each, eight such names held up the ninth for
+  14.5 s.) Or it is starting: ``new_channel()`` returns before there is a queue. So all these
+  processes share one ``Allowance`` of time, and those that turn up get their part back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .._amqp.publishing import Route
+
+# Seconds after its last message for which a process counts as alive.
+HEARD_TIMEOUT = 60.0
+# Seconds for which a process is remembered as unreachable.
+UNREACHABLE_TIMEOUT = 60.0
+# Seconds of tries for all processes of which nothing is known, and how long it takes until they
+# are there again. A process that starts has its queue after 0.02 to 0.1 s.
+STRANGERS_TIMEOUT = 0.6
+_STRANGERS_INTERVAL = 10.0
+_MOST_ROUTES = 1000  # that are noted as alive
+
+
+class Allowance:
+    """Seconds that may be spent; spent ones come back with time."""
+
+    def __init__(self) -> None:
+        self._left = STRANGERS_TIMEOUT
+        self._at = 0.0  # loop time
+
+    def spend(self, seconds: float, now: float) -> bool:
+        """Take so many; False if there aren't as many left."""
+        self.give_back((now - self._at) * STRANGERS_TIMEOUT / _STRANGERS_INTERVAL)
+        self._at = now
+        if seconds > self._left:
+            return False
+        self._left -= seconds
+        return True
+
+    def give_back(self, seconds: float) -> None:
+        self._left = min(self._left + seconds, STRANGERS_TIMEOUT)
+
+
+class Receivers:
+    """``own_route`` leads to the caller's own process, which is alive. ``clock``: loop time."""
+
+    def __init__(self, own_route: Route, clock: Callable[[], float]) -> None:
+        self._own_route = own_route
+        self._clock = clock
+        # By route: when that call was made whose message was the last to be taken
+        self._heard_at: dict[Route, float] = {}
+        self._unreachable: dict[Route, float] = {}  # by route: until when
+        self.allowance = Allowance()
+
+    def on_taken(self, route: Route, called_at: float) -> None:
+        """The queue has taken the message of a call made at that moment."""
+        if len(self._heard_at) >= _MOST_ROUTES:
+            self._heard_at.clear()  # of processes that are gone, most of them
+        self._heard_at[route] = called_at
+        if self._unreachable:
+            self._unreachable.pop(route, None)
+
+    def took_later_one(self, route: Route, called_at: float) -> bool:
+        """Whether the queue has taken the message of a later call."""
+        return self._heard_at.get(route, 0.0) > called_at
+
+    def is_alive(self, route: Route, now: float) -> bool:
+        heard_at = self._heard_at.get(route)
+        return route == self._own_route or (heard_at is not None and now - heard_at < HEARD_TIMEOUT)
+
+    def is_unreachable(self, route: Route) -> bool:
+        until = self._unreachable.get(route)
+        return until is not None and self._clock() < until
+
+    def on_unreachable(self, route: Route) -> None:
+        """All tries of a message were in vain."""
+        now = self._clock()
+        # Oldest first, so what is over is at the front.
+        for old, until in list(self._unreachable.items()):
+            if until > now:
+                break
+            del self._unreachable[old]
+        self._heard_at.pop(route, None)
+        self._unreachable.pop(route, None)
+        self._unreachable[route] = now + UNREACHABLE_TIMEOUT
