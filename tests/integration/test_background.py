@@ -311,13 +311,13 @@ class TestUserConnection:
 
         one, other = await in_sync_code(use), await in_sync_code(use)
         assert one is not other
-        assert not one.is_open
+        assert one.closed.done()
 
     async def test_close_closes_it(self, layer: RabbitmqChannelLayer) -> None:
         async def use_and_close() -> Any:
             connection = await layer.carehare_connection
             await layer.close()
-            assert not connection.is_open
+            assert connection.closed.done()
             with pytest.raises(BrokerUnavailable, match="closed"):
                 await layer.carehare_connection
 

@@ -15,6 +15,7 @@ from channels.exceptions import StopConsumer
 from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq._broker.supervisor import State
+from channels_rabbitmq._carehare.connection import CarehareConnection
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_proxy import TO_CLIENT, AmqpProxy
@@ -91,8 +92,9 @@ class Closing:
         """The broker takes a moment, when it wasn't told."""
         names = [loop_layer.id, *(f"{loop_layer.id}.{number}" for number in range(2, 5))]
         deadline = asyncio.get_running_loop().time() + 20
-        connection = Connection(BrokerUrl.parse(self._broker.url))
-        await connection.connect()
+        opened = Connection(BrokerUrl.parse(self._broker.url))
+        await opened.connect()
+        connection = CarehareConnection(opened)
         for name in names:
             while True:
                 try:

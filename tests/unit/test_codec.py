@@ -230,7 +230,7 @@ class SpecificError(Exception):
         ({"a": [msgpack.Timestamp(5, 6)]}, 'message["a"][0] is of type msgpack.ext.Timestamp; '),
         ({"a": 1 + 1j}, 'message["a"] is of type complex; '),
         ({"a": object}, 'message["a"] is of type type; '),
-        ({"a": SpecificError("hush")}, 'message["a"] is of type test_codec.SpecificError; '),
+        ({"a": SpecificError("hush")}, f'message["a"] is of type {__name__}.SpecificError; '),
         ({"a": 2**63}, 'message["a"] is of type int and beyond 64 bits (signed)'),
         ({"a": [2**64 - 1]}, 'message["a"][0] is of type int and beyond 64 bits (signed)'),
         ({"a": 2**64}, 'message["a"] is of type int and beyond 64 bits (signed)'),
@@ -238,7 +238,7 @@ class SpecificError(Exception):
         ({"a": 10**5000}, 'message["a"] is of type int and beyond 64 bits (signed)'),
         (
             {"a": Huge.HUSH},
-            'message["a"] is of type test_codec.Huge and beyond 64 bits (signed)',
+            'message["a"] is of type tests.unit.test_codec.Huge and beyond 64 bits (signed)',
         ),
         ({"counts": {1: "hush"}}, 'message["counts"] has a key of type int; keys must be str'),
         ({1: "hush"}, "message has a key of type int; keys must be str"),
