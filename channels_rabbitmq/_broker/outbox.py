@@ -1,14 +1,13 @@
-"""``Outbox``: messages that can't be written yet, in the order in which their calls came.
+"""``Outbox``: messages that can't be written yet, in the order of their calls.
 
-A call may wait for the connection, for room in the socket's buffer, for the binding of its group,
-or for the queue of its own process. No call that comes later passes it: while one waits, each
-newcomer joins the end. What a message itself waits for, it waits for at the same time as the
-others; only the writing goes in order.
+A message may wait for the connection, for room in the socket's buffer, for the binding of its
+group, or for the queue of its own process. No later message passes it: while one waits, each new
+one joins the end. They wait at the same time, each for its own event; only the writing is in order.
 
-``drain`` writes everything at the front that is ready, in one turn of the event loop. So there is
-no moment in which a message is let through and not written, a hundred that waited for a connection
-share one write to the socket, and once nobody waits any more a newcomer may write at once: the path
-of each message costs one look whether the outbox is empty.
+``drain`` writes all ready messages at the front in one turn of the event loop. So a message is
+never let through and not yet written, and a hundred messages that waited for a connection share one
+write to the socket. Once no message waits, a new one is written at once: all that it costs then is
+one look whether the outbox is empty.
 
 No I/O: the Publisher gives the function that writes.
 """
@@ -18,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from .._amqp.publishing import Outcome, Route
 from .._futures import Waiters
@@ -25,20 +25,18 @@ from .._futures import Waiters
 Confirm = asyncio.Future[Outcome]
 
 
+@dataclass(eq=False, slots=True)
 class WaitingMessage:
     """One message in an outbox; its call waits for ``turn`` and looks at the rest."""
 
-    __slots__ = ("body", "confirm", "deadline", "error", "is_done", "is_ready", "route", "turn")
-
-    def __init__(self, body: bytes, route: Route, deadline: float) -> None:
-        self.body = body
-        self.route = route
-        self.deadline = deadline  # loop time
-        self.is_ready = False  # it waits for nothing of its own (any more)
-        self.is_done = False  # written, or refused
-        self.confirm: Confirm | None = None  # once it is written
-        self.error: Exception | None = None  # why it can't be written
-        self.turn = Waiters()
+    body: bytes
+    route: Route
+    deadline: float  # loop time
+    is_ready: bool = False  # It waits for no event of its own, or no more.
+    is_done: bool = False  # written, or refused
+    confirm: Confirm | None = None  # once it is written
+    error: Exception | None = None  # why it can't be written
+    turn: Waiters = field(default_factory=Waiters)
 
     def finish(self, confirm: Confirm | None = None, error: Exception | None = None) -> None:
         """Have its call go on."""
@@ -51,9 +49,9 @@ class WaitingMessage:
 class Outbox:
     """The messages that wait to be written.
 
-    ``write(message)`` writes one, now: it returns the future of its confirm, or None if nothing can
-    be written at the moment; whoever gives it calls ``drain`` when that has changed. ``clock`` is
-    the event loop's.
+    ``write(message)`` writes one at once. It returns the future of its confirm, or None if nothing
+    can be written at the moment; the owner calls ``drain`` when that has changed. ``clock``: loop
+    time.
     """
 
     def __init__(
@@ -61,7 +59,7 @@ class Outbox:
     ) -> None:
         self._write = write
         self._clock = clock
-        # Those that wait; empty almost always, which each publish looks at.
+        # Empty almost always; each publish looks at it.
         # OrderedDict and not dict: taking the first of a dict again and again is quadratic.
         self.messages: OrderedDict[WaitingMessage, None] = OrderedDict()
 
@@ -70,13 +68,13 @@ class Outbox:
         self.messages[message] = None
 
     def discard(self, message: WaitingMessage) -> None:
-        """Take a message out, if it is there still; those behind it go on."""
+        """Take a message out, if it is still there; those behind it go on."""
         if message in self.messages:
             del self.messages[message]
             self.drain()
 
     def drain(self) -> None:
-        """Write those at the front that are ready, as long as anything can be written."""
+        """Write the ready messages at the front, as long as anything can be written."""
         now = self._clock()
         while self.messages:
             message = next(iter(self.messages))
@@ -91,16 +89,16 @@ class Outbox:
                     if confirm is None:
                         return
                     message.finish(confirm)
-            # One whose time is over is as good as gone: its call says so in this very moment.
+            # If its time is over, its call raises in this very turn of the loop.
             del self.messages[message]
 
     def refuse(self) -> None:
-        """Have all that wait go unwritten."""
+        """Let all messages go unwritten: publishers are blocked."""
         messages, self.messages = self.messages, OrderedDict()
         for message in messages:
             message.finish()
 
     def look_again(self) -> None:
-        """Have all calls look anew at what they wait for."""
+        """Have all calls look again whether they must wait, and for what."""
         for message in self.messages:
             message.turn.wake()

@@ -1,14 +1,14 @@
 """``Publisher``: a connection that publishes with confirms, and nothing else.
 
-Nothing else, so that acks, binds and deliveries, on the Subscriber's connection, go on when the
-broker stops reading from publishers (a memory or disk alarm, flow control).
+So acks, binds and deliveries, which are on the Subscriber's connection, go on when RabbitMQ stops
+reading from publishers (a memory or disk alarm, flow control).
 
-The broker tells a connection that it blocks publishers only after that connection has published,
-1 to 2 ms later. So the set-up ends with a probe that no queue takes: either its confirm comes, and
-the way is free, or ``connection.blocked``. It is mandatory: if it isn't returned, somebody took it,
-and then no message is returned that nobody gets. Either a policy has given the groups exchange an
-alternate one; or it isn't a direct exchange, which RabbitMQ doesn't say to those who may not
-declare it.
+RabbitMQ tells a connection that it blocks publishers only after that connection has published, 1 to
+2 ms later. So the set-up ends with a probe, a message that no queue takes: RabbitMQ either answers
+it, and takes messages, or sends ``connection.blocked``. The probe is mandatory. If it isn't
+returned, something took it, and then messages to processes that are gone won't be returned either.
+Either a policy has given the groups exchange an alternate exchange, or it isn't a direct exchange.
+(RabbitMQ doesn't tell its type to users who may not declare it.)
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import carehare
 
 from .._amqp.connection import Connection
 from .._amqp.publishing import CONFIRMED, Outcome, PublisherChannel, Route
+from .._futures import resolve
 from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
 from ..statistics import Counters
@@ -28,6 +29,7 @@ from .groups_exchange import GroupsExchange
 from .outage import KnownOutage
 from .outbox import Confirm, Outbox, WaitingMessage
 from .supervisor import Supervisor
+from .version_4 import DefaultExchange
 
 logger = logging.getLogger("channels_rabbitmq.publisher")
 
@@ -40,8 +42,8 @@ _NOT_FOUND = 404  # AMQP 0-9-1, section 1.2
 class Publisher:
     """Publishes on one connection, in the order of the calls, also if they have to wait.
 
-    ``on_no_exchange()`` is called when the groups exchange turns out to be gone: somebody deleted
-    it, and with it everybody's bindings. (The reconnect declares it again.)
+    ``on_no_exchange()`` is called when the groups exchange turns out to be deleted, and with it the
+    bindings of all processes. (The reconnect declares it again.)
     """
 
     name = "publisher"
@@ -61,19 +63,15 @@ class Publisher:
         self._counters = counters
         self._groups_exchange = groups_exchange
         self._on_no_exchange = on_no_exchange
-        # Of a message that no queue takes, which shows whether the broker does. (A nack says so,
-        # too: it comes from an alternate exchange's queue.)
+        # Of a message that no queue takes: any answer shows that RabbitMQ takes messages. (A nack
+        # is one, too: it comes from an alternate exchange's queue.)
         self.ping_route = Route(settings.groups_exchange, _PROBE_KEY, mandatory=False)
         self._amqp_channel: PublisherChannel | None = None  # while connected
-        # For channels_rabbitmq 4.x, whose queues are on the default exchange: an AMQP channel of
-        # its own, because one send without the permission for that exchange ends it.
-        self._default_exchange_channel: PublisherChannel | None = None
-        self._refusal_logged = False  # once for a connection
-        self._is_void_told = False
-        self._connection: Connection | None = None
+        self._default_exchange: DefaultExchange | None = None  # while connected; until 6.0
+        self._has_warned_of_void = False
         self._is_blocked = False
         self._blocked_at_set_up: asyncio.Future[None] | None = None
-        # The AMQP channel that set_up() has made, until on_ready(), and why it has ended.
+        # The AMQP channel that set_up() has made, until on_ready(); and why it has ended
         self._new_amqp_channel: PublisherChannel | None = None
         self._end_exc: Exception | None = None
         self._outbox = Outbox(self._write_waiting, asyncio.get_running_loop().time)
@@ -92,7 +90,6 @@ class Publisher:
     async def set_up(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
         self._is_blocked = False
-        self._refusal_logged = False
         blocked = self._blocked_at_set_up = loop.create_future()
         connection.on_blocked = self._on_blocked
         amqp_channel = await self._open(connection)
@@ -106,7 +103,9 @@ class Publisher:
         if amqp_channel.is_ended or (probe.done() and probe.result() is Outcome.UNKNOWN):
             raise self._end_exc or carehare.ConnectionClosed("RabbitMQ took no message in time")
         self._new_amqp_channel = amqp_channel
-        self._connection = connection
+        self._default_exchange = DefaultExchange(
+            connection, self.ping_route, owner=self.supervisor.name
+        )
 
     async def _open(self, connection: Connection) -> PublisherChannel:
         """Return an AMQP channel on which the groups exchange is known to exist."""
@@ -124,10 +123,10 @@ class Publisher:
                     raise
 
     def _on_probe(self, probe: asyncio.Future[Outcome]) -> None:
-        """Warn once, if a message that nobody gets isn't returned."""
+        """Warn once, if a message that no queue should take isn't returned."""
         is_taken = probe.result() is CONFIRMED or probe.result() is Outcome.REFUSED
-        if is_taken and not self._is_void_told:
-            self._is_void_told = True
+        if is_taken and not self._has_warned_of_void:
+            self._has_warned_of_void = True
             logger.warning(
                 "%s: what send() sends to processes that are gone isn't noticed: the exchange %r "
                 "has an alternate exchange, or isn't a direct one",
@@ -148,16 +147,15 @@ class Publisher:
             self._outbox.drain()
 
     def on_lost(self, reason: str) -> None:
-        self._amqp_channel = self._default_exchange_channel = self._connection = None
-        self._new_amqp_channel = None
+        self._amqp_channel = self._new_amqp_channel = self._default_exchange = None
         self._outbox.look_again()
 
     def _on_blocked(self, reason: str | None) -> None:
         self._is_blocked = reason is not None
         if self._is_blocked:
             logger.warning("%s: RabbitMQ blocks publishers: %s", self.supervisor.name, reason)
-            if self._blocked_at_set_up is not None and not self._blocked_at_set_up.done():
-                self._blocked_at_set_up.set_result(None)
+            if self._blocked_at_set_up is not None:
+                resolve(self._blocked_at_set_up, None)
             if self._amqp_channel is not None:
                 self._outbox.refuse()
         else:
@@ -165,7 +163,7 @@ class Publisher:
 
     def _on_end(self, exc: Exception) -> None:
         self._end_exc = exc
-        if self._amqp_channel is not None:  # Else it is still set up, which ends in this error.
+        if self._amqp_channel is not None:  # Else set_up() raises this error.
             self._give_up(exc)
 
     def _give_up(self, exc: Exception) -> None:
@@ -176,14 +174,14 @@ class Publisher:
 
     @property
     def is_blocked(self) -> bool:
-        """Whether the broker takes no messages, as ``publish`` says at once. From any thread."""
+        """Whether the broker takes no messages; then ``publish`` returns at once. Any thread."""
         return self._is_blocked and self._amqp_channel is not None
 
     @property
     def unconfirmed(self) -> int:
         """How many messages are written and have no answer. From any thread."""
-        amqp_channels = (self._amqp_channel, self._default_exchange_channel)
-        return sum(one.unconfirmed for one in amqp_channels if one is not None)
+        parts = (self._amqp_channel, self._default_exchange)
+        return sum(part.unconfirmed for part in parts if part is not None)
 
     # Publishing
 
@@ -196,11 +194,11 @@ class Publisher:
     ) -> Outcome:
         """Publish one message and return what became of it.
 
-        Waits for a connection, for the broker to read what others wrote, for those that came before
-        and wait, for ``after()`` if there is one, and for the confirm until ``deadline`` (loop
-        time). Raises BrokerUnavailable if the time was over before it could be written, and what
-        ``after()`` raises: nothing was written. Cancelling it while it waits for the confirm takes
-        nothing back.
+        Waits for a connection, for room in the socket's buffer, for earlier messages that wait, for
+        ``after()`` if there is one, and for the confirm until ``deadline`` (loop time). Raises
+        BrokerUnavailable if the time was over before it could be written, and what ``after()``
+        raises: then nothing was written. Cancelling it while it waits for the confirm takes nothing
+        back.
         """
         counters = self._counters
         amqp_channel = self._amqp_channel
@@ -229,9 +227,9 @@ class Publisher:
             counters.outcome_unknown += 1
         elif outcome is Outcome.RETURNED:
             counters.returned += 1
-        elif not route.mandatory:  # refused, like the rest
+        elif not route.mandatory:
             counters.group_nacked += 1
-        # Else the caller counts it, who finds out what it means.
+        # Any other nack is counted by the caller, which finds out what it means.
         if self.supervisor.cancels_calls:
             raise asyncio.CancelledError
         return outcome
@@ -243,7 +241,7 @@ class Publisher:
         deadline: float,
         after: Callable[[], Awaitable[object]] | None,
     ) -> Confirm | None:
-        """Write a message when all that came before are written; None if that is blocked."""
+        """Write a message when all earlier ones are written; None if publishers are blocked."""
         if self.is_blocked:
             return None
         message = WaitingMessage(body, route, deadline)
@@ -258,7 +256,7 @@ class Publisher:
         except BaseException as err:
             if message.confirm is None:
                 raise
-            # It was written in the moment in which its time was over, or it was cancelled.
+            # It was written at the very moment at which its time was over or it was cancelled.
             if not isinstance(err, BrokerUnavailable):
                 self._counters.cancelled += 1
                 raise
@@ -289,28 +287,10 @@ class Publisher:
     def _write(
         self, amqp_channel: PublisherChannel, body: bytes, route: Route, deadline: float
     ) -> Confirm:
-        if not route.exchange:
-            try:
-                amqp_channel = self._for_default_exchange()
-            except (carehare.ChannelClosed, carehare.ConnectionClosed) as err:
-                raise BrokerUnavailable(str(err)) from err
-        confirm = amqp_channel.publish(body, route, deadline)
+        if route.exchange:
+            confirm = amqp_channel.publish(body, route, deadline)
+        else:  # until 6.0
+            assert self._default_exchange is not None, "it is connected"
+            confirm = self._default_exchange.publish(body, route, deadline)
         self._counters.published += 1
         return confirm
-
-    def _for_default_exchange(self) -> PublisherChannel:
-        amqp_channel = self._default_exchange_channel
-        if amqp_channel is None or amqp_channel.is_ended:
-            assert self._connection is not None, "there is one when there is its AMQP channel"
-            amqp_channel = self._connection.open_publisher(
-                on_end=self._on_refusal, ping_route=self.ping_route
-            )
-            self._default_exchange_channel = amqp_channel
-        return amqp_channel
-
-    def _on_refusal(self, exc: Exception) -> None:
-        if not self._refusal_logged:
-            self._refusal_logged = True
-            logger.warning(
-                "%s: RabbitMQ refused a message for version 4.x: %s", self.supervisor.name, exc
-            )

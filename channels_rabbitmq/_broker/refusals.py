@@ -1,8 +1,8 @@
 """What a nack means: that the receiver's queue is full, or that the receiver is gone.
 
 Up to RabbitMQ 4.1 a nack says that a queue is full. Since 4.2 the record of an exclusive queue
-outlives its process, and what is routed there meanwhile is nacked: for some milliseconds when a
-connection ends, and in a cluster for as long as a node is down, if the receiver has vanished
+outlives its process, and RabbitMQ nacks what is routed there meanwhile: for some milliseconds when
+a connection ends, and in a cluster for as long as a node is down, if the receiver has vanished
 together with it. (Of 8 times 300 sends around a ``close()``, some raised ChannelFull 8 of 8 times
 with 4.3; none with 3.10 and 4.0, which return such messages.) Either way no queue took the message,
 so another try can't duplicate it. Three things tell which it is:
@@ -10,17 +10,17 @@ so another try can't duplicate it. Three things tell which it is:
 - *A later message was taken.* Then the queue is alive, and was full for a moment.
 - *Time.* A nack counts as a return at first, and the message is tried again. A queue that was just
   being deleted is gone by the second of these tries.
-- *A question*: a message for the queue of the receiver's lease (``topology``), which is on
-  the same node and never full, since the receiver takes what comes and forgets it. If that takes
-  the question, the receiver is there, and its other queue full. If it refuses, their node is down.
-  If it isn't there (RabbitMQ refused it; or the receiver is a channels_rabbitmq 4.x), nothing can
-  be told, and the queue counts as full.
+- *A question*: a message for the queue of the receiver's lease (``topology``), which is on the same
+  node and never full, since its consumer drops what it gets. If that queue takes the question, the
+  receiver is there, and its other queue full. If it refuses, their node is down. If it doesn't
+  exist (RabbitMQ refused it, or, until 6.0, the receiver is a channels_rabbitmq 4.x), there is no
+  answer, and the other queue counts as full.
 
-Asking by a passive declare was tried, and isn't it: for a queue of a node that is down RabbitMQ
-answers nothing for 10 s and longer. All others say "locked", whether its owner lives or not.
+A passive declare is no question: for a queue of a node that is down RabbitMQ answers nothing for
+10 s and longer. For all other queues it says "locked", whether the owner lives or not.
 
-What was found out holds for ``VERDICT_TIMEOUT``. So of the sends of one process to a queue that
-stays full, one in a second takes 0.06 s, and the others fail at once.
+An answer holds for ``VERDICT_TIMEOUT``. So of the sends of one process to a queue that stays full,
+one in a second takes 0.06 s, and the others fail at once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MOST_ROUTES = 1000  # about which something is remembered
 
 
 class Refusals:
-    """Finds out why a route's queue refuses messages. ``exchange``: where questions go."""
+    """Finds out why a route's queue refuses messages. ``exchange`` is the groups exchange."""
 
     def __init__(
         self, publisher: Publisher, counters: Counters, exchange: str, clock: Callable[[], float]
@@ -54,7 +54,7 @@ class Refusals:
         self._verdicts: dict[Route, tuple[bool, float]] = {}
 
     def known(self, route: Route) -> bool | None:
-        """Return whether the queue is full, True, or the receiver gone, False, if that is known."""
+        """Return True if the queue is full, False if the receiver is gone, None if not known."""
         is_full, until = self._verdicts.get(route, (None, 0.0))
         return is_full if self._clock() < until else None
 
@@ -73,7 +73,7 @@ class Refusals:
         return is_full
 
     def count(self, outcome: Outcome | None, *, is_full: bool) -> None:
-        """Count the outcome of a try, if it was a nack, when it is known what that means."""
+        """Count the outcome of a try, if it was a nack, once it is known what that means."""
         if outcome is Outcome.REFUSED:
             if is_full:
                 self._counters.nacked += 1
