@@ -45,7 +45,7 @@ from ._broker.refusals import Refusals
 from ._broker.subscriber import Subscriber
 from ._broker.supervisor import Supervisor
 from ._broker.topology import direct_routing_key, groups_probe_key
-from ._broker.watchdog import Probe
+from ._broker.watchdog import Watchdog
 from ._carehare.connection import CarehareConnection
 from ._codec import MalformedBody, MessageCodec
 from ._hooks import Hook, HookFunctions
@@ -223,12 +223,12 @@ class LoopLayer:
             Route(settings.groups_exchange, key, mandatory=True)
             for key in (direct_routing_key(self.id), groups_probe_key(self.id))
         )
-        self._probe = Probe(
+        self._probe = Watchdog(
             self._subscriber.supervisor,
             settings.watchdog_interval,
             send=self._send_probe,
             ping=self._send_ping,
-            ask=self._subscriber.request_answer,
+            request_answer=self._subscriber.request_answer,
             delivered=lambda: self.counters.delivered,
             is_full=lambda: self._router.unacked >= settings.local_capacity,
         )

@@ -80,7 +80,7 @@ class Declarer:
             refused = await _first_refused(self._call_all(consumer, topology, former))
             if refused is None:
                 break
-            if not self._groups_exchange.accept_refusal(*refused):
+            if not self._groups_exchange.on_refusal(*refused):
                 await self._spare_lease(topology_channel, topology, *refused)
         # Two leases are enough: reconnects in quick succession mustn't pile them up.
         for each in (*self._before, *former[1:]):

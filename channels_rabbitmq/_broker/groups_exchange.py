@@ -1,14 +1,15 @@
-"""``GroupsExchange``: the exchange that all messages go through, ours or one that was there before.
+"""``GroupsExchange``: the exchange that all messages go through, ours or one that existed before.
 
-Whoever operates the broker may have declared it (durable, auto-delete, with arguments), and a user
+The operator of the broker may have declared it (durable, auto-delete, with arguments), and a user
 may lack the permission to configure it. It is used as it is, if it is a direct exchange.
 
-**Declared first, and only if that is refused, asked for.** A passive declare doesn't say what type
-an exchange has. RabbitMQ compares the type first, and names the first property that differs (3.10,
-4.0 and 4.3): if that isn't the type, it is the right one. The usual start takes no round trip more;
-one that was refused takes one more, for all connections together: they share what was found out.
+**Declared first, and passively only if that is refused.** A passive declare doesn't tell the type
+of an exchange. But a refused declare does: RabbitMQ compares the type first, and names the first
+property that differs (3.10, 4.0 and 4.3). If that isn't the type, the type is right. The usual
+start takes no additional round trip. A refusal costs one, once for all connections of an event
+loop, because they share this object.
 
-A user who may not configure the exchange isn't told its type: see ``Publisher.set_up``.
+Users who may not configure the exchange aren't told its type: see ``Publisher.set_up``.
 """
 
 from __future__ import annotations
@@ -29,41 +30,42 @@ _USABLE = re.compile("inequivalent arg '(?!type'|internal')")
 
 
 class GroupsExchange:
-    """How the groups exchange ``name`` is to be declared, by what the broker has said so far."""
+    """Declares the groups exchange ``name`` as RabbitMQ has allowed it so far."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._is_given = False  # and not for us to declare
-        self._not_ours: carehare.ChannelClosedByServer | None = None  # why, if it isn't permitted
+        self._is_passive = False  # It exists, so that only its existence is checked.
+        self._denial: carehare.ChannelClosedByServer | None = None  # if we may not declare it
 
     def declare(self) -> pamqp.base.Frame:
-        """Return the method that makes sure that it is there."""
+        """Return the command that makes sure that it exists."""
         return pamqp.commands.Exchange.Declare(
-            exchange=self.name, exchange_type="direct", passive=self._is_given
+            exchange=self.name, exchange_type="direct", passive=self._is_passive
         )
 
-    def accept_refusal(self, method: pamqp.base.Frame, exc: carehare.ChannelClosedByServer) -> bool:
-        """Return whether to try again, by a new ``declare()``; ``method`` was refused.
+    def on_refusal(self, command: pamqp.base.Frame, exc: carehare.ChannelClosedByServer) -> bool:
+        """Return whether to try again, by a new ``declare()``, since ``command`` was refused.
 
-        False if it was another method, or if nothing helps. Raises the first refusal if it may not
-        be declared and isn't there.
+        False if it was another command, or if nothing helps. Raises the first refusal if the
+        exchange may not be declared and doesn't exist.
         """
-        if not isinstance(method, pamqp.commands.Exchange.Declare) or method.exchange != self.name:
+        declare = pamqp.commands.Exchange.Declare
+        if not isinstance(command, declare) or command.exchange != self.name:
             return False
-        if not method.passive:
+        if not command.passive:
             return self._look_for_it(exc)
         if exc.reply_code != _NOT_FOUND:
             return False
-        self._is_given = False
-        if self._not_ours is not None:
-            not_ours, self._not_ours = self._not_ours, None
-            raise not_ours
+        self._is_passive = False
+        if self._denial is not None:
+            denial, self._denial = self._denial, None
+            raise denial
         return True
 
     def _look_for_it(self, exc: carehare.ChannelClosedByServer) -> bool:
         if exc.reply_code == _ACCESS_REFUSED:
-            self._not_ours = exc
+            self._denial = exc
         elif exc.reply_code != _PRECONDITION_FAILED or not _USABLE.search(str(exc)):
             return False
-        self._is_given = True
+        self._is_passive = True
         return True

@@ -119,7 +119,7 @@ class Publisher:
                 await amqp_channel.call(method)
                 return amqp_channel
             except carehare.ChannelClosedByServer as err:
-                if not self._groups_exchange.accept_refusal(method, err):
+                if not self._groups_exchange.on_refusal(method, err):
                     raise
 
     def _on_probe(self, probe: asyncio.Future[Outcome]) -> None:

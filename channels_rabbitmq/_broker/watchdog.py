@@ -1,18 +1,18 @@
-"""Notice a queue that has gone deaf.
+"""``Watchdog``: notices a queue that has gone deaf.
 
-A queue can vanish, a consumer can be forgotten, a binding be deleted without a word to us: after a
-failover in a cluster (rabbitmq-server#11000, #12597, #12949), or by an operator. Nothing arrives
-then, and nothing looks wrong. So after a silence the layer sends itself a message, the way that
-others' messages come, and reconnects if it doesn't arrive.
+A queue can vanish, a consumer be forgotten, or a binding be deleted, and RabbitMQ doesn't tell the
+client: after a failover in a cluster (rabbitmq-server#11000, #12597, #12949), or by an operator.
+Nothing arrives then, and nothing looks wrong. So after a silence the layer sends a message to
+itself, the *probe*, by the path of other processes' messages. It reconnects if that doesn't arrive.
 
 **Never on time alone.** A broker that is frozen for a while delivers everything when it goes on,
-and whoever reconnected meanwhile has lost what waited in his queue: so the probe may take as long
-as ``Connection.is_overdue`` says, which goes by what is heard from the broker. If it is unknown
-whether the broker took the probe, that may be the fault of the connection that sends (which is
-replaced by itself), or of the queue. Only if the former works is a second probe worth a verdict.
+and a layer that reconnected meanwhile would lose what was in its queue. So the probe may take as
+long as ``Connection.is_overdue`` says, which goes by what is heard from the broker. If it is
+unknown whether the broker took the probe, the reason may be the connection that sends (which the
+layer replaces by itself), or the queue. A second probe decides, but only if that connection works.
 
-**What it costs.** There are two ways to the queue, that of the channels and that of the groups.
-They take turns: one message each time, for hosted brokers count messages.
+**What it costs.** Two paths lead to the queue, one for channels and one for groups. They take
+turns: one message each time, because hosted brokers count messages.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from .supervisor import Supervisor
 
 logger = logging.getLogger("channels_rabbitmq.watchdog")
 
-# Seconds between two looks for its answer
+# Seconds between two looks whether the probe has arrived
 _LOOK_INTERVAL = 0.25
 
 
-class Probe:
+class Watchdog:
     """Watches one Subscriber's connection.
 
     ``interval``: seconds between two looks whether anything arrives. ``send()`` publishes the
-    message that should arrive, ``ping()`` one for nobody; ``ask()`` has the broker answer something
-    on the watched connection; ``delivered()`` counts what has arrived; ``is_full()`` says that the
-    broker may not deliver now, because all of ``local_capacity`` is in use.
+    probe, ``ping()`` a message that leads to no queue; ``request_answer()`` has the broker answer
+    something on the watched connection; ``delivered()`` counts what has arrived; ``is_full()`` says
+    that the broker may not deliver now, because all of ``local_capacity`` is in use.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Probe:
         *,
         send: Callable[[], Awaitable[Outcome]],
         ping: Callable[[], Awaitable[Outcome]],
-        ask: Callable[[], None],
+        request_answer: Callable[[], None],
         delivered: Callable[[], int],
         is_full: Callable[[], bool],
     ) -> None:
@@ -56,7 +56,7 @@ class Probe:
         self._interval = interval
         self._send = send
         self._ping = ping
-        self._ask = ask
+        self._request_answer = request_answer
         self._delivered = delivered
         self._is_full = is_full
 
@@ -70,7 +70,7 @@ class Probe:
             try:
                 await self._probe()
             except Exception:
-                logger.exception("%s: unexpected error", "probe")
+                logger.exception("%s: unexpected error", "watchdog")
 
     async def _probe(self) -> None:
         connection = self._subscriber.connection
@@ -78,19 +78,19 @@ class Probe:
             return
         before = self._delivered()
         if not connection.has_heartbeats:
-            self._ask()
+            self._request_answer()
         try:
             outcome = await self._publish()
         except BrokerUnavailable:
             return
         if outcome is Outcome.RETURNED:
-            self._give_up(connection, "a binding of the queue is gone")
-        # A refusal (queue full) counts like a confirm: something must arrive from a full queue.
+            self._give_up_connection(connection, "a binding of the queue is gone")
+        # A nack (queue full) counts like a confirm: something must arrive from a full queue.
         elif outcome is not Outcome.BLOCKED and not await self._arrives(connection, before):
-            self._give_up(connection, "nothing arrives from the queue, not even a probe")
+            self._give_up_connection(connection, "nothing arrives from the queue, not even a probe")
 
     async def _publish(self) -> Outcome:
-        """Send the probe; BLOCKED also if the publisher doesn't work."""
+        """Send the probe; return BLOCKED also if the publisher doesn't work."""
         outcome = await self._send()
         if outcome is Outcome.UNKNOWN:
             if await self._ping() in (Outcome.UNKNOWN, Outcome.BLOCKED):
@@ -99,9 +99,9 @@ class Probe:
         return outcome
 
     async def _arrives(self, connection: Connection, before: int) -> bool:
-        """Wait until more has arrived than ``before``; False if that won't be so any more."""
+        """Wait until more has arrived than ``before``; False if it is overdue."""
         mark = connection.mark()
-        # Looking now and then costs less than a word with each delivery.
+        # Looking now and then costs less than a call for each delivery.
         while (
             self._delivered() == before
             and self._subscriber.connection is connection
@@ -112,6 +112,6 @@ class Probe:
             await asyncio.sleep(_LOOK_INTERVAL)
         return True
 
-    def _give_up(self, connection: Connection, reason: str) -> None:
+    def _give_up_connection(self, connection: Connection, reason: str) -> None:
         if self._subscriber.connection is connection:
             self._subscriber.give_up_connection(reason)

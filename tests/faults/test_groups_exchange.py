@@ -193,17 +193,17 @@ def is_passive(exchange: GroupsExchange) -> bool:
 def test_what_is_deleted_between_two_tries_is_declared() -> None:
     exchange = GroupsExchange("e")
     assert not is_passive(exchange)
-    assert exchange.accept_refusal(exchange.declare(), differs("durable"))
+    assert exchange.on_refusal(exchange.declare(), differs("durable"))
     assert is_passive(exchange)
-    assert exchange.accept_refusal(exchange.declare(), _MISSING)
+    assert exchange.on_refusal(exchange.declare(), _MISSING)
     assert not is_passive(exchange)
 
 
 def test_what_may_not_be_declared_and_is_not_there_is_the_first_refusal() -> None:
     exchange = GroupsExchange("e")
-    assert exchange.accept_refusal(exchange.declare(), _REFUSED)
+    assert exchange.on_refusal(exchange.declare(), _REFUSED)
     with pytest.raises(carehare.ChannelClosedByServer, match="403"):
-        exchange.accept_refusal(exchange.declare(), _MISSING)
+        exchange.on_refusal(exchange.declare(), _MISSING)
     assert not is_passive(exchange)  # The permission may be there by now.
 
 
@@ -218,7 +218,7 @@ def test_what_may_not_be_declared_and_is_not_there_is_the_first_refusal() -> Non
 )
 def test_what_no_other_try_helps_against(exc: carehare.ChannelClosedByServer) -> None:
     exchange = GroupsExchange("e")
-    assert not exchange.accept_refusal(exchange.declare(), exc)
+    assert not exchange.on_refusal(exchange.declare(), exc)
     assert not is_passive(exchange)
 
 
@@ -228,13 +228,13 @@ def test_other_methods_are_not_its_matter() -> None:
         pamqp.commands.Exchange.Declare(exchange="other"),
         pamqp.commands.Exchange.Bind(source="e", destination="other"),
     ):
-        assert not exchange.accept_refusal(method, _REFUSED)
+        assert not exchange.on_refusal(method, _REFUSED)
 
 
 def test_an_answer_to_an_earlier_question_of_another_connection() -> None:
     """Both connections share it, and both have asked before either was answered."""
     exchange = GroupsExchange("e")
     first, second = exchange.declare(), exchange.declare()
-    assert exchange.accept_refusal(first, differs("durable"))
-    assert exchange.accept_refusal(second, differs("durable"))
+    assert exchange.on_refusal(first, differs("durable"))
+    assert exchange.on_refusal(second, differs("durable"))
     assert is_passive(exchange)

@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 
 from channels_rabbitmq._amqp.publishing import Outcome
-from channels_rabbitmq._broker import watchdog as _probe
+from channels_rabbitmq._broker import watchdog as _watchdog
 from channels_rabbitmq._broker.supervisor import Supervisor
-from channels_rabbitmq._broker.watchdog import Probe
+from channels_rabbitmq._broker.watchdog import Watchdog
 from channels_rabbitmq.exceptions import BrokerUnavailable
 
 
@@ -40,7 +40,7 @@ class FakeSupervisor:
 
 
 class Bench:
-    """A probe on fakes; ``answer`` is what becomes of the messages it sends."""
+    """A watchdog on fakes; ``answer`` is what becomes of the messages it sends."""
 
     def __init__(self) -> None:
         self.supervisor = FakeSupervisor()
@@ -55,12 +55,12 @@ class Bench:
         self.arrives_later = False
         self.full = False
         self.delivered = 0
-        self.probe = Probe(
+        self.watchdog = Watchdog(
             cast(Supervisor, self.supervisor),
             0.01,
             send=self.send,
             ping=self.ping,
-            ask=self.ask,
+            request_answer=self.request_answer,
             delivered=lambda: self.delivered,
             is_full=lambda: self.full,
         )
@@ -79,7 +79,7 @@ class Bench:
         self.pings += 1
         return self.ping_answer
 
-    def ask(self) -> None:
+    def request_answer(self) -> None:
         self.asked += 1
 
     def _deliver(self) -> None:
@@ -92,9 +92,9 @@ class Bench:
 
 @pytest.fixture
 async def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(_probe, "_LOOK_INTERVAL", 0.005)
+    monkeypatch.setattr(_watchdog, "_LOOK_INTERVAL", 0.005)
     bench = Bench()
-    task = asyncio.create_task(bench.probe.run())
+    task = asyncio.create_task(bench.watchdog.run())
     yield bench
     task.cancel()
     await asyncio.wait([task])
@@ -196,7 +196,7 @@ async def test_no_probe_while_something_arrives(bench: Bench) -> None:
     bench.arrives = True
     await bench.probes(1)
     # From now on something new is there whenever it looks.
-    bench.probe._delivered = itertools.count().__next__
+    bench.watchdog._delivered = itertools.count().__next__
     with pytest.raises(asyncio.TimeoutError):
         await asyncio.wait_for(bench.probes(1), 0.1)  # ten intervals
 
