@@ -1,7 +1,7 @@
-"""What an operator can do about an attempt to connect that failed, where that is known.
+"""What an operator can do about a failed attempt to connect, where that is known.
 
-It goes into the log and into ``BrokerUnavailable`` behind the reason: who reads those has the
-problem now, and the manual lists the reasons, but isn't at hand.
+The advice stands in the log and in ``BrokerUnavailable``, behind the reason. The manual has it too,
+but isn't at hand when somebody reads those.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _EXPIRED = 10
 _UNKNOWN_AUTHORITY = (2, 18, 19, 20, 21)
 _OTHER_NAME = (62, 64)
 
-# By what the broker says; RabbitMQ 4 has a word more in the last of them.
+# By the text of RabbitMQ's refusal; RabbitMQ 4 adds a word to the fourth of them.
 _BY_WORDS = (
     (r"530 NOT_ALLOWED - vhost .* not found", "create it: rabbitmqctl add_vhost {vhost}"),
     (
@@ -71,5 +71,5 @@ def _advise_on_certificate(exc: ssl.SSLCertVerificationError) -> str:
 
 
 def _word(text: str) -> str:
-    """Return what stands for a name in a shell's command, in one line."""
+    """Return a name as a shell's command needs it, in one line."""
     return shlex.quote(text) if text.isascii() and text.isprintable() else "NAME"

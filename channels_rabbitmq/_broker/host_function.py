@@ -1,12 +1,13 @@
-"""``host`` as a function of the project's: asked for the URLs before each round of attempts.
+"""``host`` as a function of the project, which gives the URLs before each round of attempts.
 
-For credentials that change while the process runs, as Vault's do, and for brokers that move. The
-function is not trusted to be quick or right. An async one runs on the layer's event loop, a sync
-one in a daemon thread of ours; while that hangs it isn't called again. It has ``connect_timeout``.
-An exception in it, a URL that is none, or its silence is a failed attempt like any other.
+It is for credentials that change while the process runs, as Vault's do, and for brokers that move.
+The layer doesn't rely on the function to be quick or right. An async function runs on the layer's
+event loop, a sync one in a daemon thread of ours; while that hangs, the function isn't called
+again. It may take ``connect_timeout``. If it raises, gives no URL, or gives none in time, that is a
+failed attempt like any other.
 
-What it raises is told without what could be the password of a URL, and without a traceback, whose
-lines can't be searched for passwords.
+Its exception is logged without anything that could be the password of a URL, and without a
+traceback, because the lines of a traceback can't be searched for passwords.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class NoUrl(OSError):
 
 
 class _Raised(Exception):
-    """What the function has raised, whatever it is: SystemExit would end the event loop."""
+    """Carries the function's exception, of any class: SystemExit would end the event loop."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__()
@@ -72,7 +73,7 @@ async def current_urls(settings: Settings) -> tuple[BrokerUrl, ...]:
 
 
 async def _ask(function: HostFunction, timeout: float) -> Any:
-    """Return what the function does, or what that gives when awaited."""
+    """Return what the function returns, awaited if it is awaitable."""
     task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(
         _call(function), name="channels_rabbitmq host"
     )

@@ -1,21 +1,22 @@
-"""How long a call waits for a connection that isn't there.
+"""How long a call waits while there is no connection.
 
 *A call waits until its own deadline, or until the outage has lasted ``operation_timeout``,
 whichever comes first.* An outage begins when a connection is first asked for, or when it is lost.
-It ends when a connection is set up. So calls bridge the restart of a broker, and a long outage
-holds up nobody: each call fails at once. (When each call waited its full time, for as long as the
-outage lasted, a page that never used the layer took 20 s: other pages' calls held all workers.)
+It ends when a connection is set up. So calls bridge the restart of a broker, and in a long outage
+each call fails at once. (When each call waited its full time, for as long as the outage lasted, a
+page that never used the layer took 20 s: other pages' calls held all workers.)
 
 Two cases have rules of their own:
 
-- The broker refuses in words before the first success: a wrong password, a missing virtual host.
-  Waiting doesn't mend that, so calls fail at once. Only a *patient* call goes on waiting:
-  ``connect()``, for a process that starts together with its broker.
-- A connection is first asked for in the midst of an outage which other connections of the layer
-  know of (``KnownOutage``). It counts from their beginning, but the connection's first attempt gets
-  a second: nobody but that attempt can know whether the outage is over. (Unless another
-  connection of its role has just failed, which is as good. On event loops of ``async_to_sync`` each
-  call has a ``carehare_connection`` of its own, and each would log in to a broker that refuses it.)
+- The broker refuses before the first success: a wrong password, a missing virtual host. Waiting
+  doesn't mend that, so calls fail at once. Only a *patient* call goes on waiting: ``connect()``,
+  for a process that starts together with its broker.
+- A connection is first asked for during an outage that other connections of the layer know of
+  (``KnownOutage``). Then the outage counts from their beginning. But the connection's first attempt
+  gets a second, because only that attempt can find out whether the outage is over. (Unless another
+  connection of its role has just failed, which says the same. On event loops of ``async_to_sync``
+  each call has a ``carehare_connection`` of its own, and each would log in to a broker that refuses
+  it.)
 
 Times are those of ``time.monotonic()``, which all threads share, unless "loop time" is said.
 """
@@ -28,37 +29,37 @@ from dataclasses import dataclass, replace
 
 # Seconds that calls give the first attempt of a connection which is asked for in an outage.
 FIRST_ATTEMPT_TIMEOUT = 1.0
-# Seconds for which a failed attempt says something about the next connection's.
+# Seconds for which a failed attempt tells how the attempt of another connection would end.
 _MEMORY = 30.0
-# Seconds between two attempts, at least, if calls fail in between: a site whose calls fail at once
-# is to find the broker soon when it is back, and isn't to storm it.
+# The least seconds between two attempts if calls fail in between. A site whose calls fail at once
+# should find the broker soon when it is back, without storming it.
 SHORTEST_DELAY_FOR_CALLS = 0.25
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An attempt that failed, at each URL."""
+    """A round of attempts that failed at every URL."""
 
-    began_at: float  # the outage, for its connection
+    began_at: float  # the outage, as its connection knows it
     seen_at: float
     is_refusal: bool
     reasons: dict[str, str]  # by URL, without its password
 
 
 class KnownOutage:
-    """What the connections of one layer in a process, on any event loop, know together.
+    """What all connections of one layer know together, on all event loops of the process.
 
-    From any thread.
+    Its methods may be called on any thread.
     """
 
     def __init__(self) -> None:
         self._failures: dict[str, Failure] = {}  # by role: the last one
-        self._told_at: dict[tuple[str, ...], float] = {}  # what the log was told, and when
+        self._told_at: dict[tuple[str, ...], float] = {}  # when the log was told what
 
     def is_news(self, what: tuple[str, ...], interval: float) -> bool:
-        """Whether the log wasn't told this for ``interval`` seconds; from now on it was.
+        """Return whether the log wasn't told this for ``interval`` seconds, and note that it is.
 
-        Not each connection for itself: those that live for one call would tell it at each call.
+        The connections share this, because each of those that live for one call would tell it.
         """
         now = time.monotonic()
         for old, at in list(self._told_at.items()):
@@ -70,20 +71,20 @@ class KnownOutage:
         return True
 
     def began_at(self) -> float | None:
-        """Return when the present outage began; None: nobody knows of one."""
+        """Return when the present outage began, or None if no connection knows of one."""
         oldest = time.monotonic() - _MEMORY
         failures = list(self._failures.values())  # Other threads may add some.
         return min((one.began_at for one in failures if one.seen_at >= oldest), default=None)
 
     def just_failed(self, role: str) -> Failure | None:
-        """Return the last failure of a role, if another attempt would come too soon after it."""
+        """Return the last failure of a role, if it is too soon after it for another attempt."""
         failure = self._failures.get(role)
         if failure is None or failure.seen_at <= time.monotonic() - SHORTEST_DELAY_FOR_CALLS:
             return None
         return failure
 
     def note_failure(self, role: str, failure: Failure) -> None:
-        """An attempt has failed."""
+        """A round of attempts has failed."""
         known = self.began_at()
         if known is not None and known < failure.began_at:
             failure = replace(failure, began_at=known)
@@ -95,13 +96,13 @@ class KnownOutage:
 
 
 class Outage:
-    """The outages of one connection, and the one rule for all who wait for it."""
+    """The outages of one connection, and the rule for all calls that wait for it."""
 
     def __init__(self, known: KnownOutage, role: str, operation_timeout: float) -> None:
         self._known = known
         self._role = role
         self._operation_timeout = operation_timeout
-        self._began_at: float | None = None  # None: it is connected, or nobody asked for it
+        self._began_at: float | None = None  # None: it is connected, or wasn't asked for yet
         self._first_attempt_until = 0.0
         self._was_tried = False
         self._was_connected = False
@@ -109,14 +110,14 @@ class Outage:
 
     @property
     def seconds(self) -> float:
-        """How long it has lasted; 0: there is none."""
+        """How long the outage has lasted; 0 if there is none."""
         return 0.0 if self._began_at is None else time.monotonic() - self._began_at
 
     def begin_with_others(self) -> Failure | None:
         """The connection is asked for, for the first time.
 
-        Returns the failure of another one of its role, if that was only just now: it stands for
-        this one's first attempt.
+        Returns the failure of another connection of its role if that was only just now: it stands
+        for the first attempt.
         """
         now = time.monotonic()
         known = self._known.began_at()
@@ -129,12 +130,12 @@ class Outage:
         return failure
 
     def begin(self) -> None:
-        """The connection is lost. Nothing happens if that is known."""
+        """The connection is lost. Calling it again changes nothing."""
         if self._began_at is None:
             self._began_at = time.monotonic()
 
     def note_failure(self, reasons: dict[str, str], *, is_refusal: bool) -> None:
-        """An attempt, at each URL, has failed; ``is_refusal``: in the broker's words."""
+        """A round of attempts has failed; ``is_refusal``: because the broker refused."""
         self._was_tried = True
         self._is_refused = is_refusal and not self._was_connected
         self.tell_others(reasons)
@@ -157,7 +158,8 @@ class Outage:
     def limit(self, deadline: float, *, patient: bool = False) -> float:
         """Return until when a call waits for the connection whose own time ends at ``deadline``.
 
-        Both in loop time. It may be over; and it changes: who has waited asks again.
+        Both are loop time. The limit may be in the past. It changes, so a call asks again after it
+        has waited.
         """
         if self._began_at is None:
             return deadline
