@@ -238,7 +238,7 @@ class SpecificError(Exception):
         ({"a": 10**5000}, 'message["a"] is of type int and beyond 64 bits (signed)'),
         (
             {"a": Huge.HUSH},
-            'message["a"] is of type tests.unit.test_codec.Huge and beyond 64 bits (signed)',
+            f'message["a"] is of type {__name__}.Huge and beyond 64 bits (signed)',
         ),
         ({"counts": {1: "hush"}}, 'message["counts"] has a key of type int; keys must be str'),
         ({1: "hush"}, "message has a key of type int; keys must be str"),

@@ -75,7 +75,7 @@ class TestTheOption:
 
     @pytest.mark.parametrize("name", ["missing", "not_a_function"])
     async def test_a_path_that_cannot_be_used_is_told_by_the_first_call(self, name: str) -> None:
-        layer = RabbitmqChannelLayer(host=f"test_host_function.{name}")
+        layer = RabbitmqChannelLayer(host=f"{__name__}.{name}")
         for _ in range(2):
             with pytest.raises(InvalidChannelLayerError, match=f"host: cannot use '.*{name}'"):
                 await layer.send("specific!x", MESSAGE)
@@ -83,7 +83,7 @@ class TestTheOption:
     def test_what_shows_it(self) -> None:
         shown = {
             "os.getcwd": "os.getcwd",
-            url_of_this_module: "test_host_function.url_of_this_module",
+            url_of_this_module: f"{__name__}.url_of_this_module",
             max: "builtins.max",
             URL: None,
         }
@@ -279,7 +279,7 @@ async def test_by_its_path_and_from_sync_code(
     open_layer: OpenLayer, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.modules[__name__], "shared_url", broker.url)
-    layer = await open_layer(host="test_host_function.url_of_this_module")
+    layer = await open_layer(host=f"{__name__}.url_of_this_module")
     await layer.group_send("g", MESSAGE)
     await asyncio.to_thread(async_to_sync(layer.group_send), "g", MESSAGE)
     await asyncio.to_thread(async_to_sync(layer.close))
@@ -356,7 +356,7 @@ async def test_the_log_names_the_function() -> None:
         await layer.close()
         (line,) = [line for line in lines.rest() if line.startswith("WARNING")]
     assert line.endswith(
-        "cannot connect to the URL of test_host_function.hang: it gave none within 0.05 s"
+        f"cannot connect to the URL of {__name__}.hang: it gave none within 0.05 s"
     )
 
 

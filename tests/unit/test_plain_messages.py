@@ -238,17 +238,11 @@ def test_what_can_not_be_resolved_names_its_place(value: Any, problem: str | Non
             "message is of type django.utils.functional.SimpleLazyObject, and",
         ),
         ({"a": {SimpleLazyObject(lambda: 5): "hush"}}, 'message["a"] has a key of type django.'),
-        (
-            {"a": {Pretender(fail): "hush"}},
-            'a key of message["a"] is of type tests.unit.test_plain_messages.',
-        ),
-        (
-            {"a": {Pretender(str): "hush"}},
-            'a key of message["a"] is of type tests.unit.test_plain_messages.',
-        ),
+        ({"a": {Pretender(fail): "hush"}}, f'a key of message["a"] is of type {__name__}.'),
+        ({"a": {Pretender(str): "hush"}}, f'a key of message["a"] is of type {__name__}.'),
         (
             {"a": {"b": 1, Pretender(str, __getitem__=None): 2}},
-            'a key of message["a"] is of type tests.unit.test_plain_messages.Pretender',
+            f'a key of message["a"] is of type {__name__}.Pretender',
         ),
         (
             {SimpleLazyObject(lambda: "__asgi_group__"): "hush"},
@@ -311,7 +305,7 @@ def test_a_dict_that_can_not_be_read() -> None:
 
     for broken, problem in ((Broken(b=1), "LookupError"), (Strange(b=1), "ValueError")):
         text = encoding_error({"a": broken})
-        assert text.startswith('message["a"] is of type tests.unit.test_plain_messages.')
+        assert text.startswith(f'message["a"] is of type {__name__}.')
         assert f"{problem} was raised" in text
 
 
@@ -324,7 +318,7 @@ def test_a_number_that_can_not_be_compared() -> None:
 
     assert same(plain([Incomparable(5)]), [5])
     text = encoding_error({"a": Incomparable(2**63)})
-    assert text.startswith('message["a"] is of type tests.unit.test_plain_messages.')
+    assert text.startswith(f'message["a"] is of type {__name__}.')
     assert text.endswith("beyond 64 bits (signed)")
 
 
