@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from channels_rabbitmq._broker.groups_exchange import GroupsExchange
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.brokers import broker_commands
 from tests.support.log_lines import LogLines, log_lines
 from tests.support.users import (
@@ -128,8 +130,18 @@ async def test_one_that_goes_is_declared_again(
     await must_work(receiver)
     await sender.group_send(GROUP, MESSAGE)
     await receiver.close()
-    await sender.group_send(GROUP, MESSAGE)
+
+    async def send_on() -> None:
+        while True:
+            with contextlib.suppress(BrokerUnavailable):
+                await sender.group_send(GROUP, MESSAGE)
+            await asyncio.sleep(0.05)
+
+    # RabbitMQ 4.3 deletes the exchange a moment after the connection has been closed.
+    sending = asyncio.create_task(send_on())
     await lines.next("WARNING publisher .*: lost .* 404 NOT_FOUND")
+    sending.cancel()
+    await asyncio.wait([sending])
     await lines.next("WARNING publisher .*: connected again")
     await must_work(sender)
 
