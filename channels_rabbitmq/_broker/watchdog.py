@@ -18,6 +18,7 @@ turns: one message each time, because hosted brokers count messages.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -59,6 +60,25 @@ class Watchdog:
         self._request_answer = request_answer
         self._delivered = delivered
         self._is_full = is_full
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Watch from now on, unless ``interval`` is 0. Another call changes nothing."""
+        if self._task is None and self._interval:
+            # In a context of its own: the first caller's would live as long as the task.
+            self._task = contextvars.Context().run(
+                asyncio.get_running_loop().create_task, self.run(), name="channels_rabbitmq probe"
+            )
+
+    def stop(self) -> None:
+        """Stop watching, in a moment."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def wait_stopped(self) -> None:
+        """Wait until the task has ended after ``stop``."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
 
     async def run(self) -> None:
         """Watch for ever; cancel it to end."""

@@ -30,9 +30,11 @@ import carehare
 from channels.exceptions import StopConsumer
 
 from .._broker.outage import KnownOutage
+from .._broker.user_connection import UserConnection
 from .._futures import look_at
+from .._identity import new_id
 from .._inbox.router import HandedOver
-from .._loop_layer import LoopLayer, UserConnection, new_id
+from .._loop_layer import LoopLayer
 from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
 

@@ -128,7 +128,7 @@ class TestEnough:
         channel = await receiver.new_channel()
         await receiver.group_add(GROUP, channel)
         user.allow(OTHER_PROGRAMS)
-        body = receiver._loop_layer()._codec.encode_for_group(GROUP, MESSAGE)
+        body = receiver._settings.codec.encode_for_group(GROUP, MESSAGE)
         async with carehare.connect(user.url) as connection:
             await connection.publish(body, exchange_name="groups", routing_key=GROUP)
         assert await receive(receiver, channel) == MESSAGE

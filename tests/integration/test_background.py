@@ -377,7 +377,7 @@ class TestForgetting:
                 await layer.group_add("g", channel)
             await in_sync_code(layer.group_send, "g", MESSAGE)
             loop_layers = layer._loop_layers.all()
-            supervisors = [one for layer in loop_layers for one in layer._supervisors]
+            supervisors = [one for layer in loop_layers for one in layer._connections.supervisors]
             assert sum(one.connection is not None for one in supervisors) == 3
             former = weakref.ref(layer)
             del layer, call

@@ -877,7 +877,7 @@ async def test_the_first_callers_context_is_not_kept(open_layer: OpenLayer) -> N
     layer = await open_layer()
     loop_layer = layer._loop_layer()
     seen: list[str] = []
-    for supervisor in loop_layer._supervisors:
+    for supervisor in loop_layer._connections.supervisors:
         supervisor.on_ready = lambda: seen.append(variable.get())
 
     async def serve() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -18,6 +18,7 @@ from channels_rabbitmq._broker.direct_sender import DirectSender
 from channels_rabbitmq._broker.publisher import Publisher
 from channels_rabbitmq._broker.receivers import Receivers
 from channels_rabbitmq._broker.refusals import Refusals
+from channels_rabbitmq._broker.routes import Routes
 from channels_rabbitmq._futures import FairLock
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
@@ -88,11 +89,11 @@ async def sender(publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch) -> D
 
 
 async def test_each_process_has_a_route_and_messages_by_it_are_mandatory() -> None:
-    loop_layer: Any = RabbitmqChannelLayer()._loop_layer()
+    routes = Routes("groups")
     name = "crq.aaaaaaaaaaaaaaaa!x.y"
-    assert loop_layer._route(name) == ("groups", "crq.aaaaaaaaaaaaaaaa!", True)
+    assert routes.to_channel(name) == ("groups", "crq.aaaaaaaaaaaaaaaa!", True)
     # Of channels_rabbitmq 4.x, whose queues are on the default exchange:
-    assert loop_layer._route("channels_ABCDEFGHIJKL!x") == ("", "channels_ABCDEFGHIJKL", True)
+    assert routes.to_channel("channels_ABCDEFGHIJKL!x") == ("", "channels_ABCDEFGHIJKL", True)
 
 
 def deadline(seconds: float = 30.0) -> float:

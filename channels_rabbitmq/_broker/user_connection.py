@@ -1,0 +1,41 @@
+"""``UserConnection``: the connection behind ``carehare_connection``."""
+
+from __future__ import annotations
+
+import carehare
+
+from .._amqp.connection import Connection
+from .._carehare.connection import CarehareConnection
+from .._identity import connection_name
+from .._settings.settings import Settings
+from .outage import KnownOutage
+from .supervisor import Supervisor
+
+
+class UserConnection:
+    """A connection for the user's own queues: nothing is set up on it."""
+
+    name = "carehare_connection"
+
+    def __init__(self, settings: Settings, id_: str, known_outage: KnownOutage) -> None:
+        self.supervisor = Supervisor(
+            self,
+            settings,
+            id_=id_,
+            connection_name=connection_name(self.name, id_),
+            known_outage=known_outage,
+        )
+
+    async def wait_ready(self, deadline: float) -> carehare.Connection:
+        """Return it once it is open: see ``Supervisor.wait_ready``."""
+        await self.supervisor.wait_ready(deadline)
+        return self._for_user
+
+    async def set_up(self, connection: Connection) -> None:
+        self._for_user = CarehareConnection(connection)
+
+    def on_ready(self) -> None:
+        pass
+
+    def on_lost(self, reason: str) -> None:
+        pass

@@ -1,0 +1,60 @@
+"""``Ticker``: calls the router now and then while it holds messages, and reports who is behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from .router import TICK_INTERVAL, Router
+
+# Seconds by which a tick is late if something has held up the event loop.
+_STANDSTILL = 0.5
+
+
+class Ticker:
+    """The timer of one router, on the running event loop.
+
+    ``report_level(reason, channel, messages)`` is called at each tick for the channels that are
+    behind, and for the fullest ones while all of ``local_capacity`` is in use.
+    """
+
+    def __init__(
+        self, router: Router, local_capacity: int, report_level: Callable[[str, str, int], None]
+    ) -> None:
+        self._router = router
+        self._local_capacity = local_capacity
+        self._report_level = report_level
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Tick as long as the router holds messages. To be called when it may have got one."""
+        if self._timer is None:
+            self._schedule(self._router.next_tick_at())
+
+    def stop(self) -> None:
+        """Stop ticking, until the next ``start``."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _schedule(self, at: float | None) -> None:
+        self._timer = None if at is None else self._loop.call_at(at, self._tick)
+
+    def _tick(self) -> None:
+        assert self._timer is not None
+        late_by = self._loop.time() - self._timer.when()
+        self._schedule(self._loop.time() + TICK_INTERVAL)  # also if tick() should fail
+        at = self._router.tick()
+        self._timer.cancel()
+        self._schedule(at)
+        # After a standstill of the loop every channel is behind.
+        if late_by < _STANDSTILL:
+            self._report_backlogs()
+
+    def _report_backlogs(self) -> None:
+        for channel, messages in self._router.channels_behind():
+            self._report_level("behind", channel, messages)
+        if self._router.unacked >= self._local_capacity:
+            for channel, messages in self._router.fullest_channels():
+                self._report_level("back-pressure", channel, messages)
