@@ -104,13 +104,6 @@ class LoopLayer:
             create_future=self.loop.create_future,
             call_soon=self.loop.call_soon,
         )
-        # Without calls between: this is the path of each message.
-        self.receive_nowait = self._router.receive_nowait
-        self.add_waiter = self._router.add_waiter
-        self.open_and_add_waiter = self._router.open_and_add_waiter
-        self.add_waiter_again = self._router.add_waiter_again
-        self.pop_reserved = self._router.pop_reserved
-        self.discard_waiter = self._router.discard_waiter
         self._ticker = Ticker(self._router, settings.local_capacity, self._reporter.report_level)
         self._deliveries = Deliveries(
             self._router,
@@ -276,7 +269,7 @@ class LoopLayer:
             if self._members.settle(membership, is_bound):
                 self._subscriber.unbind(group)
 
-    def group_discard(self, group: str, channel: str) -> None:
+    async def group_discard(self, group: str, channel: str) -> None:
         """Stop delivering a group to a channel of this event loop."""
         self._names.require_local(channel)
         if self._members.leave(group, channel):
@@ -284,27 +277,30 @@ class LoopLayer:
 
     # Receiving
 
-    def new_channel(self, prefix: str) -> str:
+    async def new_channel(self, prefix: str) -> str:
         """Return a name that was never used before."""
         self._start_subscriber()
         return self._names.new(prefix)
 
-    def owns(self, channel: str) -> bool:
+    def has_channel(self, channel: str) -> bool:
+        """Whether messages or receivers wait in a channel, so that its name was checked before."""
+        return self._router.has_channel(channel)
+
+    def is_local(self, channel: str) -> bool:
         """Whether a channel was made here."""
         return self._names.is_local(channel)
 
     def receive(self, channel: str) -> Coroutine[Any, Any, dict[str, Any]]:
         """Return the next message of a channel of this event loop, or change nothing."""
-        self.prepare_to_receive(channel)
+        self._prepare_to_receive(channel)
         return self._router.receive(channel)
 
     def hand_over(self, channel: str) -> Coroutine[Any, Any, HandedOver]:
         """As ``receive``, for a receiver on another event loop: see ``Router.hand_over``."""
-        self.prepare_to_receive(channel)
+        self._prepare_to_receive(channel)
         return self._router.hand_over(channel)
 
-    def prepare_to_receive(self, channel: str) -> None:
-        """Make sure that messages can come; raise ValueError for a channel of others."""
+    def _prepare_to_receive(self, channel: str) -> None:
         if not self._router.has_channel(channel):
             self._names.require_local(channel)
             self._start_subscriber()
@@ -385,7 +381,7 @@ class LoopLayer:
         await self._end()
         self.has_ended = True
 
-    async def leave(self, *, cancel_calls: bool) -> None:
+    async def close_at_exit(self, *, cancel_calls: bool) -> None:
         """As ``close``, at the end of the process or of the loop, when no caller is to be told.
 
         An exception would only be printed. Calls on an event loop that goes on running wait until

@@ -8,22 +8,15 @@ import weakref
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Generator, Mapping, Sequence
 from functools import partial
-from threading import get_ident
-from typing import Any, NoReturn
+from typing import Any
 
 import carehare
-from channels.exceptions import (
-    ChannelFull,
-    InvalidChannelLayerError,
-    MessageTooLarge,
-    StopConsumer,
-)
+from channels.exceptions import ChannelFull, InvalidChannelLayerError, MessageTooLarge
 from channels.layers import BaseChannelLayer
 
-from ._loop_layer import LoopLayer
-from ._loops import background as _background
-from ._loops.background import LoopLayers
-from ._loops.forwarders import Forwarder, SyncForwarder
+from ._loops.process import Process, current
+from ._loops.registry import LoopLayers
+from ._loops.service import ChannelService, Service
 from ._names import require_channel_name, require_group_name
 from ._settings.readers import HookFunction, HostFunction
 from ._settings.settings import DEFAULT_HOST, OPTIONS, Settings
@@ -102,12 +95,13 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         self.channel_capacity = self.compile_capacities(  # type: ignore[no-untyped-call]  # as above
             self.channel_capacity
         )
-        self._loop_layers = self._make_loop_layers()
+        self._loop_layers = self._make_loop_layers(current())
 
-    def _make_loop_layers(self) -> LoopLayers:
-        # Weakly: what works for the layer ends with it.
-        loop_layers = LoopLayers(self._settings, partial(_capacity_of, weakref.ref(self)))
-        weakref.finalize(self, loop_layers.abandon).atexit = False
+    def _make_loop_layers(self, process: Process) -> LoopLayers:
+        # Nothing refers to the layer, so it can be collected, and closes then.
+        capacity_of = partial(_capacity_of, weakref.ref(self))
+        loop_layers = LoopLayers(process, self._settings, capacity_of)
+        weakref.finalize(self, loop_layers.close_when_collected).atexit = False
         return loop_layers
 
     def __getstate__(self) -> dict[str, Any]:
@@ -116,29 +110,30 @@ class RabbitmqChannelLayer(BaseChannelLayer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._loop_layers = self._make_loop_layers()
+        self._loop_layers = self._make_loop_layers(current())
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self._settings.host}>"
 
-    def _loop_layer(self) -> LoopLayer | SyncForwarder:
-        """Return who serves the running event loop."""
-        found = self._loop_layers.serving.get(get_running_loop())
-        if found is None:
-            if _background.process.is_inherited:
-                _background.forget()
-            with _background.process.lock:
-                if self._loop_layers.process is not _background.process:  # since a fork
-                    self._loop_layers = self._make_loop_layers()
-            found = self._loop_layers.serve()
-        return found
+    def _loop_layer(self) -> Service:
+        """Return the service of the running event loop."""
+        return self._loop_layers.by_loop.get(get_running_loop()) or self._start_service()
 
-    def _loop_layer_of(self, channel: str) -> LoopLayer | Forwarder:
-        """Return who serves a channel, whichever event loop of this process has made it."""
-        loop_layer = self._loop_layer()
-        if isinstance(loop_layer, LoopLayer) and loop_layer.owns(channel):
-            return loop_layer
-        return self._loop_layers.owner(channel)
+    def _start_service(self) -> Service:
+        process = current()
+        with process.lock:
+            if self._loop_layers.process is not process:  # since a fork
+                self._loop_layers = self._make_loop_layers(process)
+        return self._loop_layers.get_or_create()
+
+    def _owner(self, channel: str) -> ChannelService:
+        """Return the service of a channel, whichever event loop of this process has made it."""
+        service = self._loop_layer()
+        if isinstance(channel, str) and service.has_channel(channel):
+            return service  # Almost always, so the name isn't checked each time.
+        require_channel_name(channel)
+        _require_specific(channel)
+        return service if service.is_local(channel) else self._loop_layers.owner(channel)
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
         """Send a message to one channel: at most once, in the order of one sender's calls.
@@ -153,13 +148,11 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         it was ever there. Cancelling it may or may not take the message back.
         """
         require_channel_name(channel)
-        if "!" not in channel:
-            _refuse_normal(channel)
+        _require_specific(channel)
         # Here and not where it is published, perhaps in another thread: a lazy text is in the
         # language that is active in the caller's.
         body = self._settings.codec.encode_for_channel(channel, message)
-        loop_layer = self._loop_layers.serving.get(get_running_loop()) or self._loop_layer()
-        await loop_layer.send(channel, body)
+        await self._loop_layer().send(channel, body)
 
     async def receive(self, channel: str) -> dict[str, Any]:
         """Wait for the next message of a channel which ``new_channel`` made in this process.
@@ -173,50 +166,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         ``ValueError`` for a channel of another process, or of an event loop that had ended. A lost
         connection is no error: it waits for the next one.
         """
-        # The path of each message: what _loop_layer() and Router.wait() do, without the calls. (A
-        # coroutine more is a tenth of what it takes to wake a member of a group.)
-        loop_layer: LoopLayer | SyncForwarder
-        told_by_thread = self._loop_layers.told_by_thread
-        if told_by_thread is not None and told_by_thread.loop._thread_id == get_ident():
-            loop_layer = told_by_thread
-        else:
-            loop_layer = self._loop_layers.serving.get(get_running_loop()) or self._loop_layer()
-        message: dict[str, Any] | None
-        try:
-            message = loop_layer.receive_nowait(channel)
-        except TypeError:  # It can't be hashed.
-            require_channel_name(channel)
-            raise
-        if message is not None:
-            return message
-        added = loop_layer.add_waiter(channel)
-        if added is None:
-            require_channel_name(channel)
-            if isinstance(loop_layer, SyncForwarder) or not loop_layer.owns(channel):
-                return await self._receive_from_owner(channel)
-            loop_layer.prepare_to_receive(channel)
-            added = loop_layer.open_and_add_waiter(channel)
-        assert isinstance(loop_layer, LoopLayer), "a forwarder has no waiters"
-        mailbox, waiter = added
-        while True:
-            try:
-                await waiter
-            except BaseException:
-                loop_layer.discard_waiter(mailbox, waiter)
-                raise
-            message = loop_layer.pop_reserved(mailbox)
-            if message is not None:
-                return message
-            waiter = loop_layer.add_waiter_again(mailbox)
-
-    async def _receive_from_owner(self, channel: str) -> dict[str, Any]:
-        require_channel_name(channel)
-        _require_specific(channel)
-        try:
-            owner = self._loop_layers.owner(channel)
-        except BrokerUnavailable:
-            raise StopConsumer from None  # It was closed.
-        return await owner.receive(channel)
+        return await self._owner(channel).receive(channel)
 
     async def new_channel(self, prefix: str = "specific.") -> str:
         """Return the name of a new channel, that belongs to this event loop.
@@ -227,10 +177,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         require_channel_name(prefix)
         if "!" in prefix:
             raise TypeError(f"The prefix {prefix!r} holds a '!'")
-        loop_layer = self._loop_layer()
-        if isinstance(loop_layer, LoopLayer):
-            return loop_layer.new_channel(prefix)
-        return await loop_layer.new_channel(prefix)
+        return await self._loop_layer().new_channel(prefix)
 
     async def group_add(self, group: str, channel: str) -> None:
         """Add a channel of this process to a group; no error if it is a member.
@@ -241,9 +188,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         channel is what it was before: a member or not.
         """
         require_group_name(group)
-        require_channel_name(channel)
-        _require_specific(channel)
-        await self._loop_layer_of(channel).group_add(group, channel)
+        await self._owner(channel).group_add(group, channel)
 
     async def group_discard(self, group: str, channel: str) -> None:
         """Take a channel out of a group; no error if it isn't in it. Doesn't wait for the broker.
@@ -252,13 +197,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         as ``receive`` does.
         """
         require_group_name(group)
-        require_channel_name(channel)
-        _require_specific(channel)
-        loop_layer = self._loop_layer_of(channel)
-        if isinstance(loop_layer, LoopLayer):
-            loop_layer.group_discard(group, channel)
-        else:
-            await loop_layer.group_discard(group, channel)
+        await self._owner(channel).group_discard(group, channel)
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         """Send a message to all channels of a group, at most once each.
@@ -290,10 +229,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         nothing and costs little. For an event loop of another thread, which goes on meanwhile, the
         numbers may be a moment apart. The README explains each of them.
         """
-        loop_layers = self._loop_layers
-        if _background.process.is_inherited or loop_layers.process is not _background.process:
-            return ()  # They are those of the process that has forked.
-        return loop_layers.statistics()
+        return self._loop_layers.statistics()
 
     @property
     def carehare_connection(self) -> Awaitable[carehare.Connection]:
@@ -355,13 +291,9 @@ def _refuse_serializers(cls: type[RabbitmqChannelLayer]) -> None:
 
 def _require_specific(channel: str) -> None:
     if "!" not in channel:
-        _refuse_normal(channel)
-
-
-def _refuse_normal(channel: str) -> NoReturn:
-    raise NotImplementedError(
-        f"{channel!r} is a normal channel (it holds no '!'), which channels_rabbitmq doesn't "
-        "have. For work queues use Celery, or a queue of your own on `await "
-        "layer.carehare_connection`; for messages to a websocket, the name that "
-        "new_channel() returned"
-    )
+        raise NotImplementedError(
+            f"{channel!r} is a normal channel (it holds no '!'), which channels_rabbitmq doesn't "
+            "have. For work queues use Celery, or a queue of your own on `await "
+            "layer.carehare_connection`; for messages to a websocket, the name that "
+            "new_channel() returned"
+        )

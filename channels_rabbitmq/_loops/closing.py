@@ -71,11 +71,11 @@ class _Close:
             thread.join()
 
     def _run(self, loop_layers: list[LoopLayer]) -> None:
-        leaving = _leave(loop_layers)
+        closing = _close_all(loop_layers)
         try:
-            self._loop.run_until_complete(leaving)
+            self._loop.run_until_complete(closing)
         except Exception:  # Somebody stops the loop, for instance.
-            leaving.close()
+            closing.close()
 
 
 def _is_in_a_running_loop() -> bool:
@@ -86,6 +86,6 @@ def _is_in_a_running_loop() -> bool:
     return True
 
 
-async def _leave(loop_layers: list[LoopLayer]) -> None:
-    await asyncio.gather(*(one.leave(cancel_calls=True) for one in loop_layers))
+async def _close_all(loop_layers: list[LoopLayer]) -> None:
+    await asyncio.gather(*(one.close_at_exit(cancel_calls=True) for one in loop_layers))
     await asyncio.sleep(0)  # lets transports close their sockets

@@ -14,7 +14,7 @@ import pytest
 from channels_rabbitmq._amqp import heartbeat
 from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.url import BrokerUrl
-from channels_rabbitmq._loops import background as _background
+from channels_rabbitmq._loops import registry as _registry
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.amqp_proxy import AmqpProxy
 from tests.support.log_lines import log_lines
@@ -206,7 +206,7 @@ async def test_a_loop_that_is_never_closed_keeps_no_connections(
 ) -> None:
     """Without heartbeats, which RabbitMQ would miss."""
     new_event_loop = pytest.importorskip(library).new_event_loop
-    monkeypatch.setattr(_background, "_LONGEST_STANDSTILL", 0.5)
+    monkeypatch.setattr(_registry, "_LONGEST_STANDSTILL", 0.5)
     monkeypatch.setattr(heartbeat, "_INTERVAL_WITHOUT_HEARTBEATS", 0.4)
     async with AmqpProxy(broker.url) as proxy:
         layer = RabbitmqChannelLayer(

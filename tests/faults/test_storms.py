@@ -130,7 +130,7 @@ class CancellationStorm:
             await asyncio.wait_for(self.receive(channel), 20)  # also what others send to the group
         await self.receiver.group_discard(group, channel)
         # What has arrived before it left
-        while (message := self.receiver._loop_layer().receive_nowait(channel)) is not None:
+        while (message := self.receiver._loop_layer()._router.receive_nowait(channel)) is not None:
             self.received[channel][message["number"]] += 1
 
     def wild_call(self) -> tuple[str, Any]:

@@ -19,7 +19,8 @@ from asgiref.sync import AsyncToSync, async_to_sync, sync_to_async
 from channels.exceptions import StopConsumer
 
 from channels_rabbitmq._loop_layer import LoopLayer
-from channels_rabbitmq._loops import background as _background
+from channels_rabbitmq._loops import process as _process
+from channels_rabbitmq._loops import registry as _registry
 from channels_rabbitmq._loops.background import is_of_async_to_sync
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
@@ -193,7 +194,7 @@ class TestSyncCode:
 
     async def test_on_the_background_loop_itself(self, layer: RabbitmqChannelLayer) -> None:
         channel = await in_sync_code(layer.new_channel)
-        background = _background.process._background
+        background = _process.current()._background
         assert background is not None
         calling = asyncio.run_coroutine_threadsafe(layer.new_channel(), background.loop)
         assert id_of(await asyncio.wrap_future(calling)) == id_of(channel)
@@ -202,7 +203,7 @@ class TestSyncCode:
         self, layer: RabbitmqChannelLayer
     ) -> None:
         channel = await in_sync_code(layer.new_channel)
-        background = _background.process._background
+        background = _process.current()._background
         assert background is not None
         await asyncio.to_thread(background.stop, 10)
         assert not background.is_alive()
@@ -340,7 +341,7 @@ class TestForgetting:
         alive = [reference() for reference in seen]
         # The last ones go when another loop comes.
         assert [one for one in alive[:-4] if one is not None] == []
-        assert len(layer._loop_layers.serving) <= 3
+        assert len(layer._loop_layers.by_loop) <= 3
 
     async def test_the_last_loop_when_another_one_comes(self, layer: RabbitmqChannelLayer) -> None:
         async def use() -> weakref.ref[Any]:
@@ -355,7 +356,7 @@ class TestForgetting:
     async def test_ids_are_not_remembered_for_ever(
         self, layer: RabbitmqChannelLayer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_background, "_REMEMBERED_IDS", 2)
+        monkeypatch.setattr(_registry, "_REMEMBERED_IDS", 2)
         channels = [
             await asyncio.to_thread(lambda: asyncio.run(layer.new_channel())) for _ in range(4)
         ]
@@ -392,10 +393,10 @@ class TestForgetting:
                     await one.wait_stopped()
 
     def test_many_layers_leave_nothing(self) -> None:
-        before = len(_background.process._all)
+        before = len(_process.current()._registries)
         for _ in range(100):
             RabbitmqChannelLayer()
-        assert len(_background.process._all) <= before + 1
+        assert len(_process.current()._registries) <= before + 1
 
     async def test_a_call_that_waits_keeps_its_layer(
         self, broker: Broker, groups_exchange: str
@@ -422,7 +423,7 @@ def command(code: str, broker_url: str) -> list[str]:
     head = (
         "import asyncio, atexit, gc, os, signal, sys, threading, time\n"
         "from asgiref.sync import async_to_sync\n"
-        "from channels_rabbitmq._loops import background as _background\n"
+        "from channels_rabbitmq._loops import process as _process\n"
         "from channels_rabbitmq.core import RabbitmqChannelLayer\n"
         "from channels_rabbitmq.exceptions import BrokerUnavailable\n"
         f"layer = RabbitmqChannelLayer(host={broker_url!r})\n"
@@ -484,19 +485,19 @@ loop.close()
     def test_that_python_was_not_told_of(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """By a C library; here as far as it can be seen from within."""
         layer = RabbitmqChannelLayer()
-        former = _background.process
+        former = _process.current()
         monkeypatch.setattr(former, "_pid", -1)
-        monkeypatch.setattr(_background, "process", former)  # as it was, in the end
+        monkeypatch.setattr(_process, "_current", former)  # as it was, in the end
 
         async def use() -> None:
             assert layer._loop_layer().id
-            assert _background.process is not former
-            assert layer._loop_layers.process is _background.process
+            assert _process.current() is not former
+            assert layer._loop_layers.process is _process.current()
             await layer.close()
 
         asyncio.run(use())
-        assert former in _background._inherited
-        _background._inherited.remove(former)
+        assert former in _process._inherited
+        _process._inherited.remove(former)
 
     def test_in_a_coroutine(self, broker: Broker) -> None:
         code = """
@@ -550,7 +551,7 @@ channel = async_to_sync(layer.new_channel)()
 held = threading.Event()
 
 def hold():
-    with _background.process.lock:
+    with _process.current().lock:
         held.set()
         time.sleep(60)
 
@@ -618,7 +619,7 @@ def late():
         run(layer.close())
     loop.close()
 
-_background.process.end()
+_process.current().close_at_exit()
 late()
 """
         told = "The channel layer is closed\n" * 2 + "The process is ending\n" * 2
@@ -629,7 +630,7 @@ late()
 loop = asyncio.new_event_loop()
 loop.run_until_complete(layer.new_channel())
 async_to_sync(layer.new_channel)()
-_background.process.end()
+_process.current().close_at_exit()
 loop.close()
 """
         assert_output(run_python(code, broker.url), "")
@@ -641,10 +642,10 @@ loop = asyncio.new_event_loop()
 loop.run_until_complete(layer.new_channel())
 
 async def end():
-    _background.process.end()
+    _process.current().close_at_exit()
 
 asyncio.run(end())
-_background.process.is_ending = False
+_process.current().is_ending = False
 loop.run_until_complete(layer.close())
 loop.close()
 """
@@ -672,7 +673,7 @@ loop.run_until_complete(use())
 print("ready", flush=True)
 input()
 begun_at = time.monotonic()
-_background.process.end()
+_process.current().close_at_exit()
 loop.close()
 print(time.monotonic() - begun_at < 5)
 """

@@ -824,7 +824,7 @@ async def test_each_event_loop_has_connections_and_channels_of_its_own(
         assert await receive(layer, channel) == {"from": "another loop"}
     await layer.send(channel, END)
     assert await receive_until_end(layer, channel) == []
-    assert len(layer._loop_layers.serving) <= 2, "layers of closed loops are forgotten"
+    assert len(layer._loop_layers.by_loop) <= 2, "layers of closed loops are forgotten"
 
 
 async def test_operators_see_which_connection_is_what(

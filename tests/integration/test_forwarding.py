@@ -12,7 +12,8 @@ import pytest
 from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull, MessageTooLarge, StopConsumer
 
-from channels_rabbitmq._loops import forwarders as _forwarding
+from channels_rabbitmq._loops import calls as _calls
+from channels_rabbitmq._loops import forwarders as _forwarders
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.cancelling import receive_cancelling
@@ -36,7 +37,7 @@ async def receive(layer: RabbitmqChannelLayer, channel: str) -> dict[str, Any]:
 
 
 def router_of(layer: RabbitmqChannelLayer, owner: LoopThread) -> Any:
-    return layer._loop_layers.serving[owner.loop]._router  # type: ignore[union-attr]
+    return layer._loop_layers.by_loop[owner.loop]._router  # type: ignore[union-attr]
 
 
 async def until_waiting(layer: RabbitmqChannelLayer, owner: LoopThread, count: int) -> None:
@@ -128,7 +129,7 @@ class TestCalls:
             layer = await open_layer(host=server.url)
             channel = await owner.run(layer.new_channel())
             await server.accepted_one()
-            members = layer._loop_layers.serving[owner.loop]._members  # type: ignore[union-attr]
+            members = layer._loop_layers.by_loop[owner.loop]._members  # type: ignore[union-attr]
             adding = asyncio.create_task(layer.group_add("g", channel))
             await asyncio.sleep(0)  # lets it begin
             owner.block_until(lambda: members.has_members("g"))
@@ -142,7 +143,7 @@ class TestCalls:
     async def test_an_owner_that_is_busy(
         self, open_layer: OpenLayer, owner: LoopThread, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_forwarding, "_GRACE", 0.0)
+        monkeypatch.setattr(_forwarders, "_GRACE", 0.0)
         layer = await open_layer(operation_timeout=0.2)
         channel = await owner.run(layer.new_channel())
         go_on = threading.Event()
@@ -153,18 +154,18 @@ class TestCalls:
         finally:
             go_on.set()
         # It doesn't join after all.
-        members = layer._loop_layers.serving[owner.loop]._members  # type: ignore[union-attr]
+        members = layer._loop_layers.by_loop[owner.loop]._members  # type: ignore[union-attr]
         owner.block_until(lambda: not members.has_members("g"))
 
     async def test_an_owner_whose_loop_is_closed_without_cancelling_its_tasks(
         self, open_layer: OpenLayer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_forwarding, "_WATCH_INTERVAL", 0.05)
+        monkeypatch.setattr(_calls, "_WATCH_INTERVAL", 0.05)
         layer = await open_layer()
-        call = _forwarding.ReceiveCall(FakeLoop(), lambda: None, "channel")  # type: ignore[arg-type, return-value]
+        call = _calls.ReceiveCall(FakeLoop(), lambda: None, "channel")  # type: ignore[arg-type, return-value]
         with pytest.raises(StopConsumer):
             await asyncio.wait_for(call.run(None), 10)
-        other = _forwarding.Call(FakeLoop(), lambda: layer.close())  # type: ignore[arg-type]
+        other = _calls.Call(FakeLoop(), lambda: layer.close())  # type: ignore[arg-type]
         with pytest.raises(BrokerUnavailable, match="has ended"):
             await asyncio.wait_for(other.run(60), 10)
 
@@ -227,7 +228,7 @@ class TestCancelledReceivers:
         channel, receiving = await start_receiving(layer, owner)
         hand_over(layer, owner, channel, {"n": 1})
         router = router_of(layer, owner)
-        counters = layer._loop_layers.serving[owner.loop].counters  # type: ignore[union-attr]
+        counters = layer._loop_layers.by_loop[owner.loop].counters  # type: ignore[union-attr]
         assert (router.unacked, counters.consumed) == (0, 0)
         await receiving
         owner.block_until(lambda: not router.messages_in_handoff)

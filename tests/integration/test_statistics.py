@@ -97,7 +97,7 @@ class TestWhere:
         layer = RabbitmqChannelLayer()
         assert layer.statistics() == ()
         assert asyncio.run(self.ask(layer)) == ()
-        assert layer._loop_layers.serving == {}
+        assert layer._loop_layers.by_loop == {}
 
     async def ask(self, layer: RabbitmqChannelLayer) -> tuple[LoopLayerStatistics, ...]:
         return layer.statistics()
@@ -224,13 +224,13 @@ asyncio.run(main())
         self, open_layer: OpenLayer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As where uwsgi forks: what is there belongs to the parent, and stays as it is."""
-        from channels_rabbitmq._loops import background as _background
+        from channels_rabbitmq._loops import process as _process
 
         layer = await open_layer()
         await layer.new_channel()
         assert len(layer.statistics()) == 1
         with monkeypatch.context() as patch:
-            patch.setattr(_background.process, "_pid", -1)
+            patch.setattr(_process._current, "_pid", -1)
             assert layer.statistics() == ()
         assert len(layer.statistics()) == 1
 

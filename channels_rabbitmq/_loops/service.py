@@ -1,0 +1,46 @@
+"""The interface of the objects that serve a layer's calls.
+
+``core`` checks the names and packs the message. Everything else is done by the ``Service`` of the
+event loop that runs: a ``LoopLayer``, or on a loop of ``async_to_sync`` a ``SyncForwarder``. What
+is done to a channel is done by the ``ChannelService`` of the event loop that made it: the same
+``LoopLayer``, or a ``Forwarder``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+import carehare
+
+
+class ChannelService(Protocol):
+    """Serves the channels of one ``LoopLayer``."""
+
+    def receive(self, channel: str) -> Coroutine[Any, Any, dict[str, Any]]: ...
+
+    async def group_add(self, group: str, channel: str) -> None: ...
+
+    async def group_discard(self, group: str, channel: str) -> None: ...
+
+
+class Service(ChannelService, Protocol):
+    """Serves the calls of one event loop."""
+
+    def has_channel(self, channel: str) -> bool:
+        """Whether it serves a channel in which something waits: so the name is valid."""
+
+    def is_local(self, channel: str) -> bool:
+        """Whether it serves the channel."""
+
+    async def new_channel(self, prefix: str) -> str: ...
+
+    async def send(self, channel: str, body: bytes) -> None: ...
+
+    async def group_send(self, group: str, body: bytes) -> None: ...
+
+    async def connect(self, fail_fast: bool) -> None: ...
+
+    async def user_connection(self) -> carehare.Connection: ...
+
+    async def close(self) -> None: ...
