@@ -52,10 +52,11 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "asgiref>=3.6,<4",
-        # _amqp subclasses carehare and relies on private names of it.
-        "carehare>=1.0.2,<1.1",
+        "carehare>=1,<2",
         "channels>=4.1",
         "msgpack>=1,<2",
+        # Older ones refuse exchanges with a space in their names. carehare 1.0 takes none from 4.
+        "pamqp>=3.3,<5",
     ],
     extras_require={
         "cryptography": [CRYPTOGRAPHY],

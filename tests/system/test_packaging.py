@@ -96,9 +96,10 @@ def test_the_metadata(metadata: Message) -> None:
 def test_the_requirements(metadata: Message) -> None:
     assert requirements(metadata, None) == {
         "asgiref<4,>=3.6",
-        "carehare<1.1,>=1.0.2",
+        "carehare<2,>=1",
         "channels>=4.1",
         "msgpack<2,>=1",
+        "pamqp<5,>=3.3",
     }
     assert metadata.get_all("Provides-Extra") == ["cryptography", "dev", "tests"]
     assert requirements(metadata, "cryptography") == {"cryptography>=3.4"}
