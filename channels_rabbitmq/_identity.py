@@ -7,9 +7,7 @@ becomes of its connections.
 
 from __future__ import annotations
 
-import os
 import secrets
-import socket
 
 LONGEST_NAME = 99  # characters; the specification's limit
 _ID_PREFIX = "crq."
@@ -27,13 +25,6 @@ def new_id() -> str:
 def id_of(channel: str) -> str:
     """Return the id of the ``LoopLayer`` that made a channel."""
     return channel.partition("!")[0]
-
-
-def connection_name(role: str, id_: str) -> str:
-    """Return the name that operators see in RabbitMQ's list of connections."""
-    # A host's name need not be UTF-8; Python has lone surrogates for its bytes then.
-    host = socket.gethostname()[:_LONGEST_HOST].encode(errors="backslashreplace").decode()
-    return f"channels_rabbitmq {role} {id_} ({host}, pid {os.getpid()})"
 
 
 class ChannelNames:

@@ -40,7 +40,7 @@ from ._broker.subscriber import Subscriber
 from ._broker.user_connection import UserConnection
 from ._broker.watchdog import Watchdog
 from ._hooks import Hook, HookFunctions
-from ._identity import ChannelNames, connection_name, new_id
+from ._identity import ChannelNames, new_id
 from ._inbox.ages import Ages
 from ._inbox.culprits import Culprits
 from ._inbox.deliveries import Deliveries
@@ -128,7 +128,6 @@ class LoopLayer:
             settings,
             self._bindings,
             groups_exchange,
-            connection_name=connection_name(Subscriber.name, id_),
             known_outage=known_outage,
             on_delivery=self._deliveries.on_delivery,
             on_consumer_lost=self._router.connection_lost,
@@ -142,7 +141,6 @@ class LoopLayer:
             self.counters,
             groups_exchange,
             id_=id_,
-            connection_name=connection_name(Publisher.name, id_),
             known_outage=known_outage,
             on_no_exchange=self._on_no_exchange,
         )

@@ -9,8 +9,11 @@ would prefer the one whose connection was just lost.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from .._amqp.connection import Connection
 from .._amqp.racing import PATIENCE_ONCE_ANSWERED, Race
@@ -20,23 +23,25 @@ from .advice import advise
 from .host_function import NoUrl, current_urls
 from .reasons import Reasons, describe, is_refusal, is_trouble
 
+_LONGEST_HOST = 255  # characters that are shown
 
+
+def connection_name(role: str, id_: str) -> str:
+    """Return what operators see in RabbitMQ's list of connections."""
+    # A host's name need not be UTF-8; Python has lone surrogates for its bytes then.
+    host = socket.gethostname()[:_LONGEST_HOST].encode(errors="backslashreplace").decode()
+    return f"channels_rabbitmq {role} {id_} ({host}, pid {os.getpid()})"
+
+
+@dataclass(eq=False)
 class UrlAttempt:
     """``connection`` is open once ``run`` returns; its set-up, too, has until ``deadline``."""
 
-    def __init__(
-        self,
-        url: BrokerUrl,
-        connection: Connection,
-        timeout: float,
-        *,
-        on_failure: Callable[[UrlAttempt, Exception], None],
-    ) -> None:
-        self.url = url
-        self.connection = connection
-        self.timeout = timeout
-        self.deadline = 0.0  # loop time, once it runs
-        self._on_failure = on_failure
+    url: BrokerUrl
+    connection: Connection
+    timeout: float
+    on_failure: Callable[[UrlAttempt, Exception], None]
+    deadline: float = 0.0  # loop time, once it runs
 
     @property
     def has_answered(self) -> bool:
@@ -47,7 +52,7 @@ class UrlAttempt:
         try:
             await self.connection.connect(self.deadline)
         except Exception as err:
-            self._on_failure(self, err)
+            self.on_failure(self, err)
             raise
 
     def undo(self) -> None:
@@ -109,7 +114,7 @@ class Connector:
             url, ssl_context=self._settings.ssl_context, connection_name=self._connection_name
         )
         timeout = url.connection_timeout or self._settings.connect_timeout
-        return UrlAttempt(url, connection, timeout, on_failure=self._on_failure)
+        return UrlAttempt(url, connection, timeout, self._on_failure)
 
     def _on_failure(self, attempt: UrlAttempt, err: Exception) -> None:
         self._note_tried(attempt)

@@ -55,7 +55,6 @@ class Publisher:
         groups_exchange: GroupsExchange,
         *,
         id_: str,
-        connection_name: str,
         known_outage: KnownOutage,
         on_no_exchange: Callable[[], None],
     ) -> None:
@@ -75,13 +74,7 @@ class Publisher:
         self._new_amqp_channel: PublisherChannel | None = None
         self._end_exc: Exception | None = None
         self._outbox = Outbox(self._write_waiting, asyncio.get_running_loop().time)
-        self.supervisor = Supervisor(
-            self,
-            settings,
-            id_=id_,
-            connection_name=connection_name,
-            known_outage=known_outage,
-        )
+        self.supervisor = Supervisor(self, settings, id_=id_, known_outage=known_outage)
         self._was_connected = False
         self.reconnected_at = float("-inf")  # loop time
 

@@ -55,7 +55,6 @@ class Subscriber:
         bindings: Bindings,
         groups_exchange: GroupsExchange,
         *,
-        connection_name: str,
         known_outage: KnownOutage,
         on_delivery: Callable[[bytes, int, int, ConsumerChannel], None],
         on_consumer_lost: Callable[[], None],
@@ -70,13 +69,7 @@ class Subscriber:
         self._was_ready = False
         # Why the connection was lost, from on_disconnect() until on_reconnect()
         self._loss: str | None = None
-        self.supervisor = Supervisor(
-            self,
-            settings,
-            id_=id_,
-            connection_name=connection_name,
-            known_outage=known_outage,
-        )
+        self.supervisor = Supervisor(self, settings, id_=id_, known_outage=known_outage)
         self.supervisor.on_over = self._wake_all
         self.queue = ""  # the present connection's, while there is one
         self._topology: Topology | None = None  # of the present connection, or the last

@@ -25,7 +25,7 @@ from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
 from ..statistics import ConnectionStatistics
 from .back_off import BackOff
-from .connector import Connector, UrlAttempt
+from .connector import Connector, UrlAttempt, connection_name
 from .outage import SHORTEST_DELAY_FOR_CALLS, KnownOutage, Outage
 from .reasons import Reasons, describe, is_trouble
 
@@ -68,14 +68,14 @@ class Supervisor:
         settings: Settings,
         *,
         id_: str,
-        connection_name: str,
         known_outage: KnownOutage,
     ) -> None:
         self.name = f"{handler.name} {id_}"  # in logs
         self._handler = handler
         self._settings = settings
         self._reasons = Reasons(self.name, handler.name, known_outage)
-        self._connector = Connector(settings, connection_name, self._reasons, self._tell_lost)
+        name = connection_name(handler.name, id_)
+        self._connector = Connector(settings, name, self._reasons, self._tell_lost)
         self._back_off = BackOff()
         self._outage = Outage(known_outage, handler.name, settings.operation_timeout)
         self._task: asyncio.Task[None] | None = None

@@ -6,25 +6,18 @@ import carehare
 
 from .._amqp.connection import Connection
 from .._carehare.connection import CarehareConnection
-from .._identity import connection_name
 from .._settings.settings import Settings
 from .outage import KnownOutage
 from .supervisor import Supervisor
 
 
 class UserConnection:
-    """A connection for the user's own queues: nothing is set up on it."""
+    """The connection behind ``carehare_connection``: for the user's own queues, nothing set up."""
 
     name = "carehare_connection"
 
     def __init__(self, settings: Settings, id_: str, known_outage: KnownOutage) -> None:
-        self.supervisor = Supervisor(
-            self,
-            settings,
-            id_=id_,
-            connection_name=connection_name(self.name, id_),
-            known_outage=known_outage,
-        )
+        self.supervisor = Supervisor(self, settings, id_=id_, known_outage=known_outage)
 
     async def wait_ready(self, deadline: float) -> carehare.Connection:
         """Return it once it is open: see ``Supervisor.wait_ready``."""

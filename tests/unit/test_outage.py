@@ -52,7 +52,6 @@ async def make(
             handler or FakeHandler(),
             settings,
             id_="crq.a",
-            connection_name="test",
             known_outage=known,
         )
         supervisors.append(made)

@@ -68,9 +68,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 def make(handler: FakeHandler, *urls: str, connect_timeout: float = 30) -> Supervisor:
     settings = Settings.from_config({"host": list(urls), "connect_timeout": connect_timeout})
-    return Supervisor(
-        handler, settings, id_="crq.a", connection_name="test role", known_outage=KnownOutage()
-    )
+    return Supervisor(handler, settings, id_="crq.a", known_outage=KnownOutage())
 
 
 async def hear_end_only(client: Client) -> None:
