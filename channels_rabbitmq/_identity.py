@@ -14,7 +14,6 @@ _ID_PREFIX = "crq."
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 _ID_LENGTH = 16
 _RANDOM_LENGTH = 12
-_LONGEST_HOST = 255  # characters that are shown
 
 
 def new_id() -> str:

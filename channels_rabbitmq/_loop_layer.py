@@ -135,7 +135,7 @@ class LoopLayer:
             on_reconnect=self._hooks[1].call,
         )
         # Somebody may cancel all tasks and let the loop go on: no receive() shall wait in vain.
-        self._subscriber.supervisor.on_end = self._router.close
+        self._subscriber.supervisor.on_closed = self._router.close
         self._publisher = Publisher(
             settings,
             self.counters,
@@ -185,7 +185,7 @@ class LoopLayer:
             self._watchdog.start()
 
     def _on_no_exchange(self) -> None:
-        self._subscriber.supervisor.give_up_connection("the groups exchange was deleted")
+        self._subscriber.supervisor.reconnect("the groups exchange was deleted")
 
     # Sending
 
@@ -386,7 +386,7 @@ class LoopLayer:
         the process ends around them. With ``cancel_calls``, those on a loop that won't run again
         are cancelled.
         """
-        self._subscriber.supervisor.on_end = lambda: None
+        self._subscriber.supervisor.on_closed = lambda: None
         if cancel_calls:
             self._router.cancel_receivers()
             self._connections.cancel_calls(cancels=True)
@@ -399,15 +399,15 @@ class LoopLayer:
         self._is_closed = True
         self._ticker.stop()
         # All are stopped before anything is awaited: so a cancelled close() still ends all.
-        self._subscriber.stop()
-        self._publisher.supervisor.stop()
-        self._user_connection.supervisor.stop()
+        self._subscriber.close()
+        self._publisher.supervisor.close()
+        self._user_connection.supervisor.close()
         self._watchdog.stop()
         for hook in self._hooks:
             hook.stop()
         await self._watchdog.wait_stopped()
         for supervisor in self._connections.supervisors:
-            await supervisor.wait_stopped()
+            await supervisor.wait_closed()
         for hook in self._hooks:
             await hook.wait_stopped()
         await asyncio.sleep(0)  # lets the calls that end now say so

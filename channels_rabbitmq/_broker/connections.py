@@ -26,7 +26,7 @@ class Connections:
     @property
     def are_open(self) -> bool:
         """Whether anything runs for one of them."""
-        return not all(supervisor.has_stopped for supervisor in self.supervisors)
+        return any(supervisor.is_running for supervisor in self.supervisors)
 
     def shut_down_if_stopped(self, seconds: float) -> None:
         """End the connections of an event loop that hasn't run for so long. From any thread.

@@ -161,7 +161,7 @@ class Publisher:
 
     def _give_up(self, exc: Exception) -> None:
         self._amqp_channel = None
-        self.supervisor.give_up_connection(str(exc))
+        self.supervisor.reconnect(str(exc))
         if isinstance(exc, carehare.ChannelClosedByServer) and exc.reply_code == _NOT_FOUND:
             self._on_no_exchange()
 

@@ -70,7 +70,7 @@ class Subscriber:
         # Why the connection was lost, from on_disconnect() until on_reconnect()
         self._loss: str | None = None
         self.supervisor = Supervisor(self, settings, id_=id_, known_outage=known_outage)
-        self.supervisor.on_over = self._wake_all
+        self.supervisor.on_limit_passed = self._wake_all
         self.queue = ""  # the present connection's, while there is one
         self._topology: Topology | None = None  # of the present connection, or the last
         self._declarer = Declarer(id_, settings, groups_exchange, owner=self.supervisor.name)
@@ -132,7 +132,7 @@ class Subscriber:
             self._on_reconnect(reason)
 
     def _on_end(self, exc: Exception) -> None:
-        self.supervisor.give_up_connection(str(exc))
+        self.supervisor.reconnect(str(exc))
 
     def request_answer(self) -> None:
         """Have RabbitMQ answer something, so that it is noticed if it doesn't.
@@ -176,7 +176,7 @@ class Subscriber:
                 raise BrokerUnavailable(
                     f"RabbitMQ refused to bind the group {group!r}: {self._refusals[group]}"
                 )
-            if not is_answered and self.supervisor.is_over(deadline):
+            if not is_answered and self.supervisor.is_past_limit(deadline):
                 if self.supervisor.connection is None:
                     raise self.supervisor.unavailable()
                 raise BrokerUnavailable(
@@ -234,7 +234,7 @@ class Subscriber:
             describe(exc),
         )
         if exc.reply_code == _NOT_FOUND:
-            self.supervisor.give_up_connection("the queue or the groups exchange is gone")
+            self.supervisor.reconnect("the queue or the groups exchange is gone")
 
     def _on_linger_over(self) -> None:
         self._linger_timer = None
@@ -245,10 +245,10 @@ class Subscriber:
             self._linger_timer.cancel()
             self._linger_timer = None
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Close the connection, in a moment; RabbitMQ deletes queue, bindings and exchanges."""
         self._cancel_timer()
-        self.supervisor.stop()
+        self.supervisor.close()
         self._wake_all()
 
     def _wake_all(self) -> None:

@@ -1,7 +1,7 @@
 """``Supervisor``: keeps one connection open for ever, and has calls wait for it.
 
 *For each delay of the back-off: connect, set up, serve until lost.* Its ``ConnectionHandler`` knows
-what the connection is for. The supervisor's task ends only by ``stop()`` or by being cancelled
+what the connection is for. The supervisor's task ends only by ``close()`` or by being cancelled
 (``asyncio.run`` does that at its end). Any ``Exception`` is logged in one line and answered by
 another attempt; ``CancelledError`` closes the connection and ends the task.
 """
@@ -84,8 +84,10 @@ class Supervisor:
         # Ends with a reason when the present connection is given up.
         self._given_up: asyncio.Future[str] | None = None
         self.on_ready: Callable[[], None] = lambda: None
-        self.on_over: Callable[[], None] = lambda: None  # Calls that aren't patient fail now.
-        self.on_end: Callable[[], None] = lambda: None  # The task has ended, for any reason.
+        self.on_limit_passed: Callable[[], None] = lambda: (
+            None
+        )  # Calls that aren't patient fail now.
+        self.on_closed: Callable[[], None] = lambda: None  # The task has ended, for any reason.
         # The event loop was closed under the task, or is garbage: nothing can be awaited any more.
         self._is_destroyed = False
         self.cancels_calls = False  # at the end, when nothing would look at an exception
@@ -146,7 +148,7 @@ class Supervisor:
             if self.state is State.CLOSED:
                 raise self.closed_error()
             is_woken = await self._waiters.wait(self.limit(deadline, patient=patient))
-            if not is_woken and self.is_over(deadline, patient=patient):
+            if not is_woken and self.is_past_limit(deadline, patient=patient):
                 raise self.unavailable()
         return self.connection
 
@@ -176,12 +178,12 @@ class Supervisor:
     def limit(self, deadline: float, *, patient: bool = False) -> float:
         """Return until when a call waits whose own time ends at ``deadline``: see ``outage``.
 
-        For calls that wait for something that needs the connection. ``on_over`` tells when the
-        limit has become earlier.
+        For calls that wait for something that needs the connection. ``on_limit_passed`` is called
+        when the limit has become earlier, and is past.
         """
         return self._outage.limit(deadline, patient=patient)
 
-    def is_over(self, deadline: float, *, patient: bool = False) -> bool:
+    def is_past_limit(self, deadline: float, *, patient: bool = False) -> bool:
         """Whether such a call has waited long enough."""
         return self.limit(deadline, patient=patient) <= asyncio.get_running_loop().time()
 
@@ -219,14 +221,14 @@ class Supervisor:
 
     # The end
 
-    def give_up_connection(self, reason: str) -> None:
+    def reconnect(self, reason: str) -> None:
         """Close the present connection, if there is one, and reconnect."""
         if self._given_up is not None and not self._given_up.done():
             self._given_up.set_result(reason)
             self.connection = None  # from now on, so that wait_ready() waits for the next one
             self._outage.begin()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End the task and its connection in a moment; calls that wait get BrokerUnavailable."""
         self._set_state(State.CLOSED)
         self._wake_calls()
@@ -234,12 +236,12 @@ class Supervisor:
             self._task.cancel()
 
     @property
-    def has_stopped(self) -> bool:
-        """Whether nothing runs: the task has ended, or was never started."""
-        return self._task is None or self._task.done()
+    def is_running(self) -> bool:
+        """Whether the task was started and hasn't ended."""
+        return self._task is not None and not self._task.done()
 
-    async def wait_stopped(self) -> None:
-        """Wait until everything has ended after ``stop``: about a second at most."""
+    async def wait_closed(self) -> None:
+        """Wait until everything has ended after ``close``: about a second at most."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
@@ -268,7 +270,7 @@ class Supervisor:
             self._set_state(State.CLOSED)
             if not self._is_destroyed:
                 self._wake_calls()
-                self.on_end()
+                self.on_closed()
 
     async def _keep_connected(self) -> None:
         while True:
@@ -295,9 +297,9 @@ class Supervisor:
             if await self._set_up_and_serve(attempt):
                 return loop.time() - begun_at
         self._outage.note_failure(self._reasons.by_url, is_refusal=self._connector.has_refusals)
-        if self.is_over(math.inf):
+        if self.is_past_limit(math.inf):
             self._waiters.wake()
-            self.on_over()
+            self.on_limit_passed()
         return 0.0
 
     async def _connect(self) -> UrlAttempt | None:

@@ -104,10 +104,10 @@ class Watchdog:
         except BrokerUnavailable:
             return
         if outcome is Outcome.RETURNED:
-            self._give_up_connection(connection, "a binding of the queue is gone")
+            self._reconnect(connection, "a binding of the queue is gone")
         # A nack (queue full) counts like a confirm: something must arrive from a full queue.
         elif outcome is not Outcome.BLOCKED and not await self._arrives(connection, before):
-            self._give_up_connection(connection, "nothing arrives from the queue, not even a probe")
+            self._reconnect(connection, "nothing arrives from the queue, not even a probe")
 
     async def _publish(self) -> Outcome:
         """Send the probe; return BLOCKED also if the publisher doesn't work."""
@@ -132,6 +132,6 @@ class Watchdog:
             await asyncio.sleep(_LOOK_INTERVAL)
         return True
 
-    def _give_up_connection(self, connection: Connection, reason: str) -> None:
+    def _reconnect(self, connection: Connection, reason: str) -> None:
         if self._subscriber.connection is connection:
-            self._subscriber.give_up_connection(reason)
+            self._subscriber.reconnect(reason)

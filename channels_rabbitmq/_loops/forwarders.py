@@ -131,12 +131,12 @@ class SyncForwarder(Forwarder):
         if self._is_closed:
             return
         if self._user_connection is not None:
-            self._user_connection.supervisor.stop()
+            self._user_connection.supervisor.close()
         closing = super()._call(lambda loop_layer: loop_layer.close(), cancellable=False)
         self._is_closed = True
         await closing
         if self._user_connection is not None:
-            await self._user_connection.supervisor.wait_stopped()
+            await self._user_connection.supervisor.wait_closed()
 
 
 class ClosedService:

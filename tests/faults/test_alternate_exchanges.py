@@ -90,7 +90,7 @@ async def test_it_stops_nobody_and_is_told_once(
     layer, other = [await open_layer(host=user.admin_url) for _ in range(2)]
     await must_work(layer, other)
     await reconnect(layer)
-    layer._loop_layer()._publisher.supervisor.give_up_connection("a test wants it so")
+    layer._loop_layer()._publisher.supervisor.reconnect("a test wants it so")
     await must_work(layer, other)
     for one in (layer, other):
         statistics = one.statistics()[0]

@@ -390,7 +390,7 @@ class TestForgetting:
             assert all(one.is_closed for one in loop_layers)
             for one in supervisors:
                 if one._task is not None and one._task.get_loop() is asyncio.get_running_loop():
-                    await one.wait_stopped()
+                    await one.wait_closed()
 
     def test_many_layers_leave_nothing(self) -> None:
         before = len(_process.current()._registries)

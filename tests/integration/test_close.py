@@ -281,7 +281,7 @@ async def test_cancelled_at_any_moment(
             await closing.close()
         else:
             # Nobody calls it again, and yet all of it ends.
-            ends = [supervisor.wait_stopped() for supervisor in closing.supervisors]
+            ends = [supervisor.wait_closed() for supervisor in closing.supervisors]
             await asyncio.wait_for(asyncio.gather(*ends), _OPERATION_TIMEOUT)
         with pytest.raises(StopConsumer):
             await asyncio.wait_for(receiving, _OPERATION_TIMEOUT)

@@ -376,7 +376,7 @@ class TestConnections:
         layer = await open_layer()
         await layer.connect()
         with log_lines() as lines:
-            layer._loop_layer()._subscriber.supervisor.give_up_connection("for a test")
+            layer._loop_layer()._subscriber.supervisor.reconnect("for a test")
             await lines.next("WARNING subscriber .*: connected again")
         assert of(layer).subscriber.last_reason == "for a test"
         assert of(layer).publisher.last_reason == ""

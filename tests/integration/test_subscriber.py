@@ -46,7 +46,7 @@ async def connected(layer: RabbitmqChannelLayer) -> None:
 async def reconnect(layer: RabbitmqChannelLayer) -> None:
     await connected(layer)  # Messages may come before that.
     with log_lines() as lines:
-        layer._loop_layer()._subscriber.supervisor.give_up_connection("for a test")
+        layer._loop_layer()._subscriber.supervisor.reconnect("for a test")
         await lines.next("WARNING subscriber .*: lost .*: for a test")
         await lines.next("WARNING subscriber .*: connected again")
 
@@ -291,7 +291,7 @@ async def test_a_former_connections_deliveries_do_not_count_on_the_next(
         sender = await open_layer()
         # The goodbye is held up, so the broker goes on delivering for a moment.
         released = proxy.hold(TO_BROKER, commands.Connection.Close, name="subscriber")
-        layer._loop_layer()._subscriber.supervisor.give_up_connection("for a test")
+        layer._loop_layer()._subscriber.supervisor.reconnect("for a test")
         await asyncio.sleep(0)  # lets it do so
         await sender.group_send("g", MESSAGE)
         await proxy.seen(TO_CLIENT, commands.Basic.Deliver)

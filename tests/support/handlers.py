@@ -63,8 +63,8 @@ class FakeHandler:
 
 
 async def end(supervisor: Supervisor) -> None:
-    supervisor.stop()
-    await asyncio.wait_for(supervisor.wait_stopped(), 5)
+    supervisor.close()
+    await asyncio.wait_for(supervisor.wait_closed(), 5)
 
 
 async def serve(client: Client) -> None:

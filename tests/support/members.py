@@ -31,6 +31,6 @@ async def reconnect(layer: RabbitmqChannelLayer) -> None:
     loop = asyncio.get_running_loop()
     supervisor = layer._loop_layer()._subscriber.supervisor
     former = await supervisor.wait_ready(loop.time() + 10)
-    supervisor.give_up_connection("a test wants it so")
+    supervisor.reconnect("a test wants it so")
     await asyncio.wait([former.closed])
     assert await supervisor.wait_ready(loop.time() + 10) is not former

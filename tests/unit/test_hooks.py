@@ -625,7 +625,7 @@ class TestWhatItCannotHarm:
         await slow.start()
         for number in range(3):
             with log_lines() as lines:
-                layer._loop_layer()._subscriber.supervisor.give_up_connection(f"test {number}")
+                layer._loop_layer()._subscriber.supervisor.reconnect(f"test {number}")
                 await lines.next("WARNING subscriber .*: lost")
                 await lines.next("WARNING subscriber .*: connected again")
         assert slow.started.empty()
@@ -695,7 +695,7 @@ def hang(id, reason):
 async def main():
     layer = RabbitmqChannelLayer(host={broker.url!r}, on_disconnect=hang)
     await layer.connect()
-    layer._loop_layer()._subscriber.supervisor.give_up_connection("for a test")
+    layer._loop_layer()._subscriber.supervisor.reconnect("for a test")
     await asyncio.to_thread(started.wait)
 
 asyncio.run(main())

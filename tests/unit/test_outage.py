@@ -107,7 +107,7 @@ async def test_an_outage_begins_with_the_loss(make: Callable[..., Supervisor]) -
         supervisor = make(broker.url, handler=handler, operation_timeout=0.5)
         await supervisor.wait_ready(soon())
         await asyncio.sleep(0.6)  # connected, for longer than that
-        supervisor.give_up_connection("for a test")
+        supervisor.reconnect("for a test")
         lost_at = time.monotonic()
         await failing_after(supervisor.wait_ready(soon(60)))
         assert 0.5 <= time.monotonic() - lost_at < 5
@@ -119,7 +119,7 @@ async def test_a_short_outage_is_bridged(make: Callable[..., Supervisor]) -> Non
     async with scripted_broker(serve) as broker:
         supervisor = make(broker.url, handler=handler, operation_timeout=30)
         first = await supervisor.wait_ready(soon())
-        supervisor.give_up_connection("for a test")
+        supervisor.reconnect("for a test")
         assert await supervisor.wait_ready(soon(30)) is not first
 
 
@@ -168,7 +168,7 @@ async def test_a_refusal_after_the_first_success_is_bridged(
         handler = FakeHandler(nothing, *[REFUSAL] * 3)
         supervisor = make(broker.url, handler=handler, operation_timeout=60)
         await supervisor.wait_ready(soon())
-        supervisor.give_up_connection("for a test")
+        supervisor.reconnect("for a test")
         assert (await supervisor.wait_ready(soon(60))).is_open
 
 

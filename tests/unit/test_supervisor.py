@@ -131,8 +131,8 @@ async def test_delays_are_short_unless_the_broker_refuses_in_words(
             while supervisor.state is not State.WAITING:  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0)
             supervisor.retry_now()
-        supervisor.stop()
-        await supervisor.wait_stopped()
+        supervisor.close()
+        await supervisor.wait_closed()
     delays = [
         float(record.args[1])  # type: ignore[index, arg-type]
         for record in logged.records
@@ -379,10 +379,10 @@ async def test_connection_that_is_given_up_is_closed_and_replaced(
     async with scripted_broker(serve) as broker:
         handler = FakeHandler()
         supervisor = make(handler, broker.url)
-        supervisor.give_up_connection("there is none")
+        supervisor.reconnect("there is none")
         first = await supervisor.wait_ready(soon())
-        supervisor.give_up_connection("it is deaf")
-        supervisor.give_up_connection("said twice")
+        supervisor.reconnect("it is deaf")
+        supervisor.reconnect("said twice")
         second = await supervisor.wait_ready(soon())
         assert second is not first
         assert not first.is_open
@@ -543,7 +543,7 @@ async def test_error_in_the_role_is_survived_and_logged(
         handler = BuggyRole()
         supervisor = make(handler, broker.url)
         await supervisor.wait_ready(soon())
-        supervisor.give_up_connection("for a test")
+        supervisor.reconnect("for a test")
         await handler.until_ready(2)
         await supervisor.wait_ready(soon())
         assert broker.open <= 2
@@ -606,7 +606,7 @@ async def test_success_resets_the_back_off(delays: list[list[int]]) -> None:
         supervisor = make(handler, broker.url)
         await supervisor.wait_ready(soon())
         assert delays == [[1, 2, 3]]
-        supervisor.give_up_connection("for a test")
+        supervisor.reconnect("for a test")
         await handler.until_ready(2)
         assert delays == [[1, 2, 3], [1, 2, 3]]
         await end(supervisor)
@@ -631,7 +631,7 @@ async def test_success_that_is_soon_over_does_not_reset_the_back_off(
         for losses in range(4):
             await supervisor.wait_ready(soon())
             assert len(taken) == losses
-            supervisor.give_up_connection("for a test")
+            supervisor.reconnect("for a test")
             while supervisor.state is not State.WAITING:  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0)
             supervisor.retry_now()
@@ -672,7 +672,7 @@ async def test_delay_comes_after_a_loss_also_if_there_are_other_urls(
             await supervisor.wait_ready(soon())
             assert handler.events.count("ready") == losses + 1
             assert sum(map(len, delays)) == losses
-            supervisor.give_up_connection("for a test")
+            supervisor.reconnect("for a test")
         await end(supervisor)
 
 
@@ -829,7 +829,7 @@ async def test_wait_ready_between_two_connections_waits_for_the_next() -> None:
         handler = FakeHandler(nothing, wait_for_release)
         supervisor = make(handler, broker.url)
         first = await supervisor.wait_ready(soon())
-        supervisor.give_up_connection("for a test")
+        supervisor.reconnect("for a test")
         await handler.until_set_up(2)
         with pytest.raises(BrokerUnavailable, match="for a test"):
             await supervisor.wait_ready(soon(0.01))
@@ -910,7 +910,7 @@ class Stage:
                 await asyncio.sleep(0)
         elif self.name == "saying good-bye to a deaf server":
             await handler.until_ready()
-            supervisor.give_up_connection("for a test")
+            supervisor.reconnect("for a test")
             await handler.until_events(2)
         return supervisor
 
@@ -934,9 +934,9 @@ async def test_stop_at_each_stage_ends_all_at_once(name: str) -> None:
         if supervisor.connection is None and name != "idle":
             waiting = asyncio.create_task(supervisor.wait_ready(soon(60)))
             await asyncio.sleep(0)  # lets it begin
-        supervisor.stop()
-        supervisor.stop()
-        await asyncio.wait_for(supervisor.wait_stopped(), 2)
+        supervisor.close()
+        supervisor.close()
+        await asyncio.wait_for(supervisor.wait_closed(), 2)
         assert supervisor.state is State.CLOSED
         assert supervisor.connection is None
         if waiting is not None:
@@ -949,7 +949,7 @@ async def test_stop_at_each_stage_ends_all_at_once(name: str) -> None:
         with pytest.raises(BrokerUnavailable, match="closed"):
             await supervisor.wait_ready(soon())
         assert broker.open == 0
-        await supervisor.wait_stopped()
+        await supervisor.wait_closed()
         assert stage.handler.events.count("ready") <= 1
 
 
@@ -986,8 +986,8 @@ async def test_stop_at_any_moment_of_connecting(turns: int) -> None:
         supervisor.start()
         for _ in range(turns):
             await asyncio.sleep(0)  # lets connecting go on by a turn
-        supervisor.stop()
-        await asyncio.wait_for(supervisor.wait_stopped(), 2)
+        supervisor.close()
+        await asyncio.wait_for(supervisor.wait_closed(), 2)
         assert supervisor._task is not None
         assert supervisor._task.cancelled()
         if broker.accepted:
@@ -1016,10 +1016,10 @@ async def test_impatient_second_cancel_closes_the_socket_too() -> None:
         supervisor = make(handler, broker.url)
         supervisor.start()
         await handler.until_ready()
-        supervisor.stop()
+        supervisor.close()
         await handler.until_events(2)  # it says good-bye now
-        supervisor.stop()
-        await asyncio.wait_for(supervisor.wait_stopped(), 2)
+        supervisor.close()
+        await asyncio.wait_for(supervisor.wait_closed(), 2)
         await broker.until_gone()
 
 

@@ -35,7 +35,7 @@ class FakeSupervisor:
         self.connection: FakeConnection | None = FakeConnection()
         self.given_up: asyncio.Queue[str] = asyncio.Queue()
 
-    def give_up_connection(self, reason: str) -> None:
+    def reconnect(self, reason: str) -> None:
         self.given_up.put_nowait(reason)
 
 
