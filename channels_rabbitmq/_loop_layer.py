@@ -104,6 +104,7 @@ class LoopLayer:
             create_future=self.loop.create_future,
             call_soon=self.loop.call_soon,
         )
+        self.known_channels = self._router.known_channels
         self._ticker = Ticker(self._router, settings.local_capacity, self._reporter.report_level)
         self._deliveries = Deliveries(
             self._router,
@@ -280,17 +281,14 @@ class LoopLayer:
         self._start_subscriber()
         return self._names.new(prefix)
 
-    def has_channel(self, channel: str) -> bool:
-        """Whether messages or receivers wait in a channel, so that its name was checked before."""
-        return self._router.has_channel(channel)
-
     def is_local(self, channel: str) -> bool:
         """Whether a channel was made here."""
         return self._names.is_local(channel)
 
     def receive(self, channel: str) -> Coroutine[Any, Any, dict[str, Any]]:
         """Return the next message of a channel of this event loop, or change nothing."""
-        self._prepare_to_receive(channel)
+        if channel not in self.known_channels:
+            self._prepare_to_receive(channel)
         return self._router.receive(channel)
 
     def hand_over(self, channel: str) -> Coroutine[Any, Any, HandedOver]:
@@ -299,9 +297,8 @@ class LoopLayer:
         return self._router.hand_over(channel)
 
     def _prepare_to_receive(self, channel: str) -> None:
-        if not self._router.has_channel(channel):
-            self._names.require_local(channel)
-            self._start_subscriber()
+        self._names.require_local(channel)
+        self._start_subscriber()
 
     def accept(self, handed_over: HandedOver) -> None:
         """The receiver has the message."""

@@ -129,7 +129,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
     def _owner(self, channel: str) -> ChannelService:
         """Return the service of a channel, whichever event loop of this process has made it."""
         service = self._loop_layer()
-        if isinstance(channel, str) and service.has_channel(channel):
+        if isinstance(channel, str) and channel in service.known_channels:
             return service  # Almost always, so the name isn't checked each time.
         require_channel_name(channel)
         _require_specific(channel)

@@ -56,7 +56,7 @@ class Deliveries:
             return
         channel = envelope.channel
         if channel is not None and not (
-            self._router.has_channel(channel) or self._names.is_valid(channel)
+            channel in self._router.known_channels or self._names.is_valid(channel)
         ):
             self._on_misrouted(channel)
             acker.ack(tag)

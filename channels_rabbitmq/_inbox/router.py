@@ -1,9 +1,7 @@
 """Bring deliveries to the channels of this event loop, and say when the broker may forget them.
 
 Rules without I/O: clock, acks and ``call_soon`` are passed in, and nothing here awaits but
-``wait()``, at one place. (The channel layer's own ``receive()`` awaits by itself and takes the same
-steps, ``add_waiter``, ``pop_reserved`` and ``discard_waiter``: that saves it a coroutine. Between
-the end of its ``await`` and ``pop_reserved`` there must be no other.)
+``receive()``, at one place.
 
 **Receiving.** A waiting ``receive()`` is a future in the mailbox of its channel. Resolving it is
 only a wake-up; it carries no message. The message is taken by the coroutine that was woken, with
@@ -55,7 +53,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 from channels.exceptions import StopConsumer
@@ -143,6 +141,8 @@ class Router:
         # By channel; none is idle, but perhaps the one that was the last to hand out a message.
         self._mailboxes: dict[str, Mailbox] = {}
         self._just_idle: Mailbox | None = None
+        # Channels in which messages or receivers wait: so their names were checked before.
+        self.known_channels: Container[str] = self._mailboxes
         # Those that hold messages (a dict for its order)
         self._holding: dict[Mailbox, None] = {}
         # Handed over, and neither accepted nor requeued
@@ -234,98 +234,57 @@ class Router:
             return delivery.envelope.message()
         return self._hand_out(mailbox, now)
 
-    def has_channel(self, channel: str) -> bool:
-        """Whether anything waits for or in a channel: so its name was found good before."""
-        return channel in self._mailboxes
-
-    async def receive(self, channel: str) -> dict[str, Any]:
+    async def receive(
+        self, channel: str, hand_out: Callable[[Mailbox, float], Any] | None = None
+    ) -> Any:
         """Wait for the next message of ``channel``: the receiver's own copy.
 
         Either returns a message or changes nothing, whenever it is cancelled. Messages of a
         channel come in the order of their arrival; of several calls that wait on one channel,
         each gets another message. Raises ``StopConsumer`` once the router is closed.
-        """
-        message = self.receive_nowait(channel)
-        if message is None:
-            message = await self.wait(channel, self._hand_out)
-        return message
 
-    async def wait(self, channel: str, hand_out: Callable[[Mailbox, float], Any]) -> Any:
-        """What ``receive`` does when ``receive_nowait`` has just given None."""
-        mailbox, waiter = self.open_and_add_waiter(channel)
+        With ``hand_out``, no message was there, and it takes the one that comes out of its mailbox.
+        """
+        if hand_out is None:
+            message = self.receive_nowait(channel)
+            if message is not None:
+                return message
+            hand_out = self._hand_out
+        mailbox = self._open(channel)
+        waiter = self._create_future()
+        mailbox.add_waiter(waiter)
+        self._waiting += 1
+        if self._accounting.unacked >= self._much:
+            self._relieve_soon()
         while True:
             try:
                 await waiter
             except BaseException:
-                self.discard_waiter(mailbox, waiter)
+                self._discard_waiter(mailbox, waiter)
                 raise
-            message = self.pop_reserved(mailbox, hand_out)
-            if message is not None:
-                return message
-            waiter = self.add_waiter_again(mailbox)
+            if self._closed:
+                raise self._closed_exc
+            mailbox.reserved -= 1
+            now = self._clock()
+            if self._has_expired(mailbox, now):
+                self._drop_expired(mailbox, now)
+            if mailbox.first is not None:
+                return hand_out(mailbox, now)
+            # The message was dropped meanwhile: wait again, as the first in line.
+            waiter = self._create_future()
+            mailbox.add_waiter_first(waiter)
+            self._waiting += 1
 
-    # What wait() does, for a caller who saves its coroutine.
-
-    def add_waiter(self, channel: str) -> tuple[Mailbox, asyncio.Future[None]] | None:
-        """Wait for a message: its mailbox, and the future that will be its wake-up.
-
-        None if nothing waits for or in the channel, so that nobody knows yet whether its name is
-        good: :meth:`open_and_add_waiter` is for those. Only right after :meth:`receive_nowait` gave
-        None, with no ``await`` between. Whoever awaits the future then calls either
-        :meth:`pop_reserved`, or :meth:`discard_waiter` if that raised; and after a None of the
-        former :meth:`add_waiter_again`.
-        """
+    def _open(self, channel: str) -> Mailbox:
+        """Return the mailbox of any channel of this event loop."""
+        if self._closed:
+            raise self._closed_exc
         mailbox = self._mailboxes.get(channel)
         if mailbox is None:
-            return None
-        waiter = self._create_future()
-        if mailbox.waiter is None:
-            mailbox.waiter = waiter
-        else:
-            mailbox.add_waiter(waiter)
-        self._waiting += 1
-        if self._accounting.unacked >= self._much:
-            self._relieve_soon()
-        return mailbox, waiter
+            mailbox = self._mailboxes[channel] = Mailbox(channel)
+        return mailbox
 
-    def open_and_add_waiter(self, channel: str) -> tuple[Mailbox, asyncio.Future[None]]:
-        """As :meth:`add_waiter`, for any channel of this event loop.
-
-        Raises ``StopConsumer`` if the router is closed.
-        """
-        if self._closed:
-            raise self._closed_exc
-        if channel not in self._mailboxes:
-            self._mailboxes[channel] = Mailbox(channel)
-        added = self.add_waiter(channel)
-        assert added is not None, "its mailbox is there"
-        return added
-
-    def add_waiter_again(self, mailbox: Mailbox) -> asyncio.Future[None]:
-        """As :meth:`add_waiter`, when :meth:`pop_reserved` found nothing: as the first in line."""
-        waiter = self._create_future()
-        mailbox.add_waiter_first(waiter)
-        self._waiting += 1
-        return waiter
-
-    def pop_reserved(
-        self, mailbox: Mailbox, hand_out: Callable[[Mailbox, float], Any] | None = None
-    ) -> Any:
-        """Return the message for which a receiver was woken; None if it was dropped meanwhile.
-
-        Raises ``StopConsumer`` if it was woken because the router was closed.
-        """
-        if self._closed:
-            raise self._closed_exc
-        mailbox.reserved -= 1
-        now = self._clock()
-        if mailbox.first is None or mailbox.first.arrived_at + self._local_expiry <= now:
-            self._drop_expired(mailbox, now)
-            if mailbox.first is None:
-                return None
-        return self._hand_out(mailbox, now) if hand_out is None else hand_out(mailbox, now)
-
-    def discard_waiter(self, mailbox: Mailbox, waiter: asyncio.Future[None]) -> None:
+    def _discard_waiter(self, mailbox: Mailbox, waiter: asyncio.Future[None]) -> None:
         """Clean up after a receiver that won't come back, whether it was woken or not."""
         if self._closed:
             return
@@ -351,7 +310,7 @@ class Router:
             self._drop_expired(mailbox, now)
             if mailbox.is_behind:
                 return self._hand_over(mailbox, now)
-        handed_over: HandedOver = await self.wait(channel, self._hand_over)
+        handed_over: HandedOver = await self.receive(channel, self._hand_over)
         return handed_over
 
     def accept(self, handed_over: HandedOver) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Container, Coroutine
 from typing import Any, NoReturn, TypeVar
 
 import carehare
@@ -74,6 +74,8 @@ class SyncForwarder(Forwarder):
     It serves no channel itself, and ``user_connection`` is the loop's own.
     """
 
+    known_channels: Container[str] = ()
+
     def __init__(
         self,
         owner: asyncio.AbstractEventLoop,
@@ -96,9 +98,6 @@ class SyncForwarder(Forwarder):
     def _require_open(self) -> None:
         if self._is_closed:
             raise BrokerUnavailable("The channel layer is closed")
-
-    def has_channel(self, channel: str) -> bool:
-        return False
 
     def is_local(self, channel: str) -> bool:
         return False

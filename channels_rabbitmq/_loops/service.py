@@ -8,7 +8,7 @@ is done to a channel is done by the ``ChannelService`` of the event loop that ma
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Container, Coroutine
 from typing import Any, Protocol
 
 import carehare
@@ -27,8 +27,8 @@ class ChannelService(Protocol):
 class Service(ChannelService, Protocol):
     """Serves the calls of one event loop."""
 
-    def has_channel(self, channel: str) -> bool:
-        """Whether it serves a channel in which something waits: so the name is valid."""
+    known_channels: Container[str]
+    """Channels that it serves and in which something waits: so their names are valid."""
 
     def is_local(self, channel: str) -> bool:
         """Whether it serves the channel."""

@@ -507,28 +507,24 @@ def test_loop_closed_under_its_receivers(rig: Rig) -> None:
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # Known; keeps the log clean.
 
 
-async def test_steps_for_a_caller_who_saves_the_coroutine(rig: Rig) -> None:
+async def test_a_channel_is_known_while_something_waits_in_it(rig: Rig) -> None:
     router = rig.router
     assert router.receive_nowait("a") is None
-    assert router.add_waiter("a") is None, "nobody has found its name good"
-    assert not router.has_channel("a")
-    mailbox, first = router.open_and_add_waiter("a")
-    assert router.has_channel("a")
-    added = router.add_waiter("a")
-    assert added is not None
-    assert added[0] is mailbox
+    assert "a" not in router.known_channels
+    first, second = (asyncio.create_task(router.receive("a")) for _ in range(2))
+    await asyncio.sleep(0)
+    assert "a" in router.known_channels
     assert router.receivers == 2
     rig.deliver("a")
-    assert (first.done(), router.receivers) == (True, 1)
+    assert router.receivers == 1
     rig.now += 60
-    assert router.pop_reserved(mailbox) is None
-    again = router.add_waiter_again(mailbox)
+    await asyncio.sleep(0)
+    assert router.receivers == 2, "its message has expired, so the first one waits again"
     rig.fill("a", 2)
-    assert again.done()
-    assert router.pop_reserved(mailbox) == {"number": 2}
-    router.discard_waiter(mailbox, added[1])
-    assert rig.take("a") == 3
-    assert rig.router.channels == 0
+    assert (await first, await second) == ({"number": 2}, {"number": 3})
+    rig.deliver("b")
+    assert "b" in router.known_channels
+    rig.take("b")
     rig.check_nothing_left()
 
 
