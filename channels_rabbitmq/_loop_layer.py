@@ -202,7 +202,7 @@ class LoopLayer:
         outcome = await self._direct_sender.send(route, body, deadline, after)
         if outcome is CONFIRMED:
             return
-        if outcome is Outcome.REFUSED:
+        if outcome is Outcome.NACKED:
             raise ChannelFull(
                 f"The queue of the process that serves {channel} is full: its consumers don't keep "
                 "up (remote_capacity, remote_capacity_bytes)"
@@ -237,7 +237,7 @@ class LoopLayer:
             after = partial(self._wait_bound, group, deadline)
         route = Route(self._settings.groups_exchange, group, mandatory=False)
         outcome = await self._publisher.publish(body, route, deadline, after)
-        if outcome is Outcome.REFUSED:
+        if outcome is Outcome.NACKED:
             self._reporter.report("group_nacked", group)
         elif outcome is Outcome.BLOCKED:
             self.counters.blocked_groups += 1

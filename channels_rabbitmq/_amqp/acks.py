@@ -1,4 +1,4 @@
-"""Which acks to write for the deliveries that were done with."""
+"""Which acks to write for deliveries that are to be acked."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections import OrderedDict
 
 
 class AckBatch:
-    """Collects delivery tags; tells how few acks say the same.
+    """Collects delivery tags, and returns as few acks as possible for them.
 
-    One ack with ``multiple`` says it for all tags below the oldest one that is still outstanding;
-    what is done beyond that is acked one by one.
+    One ack with ``multiple`` is for all collected tags below the oldest outstanding one. Collected
+    tags above it are acked one by one.
 
     RabbitMQ answers an ack for a tag that isn't outstanding by closing the AMQP channel, and with
-    ``multiple`` it acks *everything* before it notices. So ``multiple`` always names a tag that
+    ``multiple`` it acks *all of them* before it notices. So ``multiple`` always names a tag that
     was collected now, never one that was acked alone before.
     """
 
@@ -27,12 +27,12 @@ class AckBatch:
         self._outstanding[tag] = None
 
     def add(self, tag: int) -> bool:
-        """Collect one tag; return True if it is the first since ``take``."""
+        """Collect one tag; return True if it is the first since ``drain``."""
         self._outstanding.pop(tag, None)
         self._collected.append(tag)
         return len(self._collected) == 1
 
-    def take(self) -> list[tuple[int, bool]]:
+    def drain(self) -> list[tuple[int, bool]]:
         """Return (delivery tag, multiple) for each ack to write."""
         collected, self._collected = self._collected, []
         if not self._outstanding:

@@ -1,10 +1,10 @@
 """``AnswerWatch``: has the broker stopped answering on one AMQP channel?
 
-A process of the broker may hang while its others go on: heartbeats come, the connection looks well,
-and each call on that AMQP channel lasts until its time is over, for ever. Time alone doesn't show
-it: a broker that froze for 14 s answers everything afterwards, and reconnecting in that time cost
-554 of 2,148 messages. So the AMQP channel counts as hanging if there was no answer at all since a
-moment at which one was due, and the broker was heard (``Heartbeat.is_overdue``) all the same.
+A process of the broker may hang while its others go on. Then heartbeats come, the connection looks
+well, and every call on that AMQP channel runs into its time limit. Time alone doesn't show it: a
+broker that froze for 14 s answers everything afterwards, and reconnecting in that time cost 554 of
+2,148 messages. So an AMQP channel counts as hanging if no answer has come since a moment at which
+one was due, although the broker was heard since (``Heartbeat.is_overdue``).
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from .heartbeat import Heartbeat, Mark
 
 
 class AnswerWatch:
-    """``look`` is called now and then; ``is_answered`` is set with each answer, which costs little.
+    """Whether one AMQP channel hangs: call ``look`` now and then, set ``is_answered`` at answers.
 
-    So the wait begins with the first look that finds an answer due, not when it was asked for.
+    To set it costs little. So the wait begins with the first ``look`` that finds an answer due, not
+    with the call that is to be answered.
     """
 
     def __init__(self, heartbeat: Heartbeat) -> None:

@@ -13,10 +13,10 @@ from .methods import Channel
 
 
 class TopologyChannel(CallChannel):
-    """Binds and unbinds, any number at once; goes on after a refusal.
+    """Binds and unbinds, any number at once, and goes on after a refusal.
 
-    When the broker closes the AMQP channel over one of them, that one fails, and the others are
-    written again on a new one.
+    When the broker closes the AMQP channel over one call, that call fails. The calls behind it are
+    written again, on a new AMQP channel.
     """
 
     def on_closed_by_server(self, frame: Channel.Close) -> None:
@@ -26,7 +26,7 @@ class TopologyChannel(CallChannel):
             fail(calls.popleft()[1], closed_by_server(frame))
         try:
             self._host.add_channel(self._move_to)
-        except carehare.ConnectionClosed as err:  # ours, this moment: everybody hears of it
+        except carehare.ConnectionClosed as err:  # we are closing it
             for _, done, _ in calls:
                 fail(done, err)
             return

@@ -81,7 +81,8 @@ class BytesChannel:
     def on_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> int:
         """Handle the frame whose payload is ``data[start:end]``, and perhaps those behind it.
 
-        Only if those are whole, and of this AMQP channel: nobody else looks at them any more.
+        It may handle those behind only if they are whole, and of this AMQP channel: the connection
+        doesn't look at them again.
         Returns where the next frame begins; 0: decode this one for ``on_frame``.
         """
         return 0
@@ -103,22 +104,23 @@ class BytesChannel:
         raise NotImplementedError
 
     def hangs(self) -> bool:
-        """Whether the broker, which is alive, answers nothing here; called now and then."""
+        """Return whether the broker answers nothing here though it is alive. Called often."""
         return False
 
 
 class CallChannel(BytesChannel):
-    """Methods which the broker answers in the order they were called, so any number at once.
+    """Calls methods, any number at once: the broker answers them in the order of the calls.
 
-    When the broker refuses one it closes the AMQP channel and has ignored what came after: the
-    culprit's future gets ``ChannelClosedByServer``, those behind it ``ChannelClosed``.
+    When the broker refuses a method it closes the AMQP channel, and ignores the methods behind it.
+    The future of the refused call gets ``ChannelClosedByServer``, those behind it
+    ``ChannelClosed``.
     """
 
     def __init__(self, host: ChannelHost, amqp_channel_id: int) -> None:
         self._host = host
         self._amqp_channel_id = amqp_channel_id
         self._write = host.write
-        # (index of the expected answer, who waits for it, the method)
+        # (index of the expected answer, the caller's future, the method)
         self._calls: deque[tuple[int, asyncio.Future[None], Method]] = deque()
         self._heartbeat = host.heartbeat
         self._answers = AnswerWatch(self._heartbeat)
@@ -131,7 +133,7 @@ class CallChannel(BytesChannel):
         return done
 
     def _call(self, method: Method, done: asyncio.Future[None]) -> None:
-        # An answer's index is its method's, plus one, with this exception.
+        # The index of an answer is its method's plus one, with this exception.
         answer = _EXCHANGE_UNBIND_OK if method.index == _EXCHANGE_UNBIND else method.index + 1
         self._calls.append((answer, done, method))
         self._write(frames.encode(method, self._amqp_channel_id))
@@ -154,12 +156,12 @@ class CallChannel(BytesChannel):
         raise unexpected_frame(f"unexpected {type(frame).__name__}")
 
     def on_closed_by_server(self, frame: Channel.Close) -> None:
-        self._end(closed_by_server(frame), carehare.ChannelClosed(frame.reply_text))
+        self._close(closed_by_server(frame), carehare.ChannelClosed(frame.reply_text))
 
     def on_connection_closed(self, exc: carehare.ConnectionClosed) -> None:
-        self._end(exc, exc)
+        self._close(exc, exc)
 
-    def _end(self, culprit_exc: Exception, others_exc: Exception) -> None:
+    def _close(self, culprit_exc: Exception, others_exc: Exception) -> None:
         calls, self._calls = self._calls, deque()
         exc = culprit_exc
         for _, done, _ in calls:

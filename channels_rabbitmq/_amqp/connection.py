@@ -16,7 +16,7 @@ from .protocol import CLOSE_TIMEOUT, Protocol
 from .publishing import PublisherChannel, Route
 from .url import BrokerUrl
 
-# Seconds: the time limit of who sets none.
+# Seconds: the time limit if the caller sets none.
 _LONGEST_CONNECT = 86400.0
 
 
@@ -39,7 +39,7 @@ class Connection:
         self._ssl_context = ssl_context
         self._connection_name = connection_name
         self._protocol: Protocol | None = None
-        self.has_answered = False  # Somebody has accepted the connection, the broker perhaps.
+        self.has_answered = False  # a server has accepted the connection, perhaps the broker
         self.on_blocked: Callable[[str | None], None] = lambda reason: None
 
     def __repr__(self) -> str:
@@ -49,8 +49,8 @@ class Connection:
         """Connect, log in, and open the virtual host, by ``deadline`` (loop time) if there is one.
 
         The addresses of the host name race (see ``racing``), the one that worked the last time
-        first. Whatever ends it, no socket is left open unless it returns. Raises OSError
-        (TimeoutError is one), ssl.SSLError or an exception of carehare's.
+        first. Raises OSError (TimeoutError is one), ssl.SSLError or an exception of carehare's.
+        If it raises or is cancelled, no socket is left open.
         """
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + _LONGEST_CONNECT
@@ -74,10 +74,10 @@ class Connection:
         )
 
     async def close(self) -> None:
-        """Say goodbye to the broker and close; may be called at any time, any number of times.
+        """Close the connection in order; may be called at any time, any number of times.
 
-        Takes a second at most: a broker that doesn't answer is left alone then. Raises nothing.
-        Cancelling it closes the socket at once.
+        Takes a second at most: then the socket is closed on a broker that doesn't answer. Raises
+        nothing. Cancelled, it closes the socket at once.
         """
         if self._protocol is None:
             return
@@ -95,7 +95,7 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether messages can be written: connected, and nobody has said goodbye since."""
+        """Whether messages can be written: neither side has begun to close the connection."""
         return self._protocol is not None and self._protocol.is_open
 
     @property
@@ -157,7 +157,7 @@ class Connection:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the loop has run lately, and so has read what came."""
+        """Whether the loop has run lately, and so has read what the broker sent."""
         return time() < self.protocol.heartbeat.fresh_until
 
     @property
@@ -166,11 +166,11 @@ class Connection:
         return self.protocol.heartbeat.late_by
 
     def shut_down(self) -> None:
-        """Have the system end it; its event loop hears of that when it runs. From any thread."""
+        """Have the system close it; its event loop hears of that when it runs. From any thread."""
         self.protocol.transport.shut_down()
 
     async def read_first(self) -> None:
-        """Have the loop read what came while it stood still, and all hear of an end."""
+        """Have the loop read what came while it stood still; if it is closed, wait for that."""
         self.protocol.read_first()
         while self.protocol.is_being_read:  # noqa: ASYNC110 - a few turns of the loop
             await asyncio.sleep(0)
@@ -178,9 +178,9 @@ class Connection:
             await asyncio.wait([self.closed])
 
     def mark(self) -> Mark:
-        """Begin to wait for something that the broker is to do."""
+        """Return the moment from which an answer of the broker is waited for."""
         return self.protocol.heartbeat.mark()
 
     def is_overdue(self, mark: Mark) -> bool:
-        """Whether it won't do it any more: it was heard since, twice, a heartbeat apart."""
+        """Return whether it will not come: the broker was heard twice since, a heartbeat apart."""
         return self.protocol.heartbeat.is_overdue(mark)

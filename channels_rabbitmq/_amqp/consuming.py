@@ -43,32 +43,32 @@ class ConsumerChannel(CallChannel):
         self._is_ours = True  # for our consumer tag
         self._max_payload = frames.max_payload(host.frame_max)
         self._acks = AckBatch()
-        self._ended = False
+        self._is_closed = False
 
     def consume(self, queue: str, prefetch_count: int | None = None) -> asyncio.Future[None]:
-        """Start deliveries, at most ``prefetch_count`` of them unacked (None: as it was said)."""
+        """Start deliveries, at most ``prefetch_count`` of them unacked (None: as set before)."""
         if prefetch_count is not None:
             self.call(Basic.Qos(prefetch_count=prefetch_count))
         return self.call(Basic.Consume(queue=queue, consumer_tag=frames.CONSUMER_TAG))
 
-    def tell(self, method: Method) -> None:
-        """Write a method that has no answer, if anything can be written."""
-        if not self._ended and self._host.is_open:
+    def send_nowait(self, method: Method) -> None:
+        """Write a method without waiting for an answer; does nothing once the connection closes."""
+        if not self._is_closed and self._host.is_open:
             self._write(frames.encode(method, self._amqp_channel_id))
 
-    def mute(self) -> None:
-        """Hand out nothing more, and ack nothing: the connection is given up."""
+    def detach(self) -> None:
+        """Call no callback and write no ack from now on: the connection is given up."""
         self._on_delivery = lambda body, tag, published, consumer: None
-        self._ended = True
+        self._is_closed = True
 
     def ack(self, delivery_tag: int) -> None:
-        """Ack one message; does nothing once the AMQP channel has ended."""
+        """Ack one message; does nothing once the AMQP channel is closed."""
         if self._acks.add(delivery_tag):
-            self._host.transport.write_last(self._encode_acks)
+            self._host.transport.write_at_flush(self._encode_acks)
 
     def _encode_acks(self) -> bytes:
-        acks = self._acks.take()
-        if self._ended or not self._host.is_open:
+        acks = self._acks.drain()
+        if self._is_closed or not self._host.is_open:
             return b""
         return b"".join(
             frames.encode_ack(self._amqp_channel_id, tag, multiple) for tag, multiple in acks
@@ -78,7 +78,7 @@ class ConsumerChannel(CallChannel):
         if frame_type == frames.METHOD:
             if self._content.is_due:
                 raise unexpected_frame("a method instead of a message's body")
-            # Almost always whole deliveries are there. Frame by frame they cost twice as much.
+            # Almost always the read holds whole deliveries. Frame by frame they cost twice as much.
             at = self._on_deliveries(data, start - 7)
             if at:
                 return at
@@ -100,8 +100,8 @@ class ConsumerChannel(CallChannel):
             self._on_delivery(data[body_start:body_end], tag, published, self)
             at = end = body_end + 1
         if end:
-            # The acks of those who are woken now. (Not after a delivery that came in pieces: others
-            # may follow in this read, and their acks would be late for it.)
+            # For the acks of the receivers that wake now. Not after a delivery that came in pieces:
+            # whole ones may follow in this read, and their acks would miss this flush.
             self._host.transport.flush_soon()
         return end
 
@@ -122,12 +122,12 @@ class ConsumerChannel(CallChannel):
             super().on_frame(frame)
 
     def _report_end(self, exc: Exception) -> None:
-        if not self._ended:
-            self._ended = True
+        if not self._is_closed:
+            self._is_closed = True
             self._on_end(exc)
 
-    def _end(self, culprit_exc: Exception, others_exc: Exception) -> None:
+    def _close(self, culprit_exc: Exception, others_exc: Exception) -> None:
         if isinstance(culprit_exc, carehare.ChannelClosedByServer) and not self._calls:
             self._report_end(culprit_exc)
-        self._ended = True
-        super()._end(culprit_exc, others_exc)
+        self._is_closed = True
+        super()._close(culprit_exc, others_exc)

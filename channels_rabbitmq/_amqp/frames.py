@@ -8,13 +8,13 @@ pamqp needs about 12 µs for a delivery, ``struct`` less than one. So what comes
 (publish, deliver, ack, nack, content header and body) is written and read here; for all else
 ``decode`` asks pamqp.
 
-What is read here is checked against the end of its payload: the bytes behind that belong to the
-next frame. (Only ``find_delivery`` looks at the frames behind, and checks all that ``Protocol``
-would: types, AMQP channel, sizes, ends.)
+Each value that is read here is checked against the end of its payload, since the bytes behind
+belong to the next frame. Only ``find_delivery`` reads the frames behind, and checks all that
+``Protocol`` would check: types, AMQP channel, sizes, ends.
 
-pamqp isn't given any table, nor the properties of a message: over a table that ends amid an array,
-and over flags that announce more flags, it loops for ever (over the former it takes all memory).
-What a broker sends of these is of no use here.
+pamqp isn't given any table, nor the properties of a message. Over a table that ends amid an array
+it loops for ever and takes all memory; over flags that announce more flags it loops for ever.
+Nothing of what a broker sends in these is used.
 
 Texts that are for people (why something was closed or blocked) need not be UTF-8: RabbitMQ cuts a
 long one between two bytes, also of one character. They are made readable before pamqp sees them.

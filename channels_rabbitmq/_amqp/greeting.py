@@ -1,18 +1,18 @@
-"""Who answers at the port, if it isn't RabbitMQ: told by its first bytes.
+"""Which server answers at the port if it isn't RabbitMQ: its first bytes tell.
 
 A client of AMQP 0-9-1 speaks first, and the broker answers by a frame: a method (1) on AMQP channel
-0. Nothing else that listens somewhere begins so. Some servers just close. Some wait for the end of
-a line or of a request (HTTP); they get it before the attempt is given up. Redis doesn't answer that
-either, since it looks for the line's end before our first zero byte.
+0. No other kind of server begins so. Some servers just close. Some wait for the end of a line or of
+a request (HTTP); they get it before the attempt is given up. Redis doesn't answer even then, since
+it looks for the line's end before our first zero byte.
 """
 
 from __future__ import annotations
 
-# What makes some HTTP servers say something; RabbitMQ would take it for a broken frame.
+# It makes some HTTP servers answer; RabbitMQ would take it for a broken frame.
 PROVOCATION = b"\r\n\r\n"
 # The first bytes of a Connection.Start's frame.
 _EXPECTED = b"\x01\x00\x00"
-# Bytes that it takes to tell protocols apart.
+# Bytes by which protocols can be told apart.
 _ENOUGH = 8
 # Characters of an answer that are shown.
 _SHOWN = 60
@@ -36,7 +36,7 @@ _MYSQL_VERSION = 10  # of its protocol, in its greeting
 
 
 def is_rabbitmq(start: bytes) -> bool | None:
-    """Whether these first bytes are a broker's; None: it takes more of them to tell."""
+    """Return whether these first bytes are a broker's; None: more are needed to tell."""
     if start.startswith(_EXPECTED):
         return True
     if _EXPECTED.startswith(start):
@@ -46,7 +46,7 @@ def is_rabbitmq(start: bytes) -> bool | None:
 
 
 def describe(start: bytes) -> str:
-    """Say in one sentence who has answered so."""
+    """Return one sentence about the server whose first bytes these are."""
     if start.startswith(_TLS_RECORDS):
         return "not RabbitMQ but TLS answers there: the URL must start with amqps://"
     if start.startswith(b"AMQP"):

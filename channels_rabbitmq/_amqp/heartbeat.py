@@ -1,11 +1,11 @@
-"""Heartbeats (AMQP 0-9-1, section 4.2.7): show that we live, notice that the broker doesn't.
+"""Heartbeats (AMQP 0-9-1, section 4.2.7): sent to the broker, and expected from it.
 
-**Silence.** The broker counts as dead after an interval and a half without a byte. The loop itself
-may have been held up (a blocking call in a handler, a suspended laptop): the bytes that came
-meanwhile aren't read yet, so a tick that comes late only gives another chance.
+**Silence.** The broker counts as dead after an interval and a half without a byte. But the loop
+itself may have been held up, by a blocking call in a handler or a suspended laptop. Then the bytes
+that came meanwhile aren't read yet, so after a late tick the broker has until the next one.
 
-**Beats.** A broker that is heard and still doesn't answer has lost something; one that isn't heard
-may be frozen, and answers everything when it goes on. So how long an answer may take is counted in
+**Beats.** A broker that is heard and still doesn't answer has lost something. One that isn't heard
+may be frozen, and answers everything when it goes on. So the time for an answer is counted in
 *beats*: reads from the socket, each almost half an interval or more after the one before, which is
 how often RabbitMQ sends a heartbeat (measured on 3.10 and 4.0: every 2.00 s with an interval of 4;
 the first after other traffic takes up to an interval). Other traffic counts like a heartbeat,
@@ -14,9 +14,9 @@ that hung was left after 34.6 s.
 Without heartbeats a broker that is frozen looks like one that is not: then the time counts.
 
 **Standstill.** A loop that didn't run for a while doesn't know what has become of its connection.
-``fresh_until`` tells who is about to write, at the price of one look at the clock, that the socket
-is to be read before. The wall clock is used for that, since it goes on while a machine sleeps; if
-somebody sets it, that costs one needless read.
+By ``fresh_until`` a sender sees, for one look at the clock, that the socket must be read before it
+writes. It is a time of the wall clock, which goes on while a machine sleeps; a clock that is set
+costs one needless read.
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ class Mark(NamedTuple):
 class Heartbeat:
     """Sends a heartbeat twice an interval, and calls ``on_dead`` after a silence.
 
-    One class instead of carehare's two, which take an interval of 0 ("no heartbeats") for "dead
-    at once". ``on_tick`` is called four times an interval, also if that is 0 (then every 5 s).
+    ``on_tick`` is called four times an interval, also if that is 0 (then every 5 s).
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """From a URL to an open ``Protocol``: addresses, TCP, TLS, the AMQP handshake.
 
-The addresses of a host race for the whole of it: one that accepts connections and says nothing
-(a load balancer, a frozen broker) is no better than one that swallows packets. The one that won is
-the first in the next race, so that a dead address costs a process its moment only once.
+The addresses of a host race until one has done all of it: an address that accepts connections and
+says nothing (a load balancer, a frozen broker) is no better than one that swallows packets. The
+winner is the first in the next race, so that a dead address costs a process its moment only once.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .resolving import Address, resolve
 from .tls import Tls, explain, explain_end, read_tls
 from .url import BrokerUrl
 
-# Seconds before the deadline, but no larger a part of the time, at which who hasn't greeted is
-# provoked to say who it is.
+# Seconds before the deadline, but no larger a part of the time, at which a server that hasn't
+# greeted is provoked to say what it is.
 _PROVOKE_BEFORE = 0.5
 _PROVOKE_SHARE = 0.2
 # By host and port, of hosts with several addresses: the one that won last.
@@ -43,8 +43,9 @@ async def open_protocol(
 ) -> Protocol:
     """Connect, log in, and open the virtual host, by ``deadline`` (loop time).
 
-    ``on_answer`` is called when somebody has accepted a connection. Raises OSError (TimeoutError,
-    ssl.SSLError) or an exception of carehare's. Then, or cancelled, no socket is left open.
+    ``on_answer`` is called when a server has accepted a connection. Raises OSError (TimeoutError,
+    ssl.SSLError) or an exception of carehare's. If it raises or is cancelled, no socket is left
+    open.
     """
     begun_at = asyncio.get_running_loop().time()
     addresses = await resolve(url.host, url.port, deadline)
@@ -59,7 +60,7 @@ async def open_protocol(
             _Attempt(address, url, tls, make_protocol, provoke_at, on_answer)
             for address in addresses
         ],
-        # What it refuses in words (login, virtual host) it would refuse at each address.
+        # The broker would refuse the login or the virtual host at each address.
         final=(carehare.ConnectionClosedByServer,),
     )
     try:
@@ -131,7 +132,7 @@ class _Attempt:
             opened = True
         finally:
             if not opened:
-                self.undo()
+                self.abort()
 
     async def _start(self, tcp: socket.socket) -> Protocol:
         """Return the protocol when it can write: after the handshake of TLS."""
@@ -154,14 +155,14 @@ class _Attempt:
         self.protocol = self._make(self._tls_problem)
         return self.protocol
 
-    def undo(self) -> None:
+    def abort(self) -> None:
         if self.protocol is not None and self.protocol.is_connected:
             with contextlib.suppress(RuntimeError):  # The event loop is closed.
                 self.protocol.abort()
 
     @property
     def silence(self) -> str:
-        """How far it came before there was no answer any more; "": not at all."""
+        """Up to which step the server answered; "": no server was there."""
         if not self.has_answered:
             return ""
         if self.protocol is not None and self.protocol.is_greeted:

@@ -97,7 +97,7 @@ class Protocol(asyncio.BufferedProtocol):
         self._channel_ids = ChannelIds(0)  # until the limit is known
         self._channels: dict[int, BytesChannel] = {}
         self.is_connected = False  # ``transport`` and ``write`` are there
-        self.is_greeted = False  # RabbitMQ has begun to speak, and nobody else
+        self.is_greeted = False  # the server's first bytes are RabbitMQ's
         self._first_bytes = b""  # until that is known
         self.is_open = True  # neither side has begun to close the connection
         self._reads = True  # not since one side closed the connection, or broke the rules
@@ -158,7 +158,7 @@ class Protocol(asyncio.BufferedProtocol):
                 self._rest += data[offset:]
 
     def _on_first_bytes(self, data: bytes) -> bytes:
-        """Return what has come if it is RabbitMQ's; else nothing, and name who speaks."""
+        """Return the bytes if they are RabbitMQ's; close the connection if they aren't."""
         data = self._first_bytes + data
         is_rabbitmq = greeting.is_rabbitmq(data)
         if is_rabbitmq:
@@ -170,14 +170,14 @@ class Protocol(asyncio.BufferedProtocol):
         return b""
 
     def provoke(self) -> None:
-        """Have whoever hasn't greeted yet say who it is; RabbitMQ ends the connection over it."""
+        """Have a server that hasn't greeted say what it is; RabbitMQ would close the connection."""
         if not self.is_greeted and self.is_open:
             self.write(greeting.PROVOCATION)
 
     def _on_rest(self, data: bytes) -> int:
-        """Handle the frame that ``data`` goes on with; return where the next one begins.
+        """Handle the frame whose start is in ``_rest``; return where the next one begins.
 
-        Nothing else is copied: of a large body almost every read ends amid a frame.
+        No other bytes are copied: in a large body almost every read ends amid a frame.
         """
         offset = 0
         while self._rest and self._reads:
@@ -285,7 +285,7 @@ class Protocol(asyncio.BufferedProtocol):
         self._tell_blocked(frame.reason)
 
     def note_unblocked(self) -> None:
-        """The broker takes messages again: it has said so, or has taken one."""
+        """Note that the broker takes messages again: it has said so, or has confirmed one."""
         if self.blocked_since is not None:
             self.blocked_since = None
             self._tell_blocked(None)
@@ -320,7 +320,7 @@ class Protocol(asyncio.BufferedProtocol):
         """
         if self._turns_to_read == 0 and self.is_open:
             self._turns_to_read = _READ_TURNS
-            self.transport.hold()
+            self.transport.hold_writers()
             self._loop.call_soon(self._finish_turn)
 
     @property
@@ -337,7 +337,7 @@ class Protocol(asyncio.BufferedProtocol):
         if self.is_open and self.heartbeat.is_silent_for(_BROKERS_PATIENCE):
             self._on_silence()
         self.heartbeat.refresh()
-        self.transport.release()
+        self.transport.release_writers()
 
     # End
 
@@ -364,14 +364,14 @@ class Protocol(asyncio.BufferedProtocol):
         self._reason = exc
         if self.open.done():
             self.send_close(code, type(exc).__name__)
-        self._end()
+        self._close_soon()
 
     def _on_close(self, frame: Connection.Close) -> None:
         self._reason = carehare.ConnectionClosedByServer(frame.reply_code or 0, frame.reply_text)
         self._send(Connection.CloseOk())
-        self._end()
+        self._close_soon()
 
-    def _end(self) -> None:
+    def _close_soon(self) -> None:
         """Close the socket once what was written has gone out, or soon anyway."""
         self._reads = self.is_open = False
         self.transport.close()
@@ -381,7 +381,7 @@ class Protocol(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
         self.transport.resume()
-        self.transport.release()
+        self.transport.release_writers()
         if self._heartbeat is not None:
             self._heartbeat.cancel()
         if self._abort_timer is not None:

@@ -20,8 +20,8 @@ from .content import Content
 from .errors import unexpected_frame
 from .methods import Confirm
 
-# Seconds for which publishers are blocked before a ping is written, and for which that may wait for
-# its confirm: an alarm may last until somebody comes.
+# Seconds for which publishers are blocked before a ping is written, and for which the ping may wait
+# for its confirm: an alarm may last until an operator ends it.
 _BLOCKED_BEFORE_PING = 5.0
 _PING_TIMEOUT = 86400.0
 
@@ -32,14 +32,14 @@ _MOST_METHODS = 1000
 class Outcome(enum.Enum):
     """What became of a published message."""
 
-    CONFIRMED = "taken by every queue it was routed to"
-    REFUSED = "refused by at least one queue"
+    CONFIRMED = "acked: every queue that it was routed to has it"
+    NACKED = "nacked by at least one queue"
     RETURNED = "mandatory, and routed to no queue"
     UNKNOWN = "written, but the connection or the time ended before the confirm"
     BLOCKED = "not written: the broker blocks publishers"
 
 
-# For the path of each message: up to Python 3.11 a look at an enumeration is slow.
+# For the path of every message: up to Python 3.11 reading a member of an enumeration is slow.
 CONFIRMED = Outcome.CONFIRMED
 
 
@@ -60,18 +60,18 @@ def numbers_up_to(last: int, unconfirmed: Iterable[int]) -> list[int]:
 class PublisherChannel(CallChannel):
     """Publishes with confirms, to any exchange, in order.
 
-    ``publish`` gives a future that always ends with an ``Outcome``, never with an exception.
+    ``publish`` returns a future that always ends with an ``Outcome``, never with an exception.
     ``on_end(exc)`` is called when the broker closes the AMQP channel (ChannelClosedByServer: a
-    missing exchange, a body too large for it); not when the connection ends.
+    missing exchange, a body too large for the broker), not when the connection is closed.
 
-    Confirms come in any order, acks and nacks both also as *multiple*; a Basic.Return comes before
-    the ack of its own message, but others may come in between.
+    Confirms come in any order, and both acks and nacks may be *multiple*. A Basic.Return comes
+    before the ack of its own message, but other confirms may come in between.
 
-    A message by ``ping_route``, which must lead to no queue, shows whether the AMQP channel works:
-    its confirm doesn't wait for a queue. It is published when confirms stay out, and once while
-    the broker blocks publishers: RabbitMQ doesn't read a blocked connection, so the confirm proves
-    that it goes on, even if ``connection.unblocked`` got lost. One at a time: it waits in the
-    socket as long as the alarm lasts, and nobody asks again.
+    A *ping* shows whether the AMQP channel works: a message by ``ping_route``, which must lead to
+    no queue, so that its confirm waits for none. It is published when confirms stay out, and
+    once while the broker blocks publishers. RabbitMQ doesn't read from a blocked connection, so
+    the confirm proves that publishers aren't blocked any more, even if ``connection.unblocked`` got
+    lost. There is one ping at a time: it waits in the socket as long as the alarm lasts.
     """
 
     def __init__(
@@ -85,14 +85,14 @@ class PublisherChannel(CallChannel):
         super().__init__(host, amqp_channel_id)
         self._on_end = on_end
         self._ping_route = ping_route
-        self._ping: asyncio.Future[Outcome] | None = None  # the one that waits for its confirm
+        self._ping: asyncio.Future[Outcome] | None = None  # that waits for its confirm
         self._has_expired = False  # some message, and nothing was answered since
         self._write_now = host.transport.write_now
         self._loop = asyncio.get_running_loop()
         self._max_payload = frames.max_payload(host.frame_max)
         self._methods: dict[Route, bytes] = {}  # the frames of Basic.Publish
         self._sequence_number = 0
-        # By sequence number, in order: who waits, and until when (loop time).
+        # By sequence number, in order: the sender's future, and its deadline (loop time).
         self._unconfirmed: dict[int, tuple[asyncio.Future[Outcome], float]] = {}
         self._returned: set[int] = set()  # those of them that the broker returned
         # Whether the last message that began alone stayed alone until its answer came
@@ -100,21 +100,21 @@ class PublisherChannel(CallChannel):
         self._timer: asyncio.TimerHandle | None = None
         self._watched_until = float("inf")  # when it goes off
         self._returned_content = Content()
-        self._ended = False
+        self._is_closed = False
         self.call(Confirm.Select())
 
     @property
-    def is_ended(self) -> bool:
+    def is_closed(self) -> bool:
         """Whether nothing can be published any more."""
-        return self._ended or not self._host.is_open
+        return self._is_closed or not self._host.is_open
 
-    def takes_now(self) -> bool:
-        """Whether ``publish`` would write now, and not too much waits to be written already.
+    def can_publish(self) -> bool:
+        """Return whether ``publish`` would write, and there is room for it in the buffers.
 
-        (For the latter there is ``call_when_writable``.)
+        If there isn't, ``call_when_writable`` says when there is again.
         """
         host = self._host
-        if self._ended or not host.is_open:
+        if self._is_closed or not host.is_open:
             return False
         if time() >= self._heartbeat.fresh_until:
             host.read_first()
@@ -133,7 +133,7 @@ class PublisherChannel(CallChannel):
     def publish(self, body: bytes, route: Route, deadline: float) -> asyncio.Future[Outcome]:
         """Write a message. ``deadline`` (loop time): when an unanswered one counts as UNKNOWN."""
         future: asyncio.Future[Outcome] = self._loop.create_future()
-        if self._ended:
+        if self._is_closed:
             future.set_result(Outcome.UNKNOWN)
             return future
         method = self._methods.get(route)
@@ -150,14 +150,14 @@ class PublisherChannel(CallChannel):
         )
         is_first = not self._unconfirmed
         if is_first and self._was_alone:
-            # Probably this one has no company either with which it could share a write (nearly
-            # Nagle's algorithm). It is gone before the acks of this turn, on the other connection.
+            # Probably no other message follows in this turn that could share its write (nearly
+            # Nagle's algorithm). It leaves before the acks of this turn, on the other connection.
             self._write_now(pieces)
         else:
             self._was_alone = is_first
             for piece in pieces:
                 self._write(piece)
-        # Only now: what could not be encoded is no message, and the broker doesn't count it.
+        # Only now: the broker doesn't count a message that couldn't be encoded.
         self._sequence_number = sequence_number
         self._unconfirmed[sequence_number] = (future, deadline)
         if deadline < self._watched_until:
@@ -181,14 +181,15 @@ class PublisherChannel(CallChannel):
     def _expire(self) -> None:
         self._timer = None
         self._watched_until = float("inf")
-        # All are looked at: a call that waited for the connection has less time left than those
-        # before it. That is about once in operation_timeout, since confirms leave the timer alone.
+        # Deadlines aren't in order: a call that waited for the connection has less time left than
+        # those before it. To look at all happens about once in operation_timeout, since confirms
+        # leave the timer alone.
         now = self._loop.time()
         for sequence_number, (future, deadline) in list(self._unconfirmed.items()):
             if deadline <= now:
                 del self._unconfirmed[sequence_number]
                 self._returned.discard(sequence_number)
-                # It counts as unanswered until something is answered from now on.
+                # An answer is due until the broker answers anything from now on.
                 self._has_expired, self._answers.is_answered = True, False
                 resolve(future, Outcome.UNKNOWN)
         if self._unconfirmed:
@@ -205,7 +206,7 @@ class PublisherChannel(CallChannel):
         if index == frames.ACK:
             self._on_confirm(*frames.read_confirm(data, start, end), Outcome.CONFIRMED)
         elif index == frames.NACK:
-            self._on_confirm(*frames.read_confirm(data, start, end), Outcome.REFUSED)
+            self._on_confirm(*frames.read_confirm(data, start, end), Outcome.NACKED)
         elif index == frames.RETURN:
             self._returned_content.begin()
         else:
@@ -224,7 +225,7 @@ class PublisherChannel(CallChannel):
             self._has_expired = False
         blocked_since = self._host.blocked_since
         if blocked_since is not None:
-            # It was told a moment ago: what the broker had read before shall be answered by then.
+            # By then the broker has answered what it had read before it blocked publishers.
             if self._loop.time() - blocked_since >= _BLOCKED_BEFORE_PING:
                 self._publish_ping(blocked_since)
             return self._answers.look(is_due=False)
@@ -235,7 +236,7 @@ class PublisherChannel(CallChannel):
         return hangs
 
     def _publish_ping(self, blocked_since: float | None) -> None:
-        if self._ping is not None or self._ping_route is None or self.is_ended:
+        if self._ping is not None or self._ping_route is None or self.is_closed:
             return
         self._ping = self.publish(b"", self._ping_route, self._loop.time() + _PING_TIMEOUT)
         self._ping.add_done_callback(partial(self._on_ping, blocked_since))
@@ -255,7 +256,7 @@ class PublisherChannel(CallChannel):
             self._resolve_confirm(sequence_number, outcome)
 
     def _resolve_confirm(self, sequence_number: int, outcome: Outcome) -> None:
-        # It may be unknown here: its time was over, and it counts as UNKNOWN already.
+        # None: its deadline has passed, and it is UNKNOWN already.
         message = self._unconfirmed.pop(sequence_number, None)
         if message is None:
             return
@@ -266,9 +267,9 @@ class PublisherChannel(CallChannel):
         if not future.done():
             future.set_result(outcome)
 
-    def _end(self, culprit_exc: Exception, others_exc: Exception) -> None:
-        self._ended = True
-        super()._end(culprit_exc, others_exc)
+    def _close(self, culprit_exc: Exception, others_exc: Exception) -> None:
+        self._is_closed = True
+        super()._close(culprit_exc, others_exc)
         if isinstance(culprit_exc, carehare.ChannelClosedByServer):
             self._on_end(culprit_exc)
         if self._timer is not None:

@@ -1,9 +1,9 @@
-"""Attempts to reach the same, beside each other: the first that succeeds counts (RFC 8305's idea).
+"""Attempts side by side, of which the first that succeeds counts (the idea of RFC 8305).
 
-One after the other, an address that swallows packets would cost its share of the time limit, for
-each connection. So the next attempt starts when the newest one has failed, or hasn't been answered
-for a moment. One that was answered is given longer, since each attempt costs a busy broker a login;
-yet not all the time, for what accepts a connection and then says nothing isn't the broker.
+If attempts ran one after the other, an address that swallows packets would cost each connection a
+share of its time limit. So the next attempt starts when the newest one has failed, or hasn't been
+answered for a moment. An attempt that was answered has longer, since each one costs a busy broker a
+login; but not all the time, for a server that accepts a connection and says nothing isn't a broker.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ PATIENCE_ONCE_ANSWERED = 2.0
 
 
 class Attempt(Protocol):
-    """One way to it."""
+    """One way to reach a broker."""
 
     @property
     def has_answered(self) -> bool:
-        """Whether somebody is there."""
+        """Whether a server is there."""
 
     async def run(self) -> None:
-        """Try; raise if that fails. Cancelled, it soon ends and leaves nothing behind."""
+        """Try; raises if that fails. Cancelled, it soon ends and leaves nothing behind."""
 
-    def undo(self) -> None:
-        """Give up what ``run`` has achieved."""
+    def abort(self) -> None:
+        """Close at once what ``run`` has opened."""
 
 
 A = TypeVar("A", bound=Attempt)
@@ -123,16 +123,16 @@ class Race(Generic[A]):
     def _stop_others(self) -> None:
         for task, attempt in self._running.items():
             task.cancel()
-            task.add_done_callback(partial(_undo, attempt))
+            task.add_done_callback(partial(_abort_if_done, attempt))
 
 
-def _undo(attempt: Attempt, task: asyncio.Task[None]) -> None:
+def _abort_if_done(attempt: Attempt, task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is None:
-        attempt.undo()
+        attempt.abort()
 
 
 def most_telling(errors: Sequence[Exception]) -> Exception:
-    """Return one error for all: that nobody is there says less than what others have found."""
+    """Return one error for all, if possible one that says more than that no server is there."""
     for exc in errors:
         if type(exc) not in (OSError, ConnectionRefusedError, TimeoutError):
             return exc

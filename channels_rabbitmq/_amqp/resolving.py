@@ -1,4 +1,4 @@
-"""The addresses of a host, found without holding up anybody if the name server is away.
+"""The addresses of a host, found without holding up other callers if the name server is away.
 
 A look-up can't be cancelled, and takes up to half a minute if no name server answers. So it is made
 in a thread of ours (see ``_threads``), one at a time for a host.

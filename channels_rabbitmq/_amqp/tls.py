@@ -3,9 +3,9 @@
 The files are read anew for each connection, in a thread of ours: so certificates that were renewed
 count, and a slow file system doesn't hold up the event loop.
 
-With TLS 1.3 a client has done its part of the handshake before the broker has looked at its
-certificate. So it writes, and what it wrote turns the broker's end of the connection into a reset
-that may swallow the broker's reason. Hence the look at the dates of our own certificate.
+With TLS 1.3 a client has finished the handshake before the broker has looked at the client's
+certificate. So the client writes. If the broker then closes the connection, unread bytes turn that
+into a reset, which may swallow the broker's reason. So we look at our certificate's dates, too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .._futures import run_until
 from .._threads import call_once
 from .url import BrokerUrl
 
-# OpenSSL's names for what arrives from somebody who doesn't speak TLS; the newer, the less it says.
+# OpenSSL's names for bytes of a server that doesn't speak TLS; the newer OpenSSL, the less it says.
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
 # OpenSSL's names for what the broker says of our certificate, behind "ALERT_".
 _ALERTS = {
@@ -41,7 +41,7 @@ _VERSION, _UTC_TIME = 0xA0, 0x17
 
 @dataclass(frozen=True)
 class Tls:
-    """With what a connection is secured."""
+    """How a connection is secured."""
 
     context: ssl.SSLContext
     # What is wrong with our own certificate, or "". The broker may take it all the same.
@@ -132,7 +132,7 @@ def explain_end(exc: Exception | None, *, tls: bool, problem: str) -> Exception:
 
 
 def _problem_of(certfile: str) -> str:
-    """Tell what is wrong with the dates of a certificate, in one sentence."""
+    """Return what is wrong with the dates of a certificate, in one sentence; "": nothing."""
     try:
         with open(certfile, encoding="ascii", errors="replace") as file:
             found = _PEM_CERTIFICATE.search(file.read())

@@ -1,4 +1,4 @@
-"""The writes of one turn of the event loop in one, and not more than the peer takes."""
+"""One write for each turn of the event loop, and no more than the peer takes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 
-# Bytes that may wait to be written before senders have to wait: enough that a broker which is
-# merely busy never lacks work.
+# Bytes that may wait to be written before senders have to wait. It is enough for a busy broker to
+# have something to read at any time.
 HIGH_WATER = 1024 * 1024
 
 # TCP keepalive, in seconds: where no heartbeats pass, the kernel notices within a minute that the
@@ -35,11 +35,11 @@ class CoalescingTransport:
 
     One ``send()`` system call for each frame costs the client and the broker about twice the CPU
     of one for each turn of the loop. But waiting for the end of the turn costs a tenth of a round
-    trip: ``write_now`` is for what is probably alone.
+    trip: ``write_now`` is for a message that is probably alone.
 
-    ``write`` and ``write_last`` take everything: replies and acks must not be held up. Who can wait
-    asks ``is_full`` before, and waits by ``call_when_writable``: else a peer that doesn't read
-    would have memory fill up with what is sent to it.
+    ``write`` and ``write_at_flush`` are never refused: replies and acks must not be held up. A
+    writer that can wait asks ``is_full`` before, and waits by ``call_when_writable``. Otherwise
+    memory would fill up with messages to a peer that doesn't read.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -48,18 +48,18 @@ class CoalescingTransport:
         self._loop = asyncio.get_running_loop()
         self._chunks: list[bytes] = []
         self._size = 0  # of all chunks
-        self._last: list[Callable[[], bytes]] = []  # what comes behind them
+        self._last: list[Callable[[], bytes]] = []  # each makes bytes behind them
         self._is_flush_due = False
         self._is_paused = False  # asyncio's own buffer is above HIGH_WATER
         self._on_writable: Callable[[], None] | None = None
         self._is_held = False  # it is to be read before anything is written
 
     def flush_soon(self) -> None:
-        """Write in the loop's next turn what there will be by then.
+        """Schedule a flush for the loop's next turn, unless one is scheduled.
 
-        For who wakes tasks that are going to write: called right after that, the flush comes behind
-        them in their own turn, and doesn't take the loop another one. (Unless one is due already:
-        that comes at its place, and what they write in the turn after theirs.)
+        Call this right after waking tasks that will write: the flush runs behind them in the same
+        turn. If a flush is already scheduled it keeps its place, and their output leaves one turn
+        later.
         """
         if not self._is_flush_due:
             self._loop.call_soon(self._flush)
@@ -79,12 +79,12 @@ class CoalescingTransport:
         elif not self._transport.is_closing():
             self._transport.write(b"".join(pieces))
 
-    def write_last(self, make: Callable[[], bytes]) -> None:
-        """Write what ``make()`` returns when all else of this turn is written.
+    def write_at_flush(self, make: Callable[[], bytes]) -> None:
+        """Have the next flush write what ``make()`` returns, behind all other bytes.
 
-        For what is collected until then: a callback of its own would take the loop another turn.
-        ``make`` must not raise; it isn't called after :meth:`abort`, and what it returns isn't
-        counted by :meth:`is_full`.
+        For bytes that depend on the whole turn, such as acks: a callback of its own would take the
+        loop another turn. ``make`` must not raise. It isn't called after :meth:`abort`, and its
+        bytes don't count in :meth:`is_full`.
         """
         self.flush_soon()
         self._last.append(make)
@@ -98,20 +98,20 @@ class CoalescingTransport:
         data = b"".join(chunks)
         if data and not self._transport.is_closing():
             self._transport.write(data)
-        self._tell_writable()
+        self._wake_writer()
 
     def is_full(self) -> bool:
-        """Whether senders should wait: too much waits to be written, or it is to be read first."""
+        """Return whether senders should wait: the buffers are full, or writers are held."""
         return self._is_paused or self._is_held or self._size >= HIGH_WATER
 
     def call_when_writable(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` once, instead of the last one that was given, when there is room.
+        """Call ``callback`` once when there is room, or when the connection is closed.
 
-        For who has found it full. Also when the connection has ended.
+        For a writer that has found it full. It replaces the callback that was given before.
         """
         self._on_writable = callback
 
-    def _tell_writable(self) -> None:
+    def _wake_writer(self) -> None:
         if self._on_writable is not None and not self.is_full():
             callback, self._on_writable = self._on_writable, None
             callback()
@@ -123,16 +123,16 @@ class CoalescingTransport:
     def resume(self) -> None:
         """asyncio's buffer has drained, or the connection has ended."""
         self._is_paused = False
-        self._tell_writable()
+        self._wake_writer()
 
-    def hold(self) -> None:
-        """Have those wait who can, whatever room there is."""
+    def hold_writers(self) -> None:
+        """Have writers that can wait do so, whatever room there is."""
         self._is_held = True
 
-    def release(self) -> None:
-        """The opposite of ``hold``."""
+    def release_writers(self) -> None:
+        """The opposite of ``hold_writers``."""
         self._is_held = False
-        self._tell_writable()
+        self._wake_writer()
 
     def close(self) -> None:
         """Close once everything that was written has gone out."""
@@ -140,9 +140,9 @@ class CoalescingTransport:
         self._transport.close()
 
     def shut_down(self) -> None:
-        """Have the system end the connection, whoever the event loop belongs to.
+        """Have the system close the connection. From any thread.
 
-        asyncio's objects aren't touched: they find the end when the loop runs again.
+        asyncio's objects aren't touched: they find it closed when the loop runs again.
         """
         tcp = self._transport.get_extra_info("socket")
         with (

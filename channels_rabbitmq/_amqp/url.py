@@ -6,7 +6,7 @@ errors. Here no error quotes what could be a part of the password. A password
 that holds an unescaped ``/``, ``?`` or ``#`` ends the authority too early and
 leaves an ``@`` behind it, which no other part may hold; so that is looked at
 first, and from then on the password can only be in the authority, before its
-last ``@``. Host and port aren't quoted either: somebody may have left out the
+last ``@``. Host and port aren't quoted either: the user may have left out the
 ``@host`` behind the password.
 """
 
@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 
-# What to write, for errors.
+# How to write a URL, for errors.
 FORM = "amqp://user:password@host:port/vhost"
 
 DEFAULT_HEARTBEAT = 20
@@ -46,7 +46,7 @@ _OTHER_SCHEMES = {
     "mqtts": "is for MQTT",
     "stomp": "is for STOMP",
 }
-# Milliseconds. Whoever writes less means seconds.
+# Milliseconds. A smaller number is meant as seconds.
 _SHORTEST_CONNECTION_TIMEOUT = 100
 _TLS_PARAMETERS = ("cacertfile", "certfile", "keyfile", "verify", "server_name_indication")
 _PARAMETERS = (
@@ -65,10 +65,9 @@ _NOT_IN_HOST = re.compile(r"[\x00-\x20\x7f/?#@:\[\]<>\\^`{|}\"%]")
 
 @dataclass(frozen=True)
 class BrokerUrl:
-    """Where a broker is, who logs in to it, and how.
+    """Where a broker is, and how to log in to it.
 
-    ``str()`` and ``repr()`` leave the password out. Two are equal only if
-    their passwords are.
+    ``str()`` and ``repr()`` leave the password out; ``==`` compares it.
     """
 
     tls: bool

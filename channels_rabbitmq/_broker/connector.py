@@ -55,7 +55,7 @@ class UrlAttempt:
             self.on_failure(self, err)
             raise
 
-    def undo(self) -> None:
+    def abort(self) -> None:
         self.connection.abort()
 
 

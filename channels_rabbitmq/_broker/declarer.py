@@ -169,4 +169,4 @@ async def _call(channel: TopologyChannel, commands: Iterable[pamqp.base.Frame]) 
 def _end_lease(topology: Topology, consumer: ConsumerChannel) -> None:
     """Delete a lease without waiting for an answer."""
     for command in topology.delete_lease(nowait=True):
-        consumer.tell(command)
+        consumer.send_nowait(command)

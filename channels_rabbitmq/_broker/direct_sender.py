@@ -42,7 +42,7 @@ _LONGEST_PAUSE = 0.25
 # Seconds that the last try must leave for its confirm, or its outcome would be unknown.
 _CONFIRM_TIMEOUT = 0.5
 
-_NOT_TAKEN = (Outcome.RETURNED, Outcome.REFUSED)  # by any queue
+_NOT_TAKEN = (Outcome.RETURNED, Outcome.NACKED)  # by any queue
 
 _NO_QUEUE_YET = (
     "The process of the channel has no queue on RabbitMQ yet: it may still be reconnecting"
@@ -104,7 +104,7 @@ class DirectSender:
         deadline: float,
         after: Callable[[], Awaitable[object]] | None = None,
     ) -> Outcome:
-        """Send; after all tries, RETURNED means that there was no queue, REFUSED that it is full.
+        """Send; after all tries, RETURNED means that there was no queue, NACKED that it is full.
 
         ``deadline`` and ``after`` are those of ``Publisher.publish``. Raises BrokerUnavailable as
         that does, and also if the time was over before all tries: either way nothing was sent. With
@@ -125,7 +125,7 @@ class DirectSender:
         try:
             final = self._verdict(message) or await self._send_in_turn(message)
         finally:
-            self._refusals.count(message.outcome, is_full=final is Outcome.REFUSED)
+            self._refusals.count(message.outcome, is_full=final is Outcome.NACKED)
         return final
 
     async def _send_in_turn(self, message: _Message) -> Outcome:
@@ -138,12 +138,12 @@ class DirectSender:
             if not await lane.acquire(message.deadline):
                 raise BrokerUnavailable(_NO_QUEUE_YET)
             if lane.is_aborted:
-                return Outcome.REFUSED
+                return Outcome.NACKED
             try:
                 outcome = Outcome.RETURNED if is_first else await self._publish(message)
                 if outcome in _NOT_TAKEN:
                     outcome = await self._try_again(message)
-                if outcome is Outcome.REFUSED:
+                if outcome is Outcome.NACKED:
                     lane.abort()  # The queue is full for all of them.
                 return outcome
             finally:
@@ -169,12 +169,12 @@ class DirectSender:
         """Return what becomes of a message that wasn't taken, if that is known already."""
         if message.outcome is None:
             return None
-        if message.outcome is Outcome.REFUSED:
+        if message.outcome is Outcome.NACKED:
             if self._receivers.took_later_one(message.route, message.called_at):
-                return Outcome.REFUSED
+                return Outcome.NACKED
             is_full = self._refusals.known(message.route)
             if is_full is not False:
-                return Outcome.REFUSED if is_full else None
+                return Outcome.NACKED if is_full else None
         return Outcome.RETURNED if self._receivers.is_unreachable(message.route) else None
 
     async def _try_again(self, message: _Message) -> Outcome:
@@ -224,12 +224,12 @@ class DirectSender:
     async def _ask(self, message: _Message) -> Outcome | None:
         """As ``_verdict``, but finds out what a nack means, unless that is known."""
         if (
-            message.outcome is Outcome.REFUSED
+            message.outcome is Outcome.NACKED
             and self._verdict(message) is None
             and await self._refusals.is_full(message.route, message.deadline)
         ):
             self._receivers.on_taken(message.route, message.called_at)
-            return Outcome.REFUSED
+            return Outcome.NACKED
         return self._verdict(message)
 
     def _may_be_back(self, route: Route, begun_at: float, at: float) -> bool:

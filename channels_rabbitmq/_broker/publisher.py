@@ -93,7 +93,7 @@ class Publisher:
         )
         probe.add_done_callback(self._on_probe)
         await asyncio.wait([probe, blocked], return_when=asyncio.FIRST_COMPLETED)
-        if amqp_channel.is_ended or (probe.done() and probe.result() is Outcome.UNKNOWN):
+        if amqp_channel.is_closed or (probe.done() and probe.result() is Outcome.UNKNOWN):
             raise self._end_exc or carehare.ConnectionClosed("RabbitMQ took no message in time")
         self._new_amqp_channel = amqp_channel
         self._default_exchange = DefaultExchange(
@@ -117,7 +117,7 @@ class Publisher:
 
     def _on_probe(self, probe: asyncio.Future[Outcome]) -> None:
         """Warn once, if a message that no queue should take isn't returned."""
-        is_taken = probe.result() is CONFIRMED or probe.result() is Outcome.REFUSED
+        is_taken = probe.result() is CONFIRMED or probe.result() is Outcome.NACKED
         if is_taken and not self._has_warned_of_void:
             self._has_warned_of_void = True
             logger.warning(
@@ -200,7 +200,7 @@ class Publisher:
             or after is not None
             or self._outbox.messages
             or self._is_blocked
-            or not amqp_channel.takes_now()
+            or not amqp_channel.can_publish()
         ):
             confirm = await self._publish_in_turn(body, route, deadline, after)
             if confirm is None:
@@ -261,10 +261,10 @@ class Publisher:
 
     async def _wait_done(self, message: WaitingMessage) -> None:
         while not message.is_done:
-            if self._amqp_channel is None or self._amqp_channel.is_ended:
+            if self._amqp_channel is None or self._amqp_channel.is_closed:
                 await self.supervisor.wait_ready(message.deadline)
             elif not await message.turn.wait(message.deadline) and not message.is_done:
-                if self._amqp_channel is None or self._amqp_channel.takes_now():
+                if self._amqp_channel is None or self._amqp_channel.can_publish():
                     raise BrokerUnavailable("Messages that came before were not sent in time")
                 message.finish()  # too slow: as good as blocked
 
@@ -272,7 +272,7 @@ class Publisher:
         amqp_channel = self._amqp_channel
         if amqp_channel is None:
             return None
-        if not amqp_channel.takes_now():
+        if not amqp_channel.can_publish():
             amqp_channel.call_when_writable(self._outbox.drain)
             return None
         return self._write(amqp_channel, message.body, message.route, message.deadline)

@@ -65,7 +65,7 @@ class Refusals:
             key = alive_key(route.routing_key.rstrip("!"))
             question = Route(self._exchange, key, mandatory=True)
             answer = await self._publisher.publish(b"", question, deadline)
-            is_full = answer is not Outcome.REFUSED
+            is_full = answer is not Outcome.NACKED
             self.count(answer, is_full=False)
             if len(self._verdicts) >= _MOST_ROUTES:
                 self._verdicts.clear()
@@ -74,7 +74,7 @@ class Refusals:
 
     def count(self, outcome: Outcome | None, *, is_full: bool) -> None:
         """Count the outcome of a try, if it was a nack, once it is known what that means."""
-        if outcome is Outcome.REFUSED:
+        if outcome is Outcome.NACKED:
             if is_full:
                 self._counters.nacked += 1
             else:

@@ -112,7 +112,7 @@ class Subscriber:
             if is_closed:
                 self._declarer.end_leases(self._consumer)
             # The connection may go on for a second; its deliveries would count on the next one.
-            self._consumer.mute()
+            self._consumer.detach()
             self._consumer = None
             self._on_consumer_lost()
         if self._topology_channel is not None:

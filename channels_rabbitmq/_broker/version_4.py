@@ -35,7 +35,7 @@ class DefaultExchange:
 
     def publish(self, body: bytes, route: Route, deadline: float) -> asyncio.Future[Outcome]:
         """As ``PublisherChannel.publish``. Raises BrokerUnavailable if the connection has ended."""
-        if self._amqp_channel is None or self._amqp_channel.is_ended:
+        if self._amqp_channel is None or self._amqp_channel.is_closed:
             try:
                 self._amqp_channel = self._connection.open_publisher(
                     on_end=self._on_end, ping_route=self._ping_route

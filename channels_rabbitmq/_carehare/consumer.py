@@ -121,20 +121,20 @@ class AckingConsumer(BytesChannel):
     def on_frame(self, frame: Any) -> None:
         if isinstance(frame, Basic.Cancel):
             self.close()  # of no use any more
-            self._end(carehare.ChannelClosed("RabbitMQ cancelled the consumer"))
+            self._set_closed(carehare.ChannelClosed("RabbitMQ cancelled the consumer"))
         elif self._content.is_due or not isinstance(frame, (Channel.OpenOk, Basic.QosOk)):
             raise unexpected_frame(f"unexpected {type(frame).__name__}")
 
     def on_closed_by_server(self, frame: Channel.Close) -> None:
-        self._end(closed_by_server(frame))
+        self._set_closed(closed_by_server(frame))
 
     def on_closed(self) -> None:
-        self._end(None)
+        self._set_closed(None)
 
     def on_connection_closed(self, exc: carehare.ConnectionClosed) -> None:
-        self._end(exc)
+        self._set_closed(exc)
 
-    def _end(self, exc: Exception | None) -> None:
+    def _set_closed(self, exc: Exception | None) -> None:
         for future in (self._closed, self.closed):
             if exc is None:
                 resolve(future, None)

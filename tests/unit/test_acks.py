@@ -41,45 +41,45 @@ def test_contiguous_tags_are_one_ack() -> None:
     batch = batch_of(5)
     for tag in (1, 2, 3):
         batch.add(tag)
-    assert batch.take() == [(3, True)]
+    assert batch.drain() == [(3, True)]
     batch.add(4)
-    assert batch.take() == [(4, True)]
+    assert batch.drain() == [(4, True)]
 
 
 def test_tags_beyond_a_gap_are_acked_alone() -> None:
     batch = batch_of(6)
     for tag in (1, 2, 4, 6):
         batch.add(tag)
-    assert batch.take() == [(2, True), (4, False), (6, False)]
+    assert batch.drain() == [(2, True), (4, False), (6, False)]
 
 
 def test_multiple_does_not_name_a_tag_that_was_acked_alone() -> None:
     """The broker would ack all up to it, and then close the AMQP channel."""
     batch = batch_of(4)
     batch.add(2)
-    assert batch.take() == [(2, False)]
+    assert batch.drain() == [(2, False)]
     batch.add(1)
-    assert batch.take() == [(1, True)]
+    assert batch.drain() == [(1, True)]
     batch.add(3)
-    assert batch.take() == [(3, True)]
+    assert batch.drain() == [(3, True)]
 
 
 def test_add_tells_the_first_of_a_batch() -> None:
     batch = batch_of(4)
     assert [batch.add(1), batch.add(2)] == [True, False]
-    batch.take()
+    batch.drain()
     assert [batch.add(3), batch.add(4)] == [True, False]
 
 
 def test_nothing_collected_is_nothing_to_write() -> None:
-    assert AckBatch().take() == []
+    assert AckBatch().drain() == []
 
 
 def test_nothing_is_remembered_of_what_is_done() -> None:
     batch = batch_of(1001)
     for tag in range(1001, 1, -1):  # the oldest stays outstanding all the time
         batch.add(tag)
-        batch.take()
+        batch.drain()
     assert list(batch._outstanding) == [1]
     assert not batch._collected
 
@@ -100,7 +100,7 @@ def test_each_tag_is_told_once_and_multiple_names_only_what_is_outstanding(
     given_back: list[int] = []
 
     def write() -> None:
-        for tag, multiple in batch.take():
+        for tag, multiple in batch.drain():
             broker.accept(tag, multiple)
         assert sorted(broker.acked) == sorted(given_back)
 
@@ -127,9 +127,9 @@ def test_any_order_in_any_batches(order: list[int], ends_of_batches: set[int]) -
     for position, tag in enumerate(order):
         batch.add(tag)
         if position in ends_of_batches:
-            for ack in batch.take():
+            for ack in batch.drain():
                 broker.accept(*ack)
-    for ack in batch.take():
+    for ack in batch.drain():
         broker.accept(*ack)
     assert sorted(broker.acked) == sorted(order)
 
@@ -143,4 +143,4 @@ def test_contiguous_batches_need_one_ack_each(sizes: list[int]) -> None:
             tag += 1
             batch.expect(tag)
             batch.add(tag)
-        assert batch.take() == [(tag, True)]
+        assert batch.drain() == [(tag, True)]

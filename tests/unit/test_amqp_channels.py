@@ -433,7 +433,7 @@ async def test_muted_consumer_hands_out_and_acks_nothing_more() -> None:
     bench = Deliveries()
     bench.deliver(1)
     bench.channel.ack(1)
-    bench.channel.mute()
+    bench.channel.detach()
     bench.deliver(2)
     assert bench.got == [(b"body", 1)]
     assert await bench.acks() == []
@@ -478,7 +478,7 @@ def outcomes(futures: list[Any]) -> list[Outcome | None]:
 
 CONFIRMED, REFUSED, RETURNED, UNKNOWN = (
     Outcome.CONFIRMED,
-    Outcome.REFUSED,
+    Outcome.NACKED,
     Outcome.RETURNED,
     Outcome.UNKNOWN,
 )

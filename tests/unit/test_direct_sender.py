@@ -57,7 +57,7 @@ class FakePublisher:
         if self.is_blocked:
             return Outcome.BLOCKED
         if routing_key in self.refusing:
-            return Outcome.REFUSED
+            return Outcome.NACKED
         if routing_key not in self.reachable:
             return Outcome.RETURNED
         self.taken.append(body)
@@ -301,12 +301,12 @@ async def test_a_queue_that_goes_on_refusing_while_its_process_is_there_is_full(
     publisher.refusing.add("crq.a!")
     publisher.reachable.add("crq.a!alive")
     begun_at = time.monotonic()
-    assert await sender.send(ROUTE, b"m", deadline()) is Outcome.REFUSED
+    assert await sender.send(ROUTE, b"m", deadline()) is Outcome.NACKED
     assert _refusals.DELETION_TIMEOUT <= time.monotonic() - begun_at < 1.0
     # And the next ones at once.
     for _ in range(10):
         tries = publisher.tries["crq.a!"]
-        assert await sender.send(ROUTE, b"m", deadline()) is Outcome.REFUSED
+        assert await sender.send(ROUTE, b"m", deadline()) is Outcome.NACKED
         assert publisher.tries["crq.a!"] == tries + 1
     assert publisher.tries["crq.a!alive"] == 1
     assert sender._refusals._counters.nacked == 11
@@ -322,7 +322,7 @@ async def test_after_a_while_it_is_found_out_anew_why_a_queue_refuses(
     monkeypatch.setattr(_refusals, "VERDICT_TIMEOUT", 0.0)
     publisher.refusing.add("crq.a!")
     publisher.reachable.add("crq.a!alive")
-    assert await sender.send(ROUTE, b"m", deadline()) is Outcome.REFUSED
+    assert await sender.send(ROUTE, b"m", deadline()) is Outcome.NACKED
     sending = asyncio.create_task(sender.send(ROUTE, b"m", deadline()))
     await publisher.wait_for_tries(ROUTE, publisher.tries["crq.a!"] + 2)
     publisher.refusing.clear()  # It has just ended,
@@ -346,7 +346,7 @@ async def test_a_process_that_vanished_with_its_node_is_gone(
     publisher.refusing.remove("crq.a!alive")
     publisher.reachable.add("crq.a!alive")
     monkeypatch.setattr(sender._refusals, "_verdicts", {})  # a second later
-    assert await sender.send(ROUTE, b"m", deadline()) is Outcome.REFUSED
+    assert await sender.send(ROUTE, b"m", deadline()) is Outcome.NACKED
 
 
 async def test_a_message_after_which_another_was_taken_is_not_tried_again(
@@ -360,8 +360,8 @@ async def test_a_message_after_which_another_was_taken_is_not_tried_again(
     await asyncio.sleep(0)  # Both are written:
     publisher.refusing.clear()
     publisher.reachable.add("crq.a!")
-    publisher.fates.append(Outcome.REFUSED)  # the first one's
-    assert await first is Outcome.REFUSED
+    publisher.fates.append(Outcome.NACKED)  # the first one's
+    assert await first is Outcome.NACKED
     assert await second is Outcome.CONFIRMED
     assert publisher.taken == [b"2"]
 
@@ -374,7 +374,7 @@ async def test_those_that_wait_behind_are_refused_with_the_first(
     sending = [asyncio.create_task(sender.send(ROUTE, b"0", deadline()))]
     await publisher.wait_for_tries(ROUTE, 2)
     sending += [asyncio.create_task(sender.send(ROUTE, b"m", deadline())) for _ in range(100)]
-    assert set(await asyncio.gather(*sending)) == {Outcome.REFUSED}
+    assert set(await asyncio.gather(*sending)) == {Outcome.NACKED}
     assert publisher.tries["crq.a!"] < 100, "they need no try"
     assert not sender._lanes
 
@@ -383,11 +383,11 @@ async def test_a_short_time_limit_says_full_too(publisher: FakePublisher) -> Non
     sender = make_sender(publisher, 0.4)
     publisher.refusing.add("crq.a!")
     publisher.reachable.add("crq.a!alive")
-    assert await sender.send(ROUTE, b"m", deadline(0.4)) is Outcome.REFUSED
+    assert await sender.send(ROUTE, b"m", deadline(0.4)) is Outcome.NACKED
     # And the rest of one, in which the receiver may reconnect yet.
     sender = make_sender(publisher, 10.0)
     publisher.reconnected_at = asyncio.get_running_loop().time()
-    assert await sender.send(ROUTE, b"m", deadline(0.51)) is Outcome.REFUSED
+    assert await sender.send(ROUTE, b"m", deadline(0.51)) is Outcome.NACKED
     publisher.refusing.update(("crq.b!", "crq.b!alive"))
     with pytest.raises(BrokerUnavailable, match="no queue on RabbitMQ yet"):
         await sender.send(OTHER, b"m", deadline(0.51))

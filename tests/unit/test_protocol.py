@@ -267,7 +267,7 @@ class Talk:
         [(b"first", 1), (b"in three pieces", 2), (b"", 3)],
         ["low on memory"],
         [True, True],
-        [Outcome.CONFIRMED, Outcome.REFUSED, Outcome.RETURNED],
+        [Outcome.CONFIRMED, Outcome.NACKED, Outcome.RETURNED],
     )
 
 

@@ -35,7 +35,7 @@ class Attempt:
             self._events.append(f"{self.name} is stopped")
             raise
 
-    def undo(self) -> None:
+    def abort(self) -> None:
         self._events.append(f"{self.name} is undone")
 
 

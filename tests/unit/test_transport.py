@@ -90,12 +90,12 @@ async def test_what_is_written_last_is_made_then(
     transport: CoalescingTransport, below: FakeTransport
 ) -> None:
     collected = [b"1"]
-    transport.write_last(lambda: b"".join(collected))
+    transport.write_at_flush(lambda: b"".join(collected))
     transport.write(b"a")
     collected.append(b"2")
     await turn()
     assert below.done == [b"a12"]
-    transport.write_last(lambda: b"alone")
+    transport.write_at_flush(lambda: b"alone")
     await turn()
     assert below.done == [b"a12", b"alone"]
 
@@ -105,7 +105,7 @@ async def test_those_who_were_woken_write_in_their_own_turn(
 ) -> None:
     loop = asyncio.get_running_loop()
     loop.call_soon(transport.write, b"a")
-    loop.call_soon(transport.write_last, lambda: b"last")
+    loop.call_soon(transport.write_at_flush, lambda: b"last")
     transport.flush_soon()
     transport.flush_soon()
     await turn()
@@ -130,10 +130,10 @@ async def test_a_write_in_the_wrong_thread_keeps_nobody_else_from_writing(
     assert below.done == [b"right"]
 
 
-async def test_nothing_to_write_last_is_no_write(
+async def test_nothing_to_write_at_flush_is_no_write(
     transport: CoalescingTransport, below: FakeTransport
 ) -> None:
-    transport.write_last(bytes)
+    transport.write_at_flush(bytes)
     await turn()
     assert below.done == []
 
@@ -145,7 +145,7 @@ async def test_what_is_written_meanwhile_waits_for_the_next_turn(
         transport.write(b"next")
         return b"last"
 
-    transport.write_last(make)
+    transport.write_at_flush(make)
     await turn()
     await turn()
     assert below.done == [b"last", b"next"]
@@ -155,7 +155,7 @@ async def test_what_is_written_meanwhile_waits_for_the_next_turn(
 async def test_what_is_written_last_at_the_end(
     transport: CoalescingTransport, below: FakeTransport, end: str
 ) -> None:
-    transport.write_last(lambda: b"last")
+    transport.write_at_flush(lambda: b"last")
     if end == "close":
         transport.close()
     elif end == "abort":

@@ -106,7 +106,7 @@ async def test_a_probe_that_does_not_arrive_gives_the_connection_up(bench: Bench
 
 
 async def test_a_full_queue_that_delivers_nothing_is_deaf_too(bench: Bench) -> None:
-    bench.answer = Outcome.REFUSED
+    bench.answer = Outcome.NACKED
     assert "nothing arrives" in await asyncio.wait_for(bench.supervisor.given_up.get(), 10)
 
 
@@ -170,7 +170,7 @@ async def test_a_publisher_that_hangs_is_not_the_queue_s_fault(
     assert bench.pings >= 2
 
 
-@pytest.mark.parametrize("ping_answer", [Outcome.CONFIRMED, Outcome.REFUSED])
+@pytest.mark.parametrize("ping_answer", [Outcome.CONFIRMED, Outcome.NACKED])
 async def test_a_queue_that_neither_confirms_nor_delivers_is_deaf(
     bench: Bench, ping_answer: Outcome
 ) -> None:
