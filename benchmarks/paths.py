@@ -86,7 +86,7 @@ class Paths:
             lambda amqp_channel_id: ConsumerChannel(
                 protocol,
                 amqp_channel_id,
-                on_delivery=self._loop_layer._deliveries.on_delivery,
+                on_delivery=self._loop_layer._inbox.on_delivery,
                 on_end=print,
             )
         )

@@ -119,3 +119,21 @@ class Hook:
         task = self._task
         if task is not None and task is not asyncio.current_task():
             await asyncio.wait([task], timeout=_CANCEL_TIMEOUT)
+
+
+class Hooks:
+    """Both hooks of one ``LoopLayer``."""
+
+    def __init__(self, functions: HookFunctions, id_: str) -> None:
+        self.on_disconnect = Hook("on_disconnect", functions.on_disconnect, id_)
+        self.on_reconnect = Hook("on_reconnect", functions.on_reconnect, id_)
+
+    def stop(self) -> None:
+        """Call nothing more, and cancel what runs."""
+        self.on_disconnect.stop()
+        self.on_reconnect.stop()
+
+    async def wait_stopped(self) -> None:
+        """Wait for what ``stop`` has cancelled."""
+        await self.on_disconnect.wait_stopped()
+        await self.on_reconnect.wait_stopped()
