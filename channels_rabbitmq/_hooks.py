@@ -19,7 +19,6 @@ when the layer is made: that may be while Django still loads the very module.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import logging
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from dataclasses import dataclass
 from asgiref.sync import SyncToAsync
 
 from ._functions import import_function, is_async
+from ._futures import start_task
 from ._settings.readers import NO_MESSAGE_TYPE, HookFunction, check_hook
 from ._settings.settings import Settings
 from ._threads import DaemonThreads
@@ -66,7 +66,6 @@ class Hook:
         self._option = option
         self._function = function
         self._id = id_
-        self._loop = asyncio.get_running_loop()
         self._due: str | None = None  # a call, with this reason
         self._task: asyncio.Task[None] | None = None  # the call that is running
         self._is_stopped = False
@@ -77,9 +76,7 @@ class Hook:
             return
         self._due = reason
         if self._task is None:
-            self._task = contextvars.Context().run(
-                self._loop.create_task, self._run(), name=f"channels_rabbitmq {self._option}"
-            )
+            self._task = start_task(self._run(), name=f"channels_rabbitmq {self._option}")
 
     async def _run(self) -> None:
         try:

@@ -86,11 +86,9 @@ class LoopLayer:
             self._reporter,
         )
         self._watchdog = Watchdog(
-            self._subscriber.supervisor,
+            self._subscriber,
+            self._sender.probes,
             settings.watchdog_interval,
-            send=self._sender.probes.send,
-            ping=self._sender.probes.ping,
-            request_answer=self._subscriber.request_answer,
             delivered=lambda: self.counters.delivered,
             is_full=lambda: self._router.unacked >= settings.local_capacity,
         )

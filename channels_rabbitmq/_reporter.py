@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+from ._futures import call_at
 
 # Seconds between two lines about the same, and before the first: one incident, one line.
 INTERVAL = 5.0
@@ -69,10 +71,8 @@ class Reporter:
         return self._counts.setdefault(reason, Counter())
 
     def _schedule(self, reason: str, delay: float) -> None:
-        # In a context of its own: the caller's would live as long as there is something to report.
-        self._timers[reason] = asyncio.get_running_loop().call_later(
-            delay, self._flush, reason, context=contextvars.Context()
-        )
+        at = asyncio.get_running_loop().time() + delay
+        self._timers[reason] = call_at(at, partial(self._flush, reason))
 
     def _flush(self, reason: str) -> None:
         self._timers.pop(reason, None)

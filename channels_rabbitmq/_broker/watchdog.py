@@ -18,14 +18,15 @@ turns: one message each time, because hosted brokers count messages.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from .._amqp.connection import Connection
 from .._amqp.publishing import Outcome
+from .._futures import start_task
 from ..exceptions import BrokerUnavailable
-from .supervisor import Supervisor
+from .probes import Probes
+from .subscriber import Subscriber
 
 logger = logging.getLogger("channels_rabbitmq.watchdog")
 
@@ -34,30 +35,26 @@ _LOOK_INTERVAL = 0.25
 
 
 class Watchdog:
-    """Watches one Subscriber's connection.
+    """Watches one Subscriber's connection, by messages that ``probes`` sends.
 
-    ``interval``: seconds between two looks whether anything arrives. ``send()`` publishes the
-    probe, ``ping()`` a message that leads to no queue; ``request_answer()`` has the broker answer
-    something on the watched connection; ``delivered()`` counts what has arrived; ``is_full()`` says
-    that the broker may not deliver now, because all of ``local_capacity`` is in use.
+    ``interval``: seconds between two looks whether anything arrives. ``delivered()`` counts what
+    has arrived; ``is_full()`` says that the broker may not deliver now, because all of
+    ``local_capacity`` is in use.
     """
 
     def __init__(
         self,
-        subscriber: Supervisor,
+        subscriber: Subscriber,
+        probes: Probes,
         interval: float,
         *,
-        send: Callable[[], Awaitable[Outcome]],
-        ping: Callable[[], Awaitable[Outcome]],
-        request_answer: Callable[[], None],
         delivered: Callable[[], int],
         is_full: Callable[[], bool],
     ) -> None:
         self._subscriber = subscriber
+        self._supervisor = subscriber.supervisor
+        self._probes = probes
         self._interval = interval
-        self._send = send
-        self._ping = ping
-        self._request_answer = request_answer
         self._delivered = delivered
         self._is_full = is_full
         self._task: asyncio.Task[None] | None = None
@@ -65,10 +62,7 @@ class Watchdog:
     def start(self) -> None:
         """Watch from now on, unless ``interval`` is 0. Another call changes nothing."""
         if self._task is None and self._interval:
-            # In a context of its own: the first caller's would live as long as the task.
-            self._task = contextvars.Context().run(
-                asyncio.get_running_loop().create_task, self.run(), name="channels_rabbitmq probe"
-            )
+            self._task = start_task(self.run(), name="channels_rabbitmq watchdog")
 
     def stop(self) -> None:
         """Stop watching, in a moment."""
@@ -93,12 +87,12 @@ class Watchdog:
                 logger.exception("%s: unexpected error", "watchdog")
 
     async def _probe(self) -> None:
-        connection = self._subscriber.connection
+        connection = self._supervisor.connection
         if connection is None or self._is_full():
             return
         before = self._delivered()
         if not connection.has_heartbeats:
-            self._request_answer()
+            self._subscriber.request_answer()
         try:
             outcome = await self._publish()
         except BrokerUnavailable:
@@ -111,11 +105,11 @@ class Watchdog:
 
     async def _publish(self) -> Outcome:
         """Send the probe; return BLOCKED also if the publisher doesn't work."""
-        outcome = await self._send()
+        outcome = await self._probes.send()
         if outcome is Outcome.UNKNOWN:
-            if await self._ping() in (Outcome.UNKNOWN, Outcome.BLOCKED):
+            if await self._probes.ping() in (Outcome.UNKNOWN, Outcome.BLOCKED):
                 return Outcome.BLOCKED
-            outcome = await self._send()
+            outcome = await self._probes.send()
         return outcome
 
     async def _arrives(self, connection: Connection, before: int) -> bool:
@@ -124,7 +118,7 @@ class Watchdog:
         # Looking now and then costs less than a call for each delivery.
         while (
             self._delivered() == before
-            and self._subscriber.connection is connection
+            and self._supervisor.connection is connection
             and not self._is_full()
         ):
             if connection.is_overdue(mark):
@@ -133,5 +127,5 @@ class Watchdog:
         return True
 
     def _reconnect(self, connection: Connection, reason: str) -> None:
-        if self._subscriber.connection is connection:
-            self._subscriber.reconnect(reason)
+        if self._supervisor.connection is connection:
+            self._supervisor.reconnect(reason)

@@ -10,7 +10,8 @@ import pytest
 
 from channels_rabbitmq._amqp.publishing import Outcome
 from channels_rabbitmq._broker import watchdog as _watchdog
-from channels_rabbitmq._broker.supervisor import Supervisor
+from channels_rabbitmq._broker.probes import Probes
+from channels_rabbitmq._broker.subscriber import Subscriber
 from channels_rabbitmq._broker.watchdog import Watchdog
 from channels_rabbitmq.exceptions import BrokerUnavailable
 
@@ -40,7 +41,7 @@ class FakeSupervisor:
 
 
 class Bench:
-    """A watchdog on fakes; ``answer`` is what becomes of the messages it sends."""
+    """A watchdog on fakes, itself one; ``answer`` is what becomes of the messages it sends."""
 
     def __init__(self) -> None:
         self.supervisor = FakeSupervisor()
@@ -56,11 +57,9 @@ class Bench:
         self.full = False
         self.delivered = 0
         self.watchdog = Watchdog(
-            cast(Supervisor, self.supervisor),
+            cast(Subscriber, self),
+            cast(Probes, self),
             0.01,
-            send=self.send,
-            ping=self.ping,
-            request_answer=self.request_answer,
             delivered=lambda: self.delivered,
             is_full=lambda: self.full,
         )
