@@ -297,9 +297,9 @@ class LoopLayer:
         self._subscriber.close()
         self._publisher.supervisor.close()
         self._user_connection.supervisor.close()
-        self._watchdog.stop()
+        self._watchdog.close()
         self._hooks.stop()
-        await self._watchdog.wait_stopped()
+        await self._watchdog.wait_closed()
         for supervisor in self._connections.supervisors:
             await supervisor.wait_closed()
         await self._hooks.wait_stopped()

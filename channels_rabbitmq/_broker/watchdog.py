@@ -64,13 +64,13 @@ class Watchdog:
         if self._task is None and self._interval:
             self._task = start_task(self.run(), name="channels_rabbitmq watchdog")
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Stop watching, in a moment."""
         if self._task is not None:
             self._task.cancel()
 
-    async def wait_stopped(self) -> None:
-        """Wait until the task has ended after ``stop``."""
+    async def wait_closed(self) -> None:
+        """Wait until the task has ended after ``close``."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
