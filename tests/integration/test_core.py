@@ -11,7 +11,6 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -22,11 +21,9 @@ import pytest
 import uvloop
 from channels.exceptions import (
     ChannelFull,
-    InvalidChannelLayerError,
     MessageTooLarge,
     StopConsumer,
 )
-from channels.layers import BaseChannelLayer
 
 from channels_rabbitmq._broker import direct_sender as _direct_sender
 from channels_rabbitmq._broker.supervisor import State
@@ -55,45 +52,6 @@ async def receive_until_end(layer: RabbitmqChannelLayer, channel: str) -> list[d
     while (message := await receive(layer, channel)) != END:
         messages.append(message)
     return messages
-
-
-class TestConstruction:
-    def test_made_without_a_loop_and_in_a_thread(self) -> None:
-        made = [RabbitmqChannelLayer()]
-        thread = threading.Thread(target=lambda: made.append(RabbitmqChannelLayer()))
-        thread.start()
-        thread.join()
-        assert len(made) == 2
-
-    @pytest.mark.parametrize(
-        ("config", "option"),
-        [
-            ({"hosts": ["amqp://x"]}, "hosts"),
-            ({"local_capacity": -1}, "local_capacity"),
-            ({"expiry": "60"}, "expiry"),
-            ({"host": "http://x"}, "host"),
-        ],
-    )
-    def test_a_bad_option_is_named(self, config: dict[str, Any], option: str) -> None:
-        with pytest.raises(InvalidChannelLayerError, match=option):
-            RabbitmqChannelLayer(**config)
-
-    def test_the_password_is_in_no_repr(self) -> None:
-        layer = RabbitmqChannelLayer(host="amqp://user:s3cret@example.com/vhost")
-        assert repr(layer) == "<RabbitmqChannelLayer: amqp://user@example.com:5672/vhost>"
-
-    def test_attributes_of_the_specification_and_the_base_class(self) -> None:
-        layer = RabbitmqChannelLayer(
-            expiry=5,
-            capacity=7,
-            channel_capacity={"http.*": 3, re.compile(r"^slow"): 2},
-        )
-        assert isinstance(layer, BaseChannelLayer)
-        assert layer.extensions == ["groups"]
-        assert layer.ChannelFull is ChannelFull
-        assert layer.MessageTooLarge is MessageTooLarge
-        assert (layer.expiry, layer.capacity) == (5, 7)
-        assert [layer.get_capacity(c) for c in ("http.x", "slow!a", "other")] == [3, 2, 7]
 
 
 class TestMessages:

@@ -4,48 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from asgiref.sync import async_to_sync
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_proxy import AmqpProxy
 from tests.support.brokers import Broker
-from tests.support.fake_servers import silent_server
+from tests.support.calls import CALLS
 from tests.support.log_lines import log_lines
 from tests.support.loop_thread import LoopThread
 from tests.support.patience import connect_patiently
 from tools.private_broker import PrivateBroker, TlsFiles, free_port
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
-Call = Callable[[RabbitmqChannelLayer, str], Awaitable[Any]]
 
 MESSAGE = {"type": "test"}
 # Seconds: less than any wait for the broker, and more than a busy machine needs for an error.
 AT_ONCE = 0.5
-
-
-async def _carehare_connection(layer: RabbitmqChannelLayer, channel: str) -> object:
-    return await layer.carehare_connection
-
-
-CALLS: dict[str, Call] = {
-    "send": lambda layer, channel: layer.send("crq.aaaaaaaaaaaaaaaa!x", MESSAGE),
-    "send to a channel of one's own": lambda layer, channel: layer.send(channel, MESSAGE),
-    "group_send": lambda layer, channel: layer.group_send("nobody", MESSAGE),
-    "group_send with members here": lambda layer, channel: layer.group_send("g", MESSAGE),
-    "group_add": lambda layer, channel: layer.group_add("new", channel),
-    "carehare_connection": _carehare_connection,
-    "connect": lambda layer, channel: layer.connect(),
-    "connect, fail fast": lambda layer, channel: layer.connect(fail_fast=True),
-}
 
 
 async def seconds_until_unavailable(call: Awaitable[object], *words: str) -> float:
@@ -145,49 +125,6 @@ async def test_calls_that_another_event_loop_serves(open_layer: OpenLayer) -> No
         for _ in range(3):
             assert await seconds_until_unavailable(layer.group_add("g", channel)) < AT_ONCE
         await owner.run(layer.close())
-
-
-def test_sync_code_in_four_threads() -> None:
-    """A site's views: the first calls share the wait, and nobody else waits."""
-    layer = RabbitmqChannelLayer(host=f"amqp://127.0.0.1:{free_port()}", operation_timeout=1)
-    longest: list[float] = []
-
-    async def run(call: Call) -> None:
-        await call(layer, "crq.aaaaaaaaaaaaaaaa!x")
-
-    def fail(call: Call) -> float:
-        begun_at = time.monotonic()
-        with pytest.raises(BrokerUnavailable):
-            async_to_sync(run)(call)
-        return time.monotonic() - begun_at
-
-    def views() -> None:
-        calls = [CALLS[name] for name in ("send", "group_send", "carehare_connection", "connect")]
-        longest.append(max(fail(call) for call in calls * 3))
-
-    assert 0.9 < fail(CALLS["send"]) < 4
-    threads = [threading.Thread(target=views) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(longest) == 4
-    assert max(longest) < 2 * AT_ONCE
-    async_to_sync(layer.close)()
-
-
-def test_calls_of_sync_code_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """Each has a carehare_connection of its own, whose first attempt fails."""
-    layer = RabbitmqChannelLayer(host=f"amqp://127.0.0.1:{free_port()}", operation_timeout=0.2)
-
-    async def connect() -> None:
-        await layer.carehare_connection
-
-    for _ in range(10):
-        with pytest.raises(BrokerUnavailable):
-            async_to_sync(connect)()
-    lines = [record.getMessage() for record in caplog.records]
-    assert len([line for line in lines if "cannot connect" in line]) == 1
 
 
 # A broker that goes and comes back
@@ -334,33 +271,3 @@ async def test_a_real_broker_stopped_for_longer_than_a_call_may_take(
         await asyncio.sleep(0.05)
     await starting
     await all_go_on(layer, channel)
-
-
-async def silent_calls(url: str, count: int) -> list[float]:
-    """How long calls take, each on an event loop of its own, of a broker that says nothing."""
-    layer = RabbitmqChannelLayer(host=url, operation_timeout=2.5)
-    seconds = []
-
-    async def call() -> None:
-        with pytest.raises(BrokerUnavailable, match="no answer within"):
-            await layer.group_send("g", {"type": "t"})
-
-    def call_each() -> None:
-        for _ in range(count):
-            begun_at = time.monotonic()
-            asyncio.run(call())
-            seconds.append(time.monotonic() - begun_at)
-
-    await asyncio.to_thread(call_each)
-    return seconds
-
-
-@pytest.mark.slow
-async def test_a_silent_broker_is_known_to_the_next_event_loop() -> None:
-    async with silent_server() as server:
-        with log_lines() as lines:
-            first, *others = await silent_calls(server.url, 3)
-            line = await lines.next("cannot connect to amqp://.*: no answer within 2.5 s")
-            assert "publisher" in line
-    assert first > 2.4
-    assert max(others) < 2.4

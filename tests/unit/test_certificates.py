@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import ssl
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,12 +19,8 @@ from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_peer import Client, ScriptedBroker
-from tests.support.brokers import broker_commands
 from tests.support.certificates import Authority
 from tests.support.log_lines import log_lines
-from tools.private_broker import PrivateBroker, TlsFiles
-
-OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
 
 @pytest.fixture
@@ -212,78 +207,3 @@ def test_the_dates_of_what_is_no_certificate(tmp_path: Path) -> None:
         path.write_text(content)
         assert tls._problem_of(str(path)) == ""
     assert tls._problem_of(str(tmp_path / "missing.pem")) == ""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("expired")
-    authority = Authority(folder)
-    authority.make("server")
-    authority.make("client")
-    authority.make("expired", days=(-9, -1))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def mutual_server(folder: Path) -> Iterator[PrivateBroker]:
-    files = TlsFiles.in_folder(folder, mutual=True)
-    with PrivateBroker(broker_commands(), tls=files) as server:
-        yield server
-
-
-class TestExpired:
-    """With a real broker, which wants to see the client's certificate."""
-
-    pytestmark = pytest.mark.slow
-
-    def host(self, mutual_server: PrivateBroker, folder: Path, name: str) -> str:
-        port = BrokerUrl.parse(mutual_server.tls_url).port
-        return url(
-            port,
-            cacertfile=folder / "ca.pem",
-            certfile=folder / f"{name}.pem",
-            keyfile=folder / f"{name}-key.pem",
-        )
-
-    async def test_in_a_url(
-        self, open_layer: OpenLayer, mutual_server: PrivateBroker, folder: Path
-    ) -> None:
-        """Always, although the broker's word for it often is lost: the reset overtakes it."""
-        text = f"the client certificate in {folder}/expired.pem has expired"
-        for _ in range(3):
-            layer = await open_layer(
-                host=self.host(mutual_server, folder, "expired"), operation_timeout=0.5
-            )
-            with log_lines() as lines:
-                with pytest.raises(BrokerUnavailable, match=text):
-                    await layer.group_send("g", {"type": "t"})
-                await layer.close()
-                for line in lines.rest():
-                    assert text in line
-
-    async def test_renewed_it_connects(
-        self, open_layer: OpenLayer, mutual_server: PrivateBroker, folder: Path
-    ) -> None:
-        for end in (".pem", "-key.pem"):
-            shutil.copy(folder / f"expired{end}", folder / f"current{end}")
-        layer = await open_layer(host=self.host(mutual_server, folder, "current"))
-        with log_lines() as lines:
-            connecting = asyncio.create_task(layer.connect())
-            await lines.next("WARNING .* has expired")
-            for end in (".pem", "-key.pem"):
-                shutil.copy(folder / f"client{end}", folder / f"new{end}")
-                os.replace(folder / f"new{end}", folder / f"current{end}")
-            await connecting
-
-    async def test_in_a_context_with_tls_1_2(
-        self, open_layer: OpenLayer, mutual_server: PrivateBroker, folder: Path
-    ) -> None:
-        """There the broker's word for it arrives."""
-        context = ssl.create_default_context(cafile=folder / "ca.pem")
-        context.load_cert_chain(folder / "expired.pem", folder / "expired-key.pem")
-        context.maximum_version = ssl.TLSVersion.TLSv1_2
-        layer = await open_layer(
-            host=mutual_server.tls_url, ssl_context=context, operation_timeout=0.5
-        )
-        with pytest.raises(BrokerUnavailable, match="the client certificate has expired"):
-            await layer.group_send("g", {"type": "t"})

@@ -23,7 +23,6 @@ from channels_rabbitmq._futures import FairLock
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from channels_rabbitmq.statistics import Counters
-from tests.support.log_lines import log_lines
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
@@ -481,23 +480,6 @@ async def test_ones_own_process_is_alive(
     await publisher.wait_for_tries(OWN, 10)
     publisher.reachable.add("crq.own!")
     assert await sending is Outcome.CONFIRMED
-
-
-async def test_eight_dead_names_before_a_live_one(open_layer: OpenLayer) -> None:
-    """A table of channel names, as Channels' documentation has it, after a night."""
-    sender, receiver = await open_layer(), await open_layer()
-    alive = await receiver.new_channel()
-    await asyncio.gather(sender.connect(), receiver.connect())
-    begun_at = time.monotonic()
-    with log_lines() as lines:
-        for letter in "abcdefgh":
-            await sender.send(f"crq.{letter * 16}!specific.x", {"n": 0})
-        await sender.send(alive, {"n": 1})
-        assert await receiver.receive(alive) == {"n": 1}
-        assert time.monotonic() - begun_at < 1.0
-        await lines.next("WARNING .* dropped: the process of their channel is gone")
-    (statistics,) = sender.statistics()
-    assert statistics.counters.unreachable == 8
 
 
 async def test_a_lock_is_in_the_order_of_the_calls_and_not_of_acquire() -> None:

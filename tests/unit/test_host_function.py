@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,8 @@ from channels_rabbitmq._settings.settings import Settings
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_peer import START, Client, close_connection, scripted_broker, tune
-from tests.support.brokers import Broker
 from tests.support.log_lines import log_lines
 from tests.support.programs import without_slowness
-
-OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
 MESSAGE = {"type": "t"}
 URL = "amqp://alice:hush@broker.example/v"
@@ -262,29 +259,6 @@ async def test_it_may_use_async_to_sync() -> None:
 # With a broker
 
 
-async def test_with_a_real_broker(open_layer: OpenLayer, broker: Broker) -> None:
-    async def url() -> list[str]:
-        return [broker.url]
-
-    layer = await open_layer(host=url)
-    channel = await layer.new_channel()
-    await layer.send(channel, MESSAGE)
-    assert await layer.receive(channel) == MESSAGE
-    (statistics,) = layer.statistics()
-    assert statistics.publisher.url.startswith("amqp://guest@")
-    assert "guest:" not in repr(layer)
-
-
-async def test_by_its_path_and_from_sync_code(
-    open_layer: OpenLayer, broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys.modules[__name__], "shared_url", broker.url)
-    layer = await open_layer(host=f"{__name__}.url_of_this_module")
-    await layer.group_send("g", MESSAGE)
-    await asyncio.to_thread(async_to_sync(layer.group_send), "g", MESSAGE)
-    await asyncio.to_thread(async_to_sync(layer.close))
-
-
 async def test_each_attempt_has_the_credentials_of_now() -> None:
     """As long as they don't fit, the broker refuses; then they do, without a restart."""
     heard: list[str] = []
@@ -317,33 +291,6 @@ async def test_each_attempt_has_the_credentials_of_now() -> None:
     assert {"bad", "worse", "good"} == set(heard)
     assert "403 ACCESS_REFUSED" in logged
     assert not [password for password in heard if password in logged]
-
-
-async def test_a_failure_is_a_failed_attempt(open_layer: OpenLayer, broker: Broker) -> None:
-    """Told once, in a line without a traceback, in the error and in the statistics."""
-    outcomes: list[Any] = []
-
-    def url() -> str:
-        if outcomes:
-            raise outcomes[0]
-        return broker.url
-
-    outcomes.append(RuntimeError(f"sealed: {URL}"))
-    layer = await open_layer(host=url, operation_timeout=0.5)
-    with log_lines() as lines:
-        for _ in range(2):
-            with pytest.raises(BrokerUnavailable) as caught:
-                await layer.group_send("g", MESSAGE)
-        (statistics,) = layer.statistics()
-        outcomes.clear()
-        await lines.next("WARNING publisher .*connected to")
-        logged = lines.rest()
-    reason = "it raised RuntimeError: sealed: amqp://...@broker.example/v (test_host_function.py"
-    for text in (str(caught.value), statistics.publisher.last_reason):
-        assert reason in text
-        assert "hush" not in text
-    assert not [line for line in logged if "Traceback" in line or "ERROR" in line]
-    await layer.group_send("g", MESSAGE)
 
 
 async def test_the_log_names_the_function() -> None:

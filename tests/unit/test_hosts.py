@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import socket
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -17,11 +13,7 @@ from hypothesis import strategies as st
 
 from channels_rabbitmq._settings.hosts import read_hosts
 from channels_rabbitmq._settings.mistakes import Mistakes
-from channels_rabbitmq.core import RabbitmqChannelLayer
-from tests.support.brokers import Broker
 from tests.support.urls import SECRET, delimiters, text_of
-
-OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
 FORM = "amqp://user:password@host:port/vhost"
 
@@ -158,17 +150,3 @@ def test_any_text_gives_urls_or_an_error_without_the_password(
     else:
         assert type(problem) in (ValueError, Mistakes)
         assert SECRET not in text_of(problem).lower()
-
-
-async def test_several_hosts_in_one_url_are_tried(open_layer: OpenLayer, broker: Broker) -> None:
-    """As an env file may have it: quotes, and a node that is down."""
-    parts = urlsplit(broker.url)
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        hosts = f"127.0.0.1:{nobody.getsockname()[1]},{parts.hostname}:{parts.port}"
-        host = f'"{broker.url.replace(f"{parts.hostname}:{parts.port}", hosts)}"\n'
-        layer = await open_layer(host=host)
-        channel = await layer.new_channel()
-        message: dict[str, Any] = {"type": "test.message"}
-        await layer.send(channel, message)
-        assert await asyncio.wait_for(layer.receive(channel), 10) == message

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import asyncio
 import copy
 import enum
 import math
@@ -12,14 +11,13 @@ import sys
 import types
 import weakref
 from collections import OrderedDict, UserDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import MagicMock, Mock
 
 import django
 import msgpack.fallback
 import pytest
-from asgiref.sync import async_to_sync
 from django.conf import settings
 from django.utils import translation
 from django.utils.functional import SimpleLazyObject, lazy, lazystr
@@ -28,14 +26,11 @@ from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy
 
 from channels_rabbitmq import _codec
-from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.codecs import codec, encoding_error, same, secret_codec, there_and_back
 
 if not settings.configured:
     settings.configure()
 django.setup()  # translations need it
-
-OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
 
 class Pretender:
@@ -144,20 +139,6 @@ def test_lazy_texts_arrive_as_texts(value: Any, text: str) -> None:
     with translation.override("de"):
         assert same(there_and_back({"v": value}), {"v": text})
         assert same(there_and_back({"v": [{value: value}]}), {"v": [{text: text}]})
-
-
-async def test_lazy_texts_are_in_the_callers_language(open_layer: OpenLayer) -> None:
-    """Sync code's messages are encoded on another thread's event loop."""
-    layer = await open_layer()
-    channel = await layer.new_channel()
-
-    def view() -> None:
-        with translation.override("de"):
-            async_to_sync(layer.send)(channel, {"text": gettext_lazy("Sunday")})
-        async_to_sync(layer.close)()
-
-    await asyncio.to_thread(view)
-    assert await asyncio.wait_for(layer.receive(channel), 10) == {"text": "Sonntag"}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import carehare
 import pytest
@@ -38,11 +37,8 @@ from tests.support.amqp_peer import (
     delivery,
     scripted_broker,
 )
-from tests.support.amqp_proxy import TO_BROKER, AmqpProxy
-from tests.support.brokers import Broker
 from tests.support.fake_servers import (
     closing_server,
-    fake_server,
     silent_server,
     swallowing_address,
 )
@@ -747,37 +743,6 @@ async def test_reminder_of_the_same_reason(
     assert len([line for line in warnings(logged) if "cannot connect" in line]) == 3
 
 
-@pytest.mark.usefixtures("fast")
-async def test_no_password_and_no_traceback_in_the_log(
-    broker: Broker, logged: pytest.LogCaptureFixture
-) -> None:
-    """Whatever answers: nobody, a broker that refuses, one that says nothing, garbage, silence."""
-    real = urlsplit(broker.url)
-    garbage = b"\x01\0\0\0\0\0\x04abcdX"
-    async with (
-        silent_server() as silent,
-        closing_server() as closing,
-        fake_server(answer=b"HTTP/1.1 400 Bad Request\r\n\r\n") as http,
-        fake_server(answer=garbage) as damaged,
-    ):
-        ports = [silent.port, closing.port, http.port, damaged.port, free_port()]
-        urls = [f"amqp://someone:hush-hush@127.0.0.1:{port}" for port in ports]
-        urls.append(f"amqps://someone:hush-hush@127.0.0.1:{closing.port}?verify=verify_none")
-        urls.append(f"amqp://guest:hush-hush@{real.hostname}:{real.port}")
-        urls.append(f"amqp://someone:hush-hush@{real.hostname}:{real.port}/no-vhost")
-        handler = FakeHandler()
-        supervisor = make(handler, *urls, connect_timeout=0.2)
-        with pytest.raises(BrokerUnavailable) as caught:
-            await supervisor.wait_ready(soon(0.1))
-        await handler.until_events(2 * len(urls))
-        await end(supervisor)
-    assert "hush" not in logged.text + str(caught.value) + repr(supervisor)
-    assert "Traceback" not in logged.text
-    # Each was tried twice. On a busy machine one may answer in time only once: that is news.
-    lines = warnings(logged)
-    assert len(lines) == len(set(lines)) >= len(urls)
-
-
 async def test_states_are_logged(logged: pytest.LogCaptureFixture) -> None:
     async with scripted_broker(serve) as broker:
         supervisor = make(FakeHandler(), broker.url)
@@ -791,22 +756,6 @@ async def test_states_are_logged(logged: pytest.LogCaptureFixture) -> None:
 
 
 # wait_ready
-
-
-@pytest.mark.usefixtures("fast")
-async def test_wait_ready_tells_the_last_reason(broker: Broker) -> None:
-    parts = urlsplit(broker.url)
-    supervisor = make(FakeHandler(), f"amqp://guest:wrong@{parts.hostname}:{parts.port}")
-    waiting = asyncio.create_task(supervisor.wait_ready(soon(0.3)))
-    with pytest.raises(BrokerUnavailable, match="403 ACCESS_REFUSED") as caught:
-        await waiting
-    assert isinstance(caught.value, ConnectionError)
-    assert "wrong" not in str(caught.value)
-    # Those who come later are told at their deadline too, and it goes on trying.
-    with pytest.raises(BrokerUnavailable, match="403 ACCESS_REFUSED"):
-        await supervisor.wait_ready(soon(-1))
-    assert supervisor.state in (State.CONNECTING, State.WAITING)
-    await end(supervisor)
 
 
 async def test_wait_ready_while_the_first_attempt_goes_on() -> None:
@@ -1024,49 +973,3 @@ async def test_impatient_second_cancel_closes_the_socket_too() -> None:
 
 
 # On a real broker
-
-
-@pytest.mark.usefixtures("fast")
-async def test_real_broker_is_met_again_after_each_cut(
-    broker: Broker, logged: pytest.LogCaptureFixture
-) -> None:
-    async def declare(connection: Connection) -> None:
-        topology = connection.open_topology()
-        await topology.call(commands.Queue.Declare(queue="", exclusive=True))
-
-    async with AmqpProxy(broker.url) as proxy:
-        handler = FakeHandler(*[declare] * 4)
-        supervisor = make(handler, proxy.url)
-        for n in range(1, 4):
-            connection = await supervisor.wait_ready(soon())
-            assert handler.events.count("ready") == n
-            assert len(proxy.links) == 1
-            proxy.cut(reset=n % 2 == 0)
-            await handler.until_ready(n + 1)
-            assert not connection.is_open
-        assert len([line for line in warnings(logged) if "lost the connection" in line]) == 3
-        await end(supervisor)
-        assert proxy.count(TO_BROKER, commands.Connection.Close) == 1
-        await proxy.until(lambda: not proxy.links)
-
-
-@pytest.mark.usefixtures("fast")
-async def test_real_refusal_of_the_set_up_is_survived(
-    broker: Broker, logged: pytest.LogCaptureFixture
-) -> None:
-    """The exchange exists with another type, say: 4.x opened a connection a second, for ever."""
-
-    async def declare_wrongly(connection: Connection) -> None:
-        await connection.open_topology().call(
-            commands.Exchange.Declare(exchange="amq.direct", exchange_type="topic")
-        )
-
-    async with AmqpProxy(broker.url) as proxy:
-        handler = FakeHandler(declare_wrongly, declare_wrongly, declare_wrongly)
-        supervisor = make(handler, proxy.url)
-        await supervisor.wait_ready(soon(), patient=True)
-        assert (proxy.opened, len(proxy.links)) == (4, 1)
-        line, end_of_the_outage = warnings(logged)
-        assert "RabbitMQ closed the" in line
-        assert "connected to" in end_of_the_outage
-        await end(supervisor)
