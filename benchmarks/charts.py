@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from xml.sax.saxutils import escape
 
 from benchmarks.figures import Cell
-from benchmarks.model import LAYERS, OURS, Scenario
+from benchmarks.model import LAYERS, OURS
+from benchmarks.scenario import Scenario
 from benchmarks.tables import number
 
 _WIDTH = 760

@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.model import Problems, Sample
+from benchmarks.model import Sample
+from benchmarks.problems import Problems, add_problems
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -40,12 +41,6 @@ class Cell:
     problems: Problems
     failures: Sequence[str]  # the texts of the runs that failed
     runs: int
-
-
-def add_problems(total: Problems, more: Problems) -> None:
-    for name, (times, example) in more.items():
-        before, first_example = total.get(name, (0, ""))
-        total[name] = (before + times, first_example or example)
 
 
 def summarize(samples: Iterable[Sample]) -> dict[tuple[str, str], Cell]:

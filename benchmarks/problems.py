@@ -14,6 +14,9 @@ NOT_CLOSED = "not closed"
 
 _LONGEST_TEXT = 100
 
+# What went wrong in a run, short of ending it: {"lost": (3, ""), "RuntimeError": (955, "its text")}
+Problems = dict[str, tuple[int, str]]
+
 
 class Tally:
     """Counts problems in one process."""
@@ -29,6 +32,13 @@ class Tally:
     def note_exc(self, exc: BaseException) -> None:
         kind, text = describe(exc)
         self.note(kind, text=text)
+
+
+def add_problems(total: Problems, more: Problems) -> None:
+    """Add the counts of ``more`` to those of ``total``."""
+    for name, (times, example) in more.items():
+        before, first_example = total.get(name, (0, ""))
+        total[name] = (before + times, first_example or example)
 
 
 def describe(exc: BaseException) -> tuple[str, str]:

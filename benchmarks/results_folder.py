@@ -9,7 +9,8 @@ from pathlib import Path
 
 from benchmarks.charts import bar_chart
 from benchmarks.figures import summarize
-from benchmarks.model import Sample, Scenario
+from benchmarks.model import Sample
+from benchmarks.scenario import Scenario
 from benchmarks.tables import document
 
 

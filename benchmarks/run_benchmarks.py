@@ -21,8 +21,9 @@ from urllib.parse import urlsplit
 
 from benchmarks import machine, peers, results_folder
 from benchmarks.layers.raw_amqp import RawConnection
-from benchmarks.model import EXCHANGES, LAYERS, RAW, Sample, Scenario
+from benchmarks.model import EXCHANGES, LAYERS, RAW, Sample
 from benchmarks.redis_server import NoRedis, PrivateRedis, find_command
+from benchmarks.scenario import Scenario
 from benchmarks.stage import Server
 from benchmarks.suite import SCENARIOS, plan, run_all
 from tools import cancellable, interrupts

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 from benchmarks import problems, usage
-from benchmarks.figures import add_problems
-from benchmarks.model import RAW, RAW_SHORT, Failed, Problems
+from benchmarks.model import RAW, RAW_SHORT, Failed
+from benchmarks.problems import Problems, add_problems
 from benchmarks.workers import WorkerHandle
 
 # The capacity of all layers, wherever it can be set: what is measured is speed, not limits. (Not

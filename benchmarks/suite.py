@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.figures import add_problems
-from benchmarks.model import Failed, Problems, Sample, Scenario
+from benchmarks.model import Failed, Sample
+from benchmarks.problems import Problems, add_problems
+from benchmarks.scenario import Scenario
 from benchmarks.scenarios import (
     churn,
     fanout,

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.aims import AIMS
 from benchmarks.figures import Cell, Figure, find_figure
-from benchmarks.model import LAYERS, OLD, Metric, Scenario
+from benchmarks.model import LAYERS, OLD
+from benchmarks.scenario import Metric, Scenario
 
 Cells = Mapping[tuple[str, str], Cell]
 

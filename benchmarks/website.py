@@ -15,7 +15,7 @@ from channels.layers import channel_layers
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.urls import path
 
-from benchmarks.scenarios.site import ROOM, user_group
+from benchmarks.website_groups import ROOM, user_group
 
 _WORK = 0.0005  # seconds of CPU time that a message takes the consumer
 

@@ -18,8 +18,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import problems
-from benchmarks.model import CHANNEL_LAYERS, RAW_CHANNELS, Failed, Metric, Scenario
+from benchmarks.model import CHANNEL_LAYERS, RAW_CHANNELS, Failed
 from benchmarks.role import Role, now, side_by_side
+from benchmarks.scenario import Metric, Scenario
 
 if TYPE_CHECKING:
     from benchmarks.stage import Stage

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from benchmarks import problems
 from benchmarks.figures import percentile
-from benchmarks.model import CHANNEL_LAYERS, Failed, Metric, Scenario
+from benchmarks.model import CHANNEL_LAYERS, Failed
 from benchmarks.role import Progress, Role, now
+from benchmarks.scenario import Metric, Scenario
 
 if TYPE_CHECKING:
     from benchmarks.stage import Stage

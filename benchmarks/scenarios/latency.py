@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from benchmarks import problems
 from benchmarks.figures import percentile
-from benchmarks.model import LAYERS, Metric, Scenario
+from benchmarks.model import LAYERS
 from benchmarks.role import Role, now
+from benchmarks.scenario import Metric, Scenario
 
 if TYPE_CHECKING:
     from benchmarks.stage import Stage

@@ -12,8 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks import problems
-from benchmarks.model import CHANNEL_LAYERS, Metric, Scenario
+from benchmarks.model import CHANNEL_LAYERS
 from benchmarks.role import Progress, Role
+from benchmarks.scenario import Metric, Scenario
 from benchmarks.usage import resident_mib
 
 if TYPE_CHECKING:

@@ -32,9 +32,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks import problems
-from benchmarks.model import EXCHANGES, OLD, OURS, RAW, REDIS_PUBSUB, Failed, Metric, Scenario
+from benchmarks.model import EXCHANGES, OLD, OURS, RAW, REDIS_PUBSUB, Failed
 from benchmarks.proxy import Proxy
 from benchmarks.role import Progress, Role, now, side_by_side
+from benchmarks.scenario import Metric, Scenario
 
 if TYPE_CHECKING:
     from benchmarks.stage import Stage

@@ -25,9 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import problems
 from benchmarks.figures import percentile
-from benchmarks.model import CHANNEL_LAYERS, RAW, Failed, Metric, Scenario
+from benchmarks.model import CHANNEL_LAYERS, RAW, Failed
 from benchmarks.role import Progress, Role, now, side_by_side
+from benchmarks.scenario import Metric, Scenario
 from benchmarks.sender import GroupSender
+from benchmarks.website_groups import ROOM, user_group
 
 if TYPE_CHECKING:
     from benchmarks.stage import Stage
@@ -39,12 +41,6 @@ LOOPS = 3
 _ROOM_RATE = 8.0  # messages a second
 _WARM_UP_RATE = 100.0
 _TIMEOUT = 30.0  # seconds for a websocket to open or close
-
-ROOM = "benchmark.room"
-
-
-def user_group(user: int) -> str:
-    return f"benchmark.user.{user}"
 
 
 def _allow_many_files() -> None:

@@ -14,8 +14,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks import problems
-from benchmarks.model import CHANNEL_LAYERS, RAW, Metric, Scenario
+from benchmarks.model import CHANNEL_LAYERS, RAW
 from benchmarks.role import Progress, Role, now, side_by_side
+from benchmarks.scenario import Metric, Scenario
 
 if TYPE_CHECKING:
     from benchmarks.stage import Stage

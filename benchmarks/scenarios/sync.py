@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import problems
 from benchmarks.figures import percentile
-from benchmarks.model import CHANNEL_LAYERS, RAW, Failed, Metric, Scenario
+from benchmarks.model import CHANNEL_LAYERS, RAW, Failed
 from benchmarks.role import PlainRole, Progress, Role, now
+from benchmarks.scenario import Metric, Scenario
 
 if TYPE_CHECKING:
     from benchmarks.stage import Stage

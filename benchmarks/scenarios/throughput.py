@@ -12,8 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks import problems
-from benchmarks.model import LAYERS, Failed, Metric, Scenario
+from benchmarks.model import LAYERS, Failed
 from benchmarks.role import Progress, Role, now
+from benchmarks.scenario import Metric, Scenario
 
 if TYPE_CHECKING:
     from benchmarks.stage import Stage

@@ -39,18 +39,9 @@ from benchmarks import (
 from benchmarks.charts import bar_chart
 from benchmarks.figures import Cell, Figure, find_figure, percentile, summarize
 from benchmarks.layers import ours
-from benchmarks.model import (
-    EXCHANGES,
-    LAYERS,
-    OLD,
-    OURS,
-    RAW,
-    REDIS_PUBSUB,
-    Metric,
-    Sample,
-    Scenario,
-)
+from benchmarks.model import EXCHANGES, LAYERS, OLD, OURS, RAW, REDIS_PUBSUB, Sample
 from benchmarks.problems import REFUSED, Tally
+from benchmarks.scenario import Metric, Scenario
 from benchmarks.stage import CAPACITY, Server, Stage
 from benchmarks.suite import SCENARIOS, plan, run_one
 from channels_rabbitmq.core import RabbitmqChannelLayer
