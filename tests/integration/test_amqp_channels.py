@@ -20,7 +20,7 @@ from tests.support.brokers import Broker
 
 CONFIRMED, REFUSED, RETURNED, UNKNOWN = (
     Outcome.CONFIRMED,
-    Outcome.REFUSED,
+    Outcome.NACKED,
     Outcome.RETURNED,
     Outcome.UNKNOWN,
 )

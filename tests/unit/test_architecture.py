@@ -1,0 +1,123 @@
+"""The floors of the package: its parts import downwards only, and nothing imports in a circle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tools.imports import find_circles, read_imports
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = "channels_rabbitmq"
+
+# What each part may import of the others. A part is a folder, or a file of the package itself.
+MAY_IMPORT = {
+    "lifespan": {"core", "exceptions"},
+    "core": {"_loops", "_loop_layer", "_settings", "_names", "exceptions", "statistics"},
+    "_loops": {
+        *("_loop_layer", "_inbox", "_broker"),
+        *("_hooks", "_identity", "_settings", "_futures", "_threads"),
+        *("exceptions", "statistics"),
+    },
+    "_loop_layer": {
+        *("_inbox", "_broker", "_carehare", "_amqp"),
+        *("_codec", "_hooks", "_identity", "_reporter", "_settings", "_futures"),
+        *("exceptions", "statistics"),
+    },
+    # The two wings don't know each other. What has arrived is sorted without any I/O.
+    "_inbox": {"_codec", "_identity", "statistics"},
+    "_broker": {
+        *("_carehare", "_amqp"),
+        *("_codec", "_functions", "_identity", "_settings", "_futures", "_threads"),
+        *("exceptions", "statistics"),
+    },
+    "_carehare": {"_amqp", "_futures"},
+    # The client knows nothing of the layer.
+    "_amqp": {"_futures", "_threads"},
+    "_settings": {"_amqp", "_codec", "_names"},
+    "_hooks": {"_settings", "_functions", "_threads"},
+    "_codec": {"_plain_messages"},
+    "_plain_messages": {"_names"},
+    "_threads": {"_futures"},
+    "_functions": set(),
+    "_futures": set(),
+    "_identity": set(),
+    "_names": set(),
+    "_reporter": set(),
+    "exceptions": set(),
+    "statistics": set(),
+}
+# Above _amqp nobody makes AMQP's frames. These do so still, and none may join them.
+STILL_USE_PAMQP = {
+    "_broker.declarer",
+    "_broker.groups_exchange",
+    "_broker.subscriber",
+    "_broker.topology",
+}
+
+IMPORTS = read_imports(ROOT / PACKAGE)
+
+
+def _part(module: str) -> str:
+    return module.removeprefix(f"{PACKAGE}.").partition(".")[0]
+
+
+def test_each_part_has_its_floor() -> None:
+    assert {_part(module) for module in IMPORTS if module != PACKAGE} == set(MAY_IMPORT)
+
+
+def test_parts_import_downwards_only() -> None:
+    upwards = [
+        f"{module} imports {imported}"
+        for module, all_imported in IMPORTS.items()
+        for imported in all_imported
+        if imported in IMPORTS and PACKAGE not in (module, imported)
+        if _part(imported) not in {_part(module), *MAY_IMPORT[_part(module)]}
+    ]
+    assert upwards == []
+
+
+def test_the_floors_have_no_circle_themselves() -> None:
+    assert find_circles(MAY_IMPORT) == []
+
+
+def test_only_the_client_makes_frames() -> None:
+    users = {
+        module.removeprefix(f"{PACKAGE}.")
+        for module, imported in IMPORTS.items()
+        if any(name.partition(".")[0] == "pamqp" for name in imported) and _part(module) != "_amqp"
+    }
+    assert users == STILL_USE_PAMQP
+
+
+def test_only_what_is_public_of_carehare_is_used() -> None:
+    private = [
+        f"{module} imports {name}"
+        for module, imported in IMPORTS.items()
+        for name in imported
+        if name.startswith("carehare.")
+    ]
+    assert private == []
+
+
+@pytest.mark.parametrize("package", [PACKAGE, "benchmarks", "soak", "tools"])
+def test_nothing_imports_in_a_circle(package: str) -> None:
+    """Not behind TYPE_CHECKING either: what is read together is one thing."""
+    assert find_circles(read_imports(ROOT / package)) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    imports = {"a": {"b"}, "b": {"c", "os"}, "c": {"b"}, "d": {"a"}}
+    assert find_circles(imports) == [["b", "c"]]
+
+
+def test_no_test_is_imported_by_another() -> None:
+    """What several tests need is in tests.support."""
+    imports = read_imports(ROOT / "tests")
+    assert [
+        f"{module} imports {name}"
+        for module, imported in imports.items()
+        for name in imported
+        if name.rpartition(".")[2].startswith("test_")
+    ] == []
