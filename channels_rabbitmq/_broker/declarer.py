@@ -19,11 +19,10 @@ import re
 from collections.abc import Callable, Iterable
 
 import carehare
-import pamqp.base
-import pamqp.commands
 
 from .._amqp.binding import TopologyChannel
 from .._amqp.consuming import ConsumerChannel
+from .._amqp.methods import Basic, Method
 from .._settings.settings import Settings
 from .groups_exchange import GroupsExchange
 from .reasons import describe
@@ -34,8 +33,8 @@ logger = logging.getLogger("channels_rabbitmq.subscriber")
 # "queue limit in vhost 'v' (2) is reached", "exchange limit of 10 is reached", and so on
 _LIMIT = re.compile(r"\blimit\b")
 
-_Calls = list[tuple[pamqp.base.Frame, asyncio.Future[None]]]
-_Refused = tuple[pamqp.base.Frame, carehare.ChannelClosedByServer]
+_Calls = list[tuple[Method, asyncio.Future[None]]]
+_Refused = tuple[Method, carehare.ChannelClosedByServer]
 
 
 class Declarer:
@@ -96,19 +95,19 @@ class Declarer:
             *topology.declare_commands(),
             *(command for each in former for command in each.unbind_commands()),
             topology.bind_direct(),
-            pamqp.commands.Basic.Qos(prefetch_count=self._settings.local_capacity),
+            Basic.Qos(prefetch_count=self._settings.local_capacity),
             # Before messages arrive: a refusal means another try, and they would arrive twice.
             *topology.consume_lease(),
         ]
         calls = [(command, consumer.call(command)) for command in commands]
         queue = topology.queue
-        return [*calls, (pamqp.commands.Basic.Consume(queue=queue), consumer.consume(queue))]
+        return [*calls, (Basic.Consume(queue=queue), consumer.consume(queue))]
 
     async def _spare_lease(
         self,
         topology_channel: TopologyChannel,
         topology: Topology,
-        command: pamqp.base.Frame,
+        command: Method,
         exc: carehare.ChannelClosedByServer,
     ) -> None:
         """Have the next try do without a lease, since ``command`` was refused; or raise ``exc``."""
@@ -161,7 +160,7 @@ async def _first_refused(calls: _Calls) -> _Refused | None:
     return None
 
 
-async def _call(channel: TopologyChannel, commands: Iterable[pamqp.base.Frame]) -> None:
+async def _call(channel: TopologyChannel, commands: Iterable[Method]) -> None:
     """Call them and wait for the answers, whatever those are."""
     await asyncio.wait([channel.call(command) for command in commands])
 

@@ -17,8 +17,8 @@ from __future__ import annotations
 import re
 
 import carehare
-import pamqp.base
-import pamqp.commands
+
+from .._amqp.methods import Exchange, Method
 
 # AMQP 0-9-1, section 1.2
 _ACCESS_REFUSED = 403
@@ -37,19 +37,19 @@ class GroupsExchange:
         self._is_passive = False  # It exists, so that only its existence is checked.
         self._denial: carehare.ChannelClosedByServer | None = None  # if we may not declare it
 
-    def declare(self) -> pamqp.base.Frame:
+    def declare(self) -> Method:
         """Return the command that makes sure that it exists."""
-        return pamqp.commands.Exchange.Declare(
+        return Exchange.Declare(
             exchange=self.name, exchange_type="direct", passive=self._is_passive
         )
 
-    def on_refusal(self, command: pamqp.base.Frame, exc: carehare.ChannelClosedByServer) -> bool:
+    def on_refusal(self, command: Method, exc: carehare.ChannelClosedByServer) -> bool:
         """Return whether to try again, by a new ``declare()``, since ``command`` was refused.
 
         False if it was another command, or if nothing helps. Raises the first refusal if the
         exchange may not be declared and doesn't exist.
         """
-        declare = pamqp.commands.Exchange.Declare
+        declare = Exchange.Declare
         if not isinstance(command, declare) or command.exchange != self.name:
             return False
         if not command.passive:

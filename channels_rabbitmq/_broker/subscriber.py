@@ -14,11 +14,11 @@ from collections.abc import Callable
 from functools import partial
 
 import carehare
-import pamqp.commands
 
 from .._amqp.binding import TopologyChannel
 from .._amqp.connection import Connection
 from .._amqp.consuming import ConsumerChannel
+from .._amqp.methods import Basic
 from .._futures import Waiters, call_at
 from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
@@ -140,7 +140,7 @@ class Subscriber:
         For a connection without heartbeats, which is silent also when it is alive.
         """
         if self._topology_channel is not None:
-            self._topology_channel.call(pamqp.commands.Basic.Qos())
+            self._topology_channel.call(Basic.Qos())
 
     # Groups
 

@@ -77,9 +77,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pamqp.base
-import pamqp.commands
-
+from .._amqp.methods import Basic, Exchange, Method, Queue
 from .._settings.settings import Settings
 
 # Seconds for which the bindings of a lost connection's groups stay without a next connection. To
@@ -127,7 +125,7 @@ class Topology:
         self.lease_queue = self._lease_exchange = f"{name}.lease"
         self.has_lease = True  # Set it to False to do without.
 
-    def declare_commands(self) -> list[pamqp.base.Frame]:
+    def declare_commands(self) -> list[Method]:
         """Declare everything but the binding that makes its channels reachable, in this order.
 
         The queue is first: if RabbitMQ refuses it, no exchange exists yet. (RabbitMQ never deletes
@@ -135,53 +133,48 @@ class Topology:
         between such a declaration and its binding leaves one behind.) The lease is last: the room
         that limits leave is for the rest.
         """
-        commands = pamqp.commands
         queue, direct = self.queue, self.direct_exchange
         groups, members = self.own_groups_exchange, self._members_exchange
         return [
-            commands.Queue.Declare(queue=queue, exclusive=True, arguments=self._queue_arguments()),
+            Queue.Declare(queue=queue, exclusive=True, arguments=self._queue_arguments()),
             _private(direct, "direct", its_own_alternate=True),
-            commands.Queue.Bind(queue=queue, exchange=direct, routing_key=self._direct_key),
+            Queue.Bind(queue=queue, exchange=direct, routing_key=self._direct_key),
             _private(members, "fanout"),
-            commands.Queue.Bind(queue=queue, exchange=members),
+            Queue.Bind(queue=queue, exchange=members),
             _private(groups, "fanout"),
-            commands.Exchange.Bind(destination=members, source=groups),
+            Exchange.Bind(destination=members, source=groups),
             *(self._lease_commands() if self.has_lease else []),
             self.bind_group(self._probe_key),
-            *self._bind_or_unbind_lease(commands.Exchange.Bind),
+            *self._bind_or_unbind_lease(Exchange.Bind),
         ]
 
-    def _lease_commands(self) -> list[pamqp.base.Frame]:
-        commands = pamqp.commands
+    def _lease_commands(self) -> list[Method]:
         queue, lease = self.lease_queue, self._lease_exchange
         sources = (self.own_groups_exchange, self._members_exchange, self.direct_exchange)
         return [
-            commands.Queue.Declare(queue=queue, durable=True, arguments=self._lease_arguments()),
+            Queue.Declare(queue=queue, durable=True, arguments=self._lease_arguments()),
             _private(lease, "direct", its_own_alternate=True),
-            commands.Queue.Bind(queue=queue, exchange=lease, routing_key=self._alive_key),
+            Queue.Bind(queue=queue, exchange=lease, routing_key=self._alive_key),
             *(
-                commands.Exchange.Bind(
-                    destination=lease, source=source, routing_key=_KEY_OF_NO_MESSAGE
-                )
+                Exchange.Bind(destination=lease, source=source, routing_key=_KEY_OF_NO_MESSAGE)
                 for source in sources
             ),
         ]
 
-    def is_for_lease(self, command: pamqp.base.Frame) -> bool:
+    def is_for_lease(self, command: Method) -> bool:
         """Whether a command is for the lease only, so that all else works without it."""
         names = (getattr(command, name, "") for name in ("queue", "exchange", "destination"))
         return self.lease_queue in names
 
-    def delete_commands(self) -> list[pamqp.base.Frame]:
+    def delete_commands(self) -> list[Method]:
         """Delete what RabbitMQ has declared before it refused one of ``declare_commands``."""
-        commands = pamqp.commands
         names = (
             *(self.direct_exchange, self._members_exchange),
             *(self._lease_exchange, self.own_groups_exchange),
         )
         return [
-            commands.Queue.Delete(queue=self.lease_queue),
-            *(commands.Exchange.Delete(exchange=name) for name in names),
+            Queue.Delete(queue=self.lease_queue),
+            *(Exchange.Delete(exchange=name) for name in names),
         ]
 
     def _queue_arguments(self) -> dict[str, Any]:
@@ -203,42 +196,36 @@ class Topology:
             arguments["x-queue-leader-locator"] = "client-local"
         return arguments
 
-    def bind_direct(self) -> pamqp.base.Frame:
+    def bind_direct(self) -> Method:
         """Make the channels of this id reachable."""
-        return self._bind_or_unbind(
-            pamqp.commands.Exchange.Bind, self.direct_exchange, self._direct_key
-        )
+        return self._bind_or_unbind(Exchange.Bind, self.direct_exchange, self._direct_key)
 
-    def unbind_commands(self) -> list[pamqp.base.Frame]:
+    def unbind_commands(self) -> list[Method]:
         """Have nothing more routed to this queue; any connection may, no error if it is gone."""
-        unbind = pamqp.commands.Exchange.Unbind
+        unbind = Exchange.Unbind
         return [
             self._bind_or_unbind(unbind, self.direct_exchange, self._direct_key),
             unbind(destination=self._members_exchange, source=self.own_groups_exchange),
             *self._bind_or_unbind_lease(unbind),
         ]
 
-    def _bind_or_unbind_lease(
-        self, command: Callable[..., pamqp.base.Frame]
-    ) -> list[pamqp.base.Frame]:
+    def _bind_or_unbind_lease(self, command: Callable[..., Method]) -> list[Method]:
         if not self.has_lease:
             return []
         return [self._bind_or_unbind(command, self._lease_exchange, self._alive_key)]
 
-    def bind_group(self, group: str) -> pamqp.base.Frame:
-        return self._bind_or_unbind(pamqp.commands.Exchange.Bind, self.own_groups_exchange, group)
+    def bind_group(self, group: str) -> Method:
+        return self._bind_or_unbind(Exchange.Bind, self.own_groups_exchange, group)
 
-    def unbind_group(self, group: str) -> pamqp.base.Frame:
-        return self._bind_or_unbind(pamqp.commands.Exchange.Unbind, self.own_groups_exchange, group)
+    def unbind_group(self, group: str) -> Method:
+        return self._bind_or_unbind(Exchange.Unbind, self.own_groups_exchange, group)
 
-    def _bind_or_unbind(
-        self, command: Callable[..., pamqp.base.Frame], destination: str, key: str
-    ) -> pamqp.base.Frame:
+    def _bind_or_unbind(self, command: Callable[..., Method], destination: str, key: str) -> Method:
         """Bind one of our exchanges to the groups exchange, or unbind it."""
         source = self._settings.groups_exchange
         return command(destination=destination, source=source, routing_key=key)
 
-    def consume_lease(self) -> list[pamqp.base.Frame]:
+    def consume_lease(self) -> list[Method]:
         """Consume the queue of the lease, so that it doesn't expire.
 
         If RabbitMQ cancels this consumer, because the queue was deleted or its node stopped, the
@@ -247,9 +234,9 @@ class Topology:
         """
         if not self.has_lease:
             return []
-        return [pamqp.commands.Basic.Consume(queue=self.lease_queue, no_ack=True)]
+        return [Basic.Consume(queue=self.lease_queue, no_ack=True)]
 
-    def keep_groups(self, former: Topology) -> list[pamqp.base.Frame]:
+    def keep_groups(self, former: Topology) -> list[Method]:
         """Keep a former connection's groups bound as long as our own lease lasts.
 
         Its exchange is declared first: to bind one that is gone would be an error.
@@ -257,22 +244,20 @@ class Topology:
         return self._if_both_have_leases(
             former,
             _private(former.own_groups_exchange, "fanout"),
-            self._keep(pamqp.commands.Exchange.Bind, former),
+            self._keep(Exchange.Bind, former),
         )
 
-    def release_groups(self, former: Topology) -> list[pamqp.base.Frame]:
+    def release_groups(self, former: Topology) -> list[Method]:
         """End what ``keep_groups`` began."""
-        return self._if_both_have_leases(former, self._keep(pamqp.commands.Exchange.Unbind, former))
+        return self._if_both_have_leases(former, self._keep(Exchange.Unbind, former))
 
-    def _keep(self, command: Callable[..., pamqp.base.Frame], former: Topology) -> pamqp.base.Frame:
+    def _keep(self, command: Callable[..., Method], former: Topology) -> Method:
         return command(destination=self._lease_exchange, source=former.own_groups_exchange)
 
-    def _if_both_have_leases(
-        self, former: Topology, *commands: pamqp.base.Frame
-    ) -> list[pamqp.base.Frame]:
+    def _if_both_have_leases(self, former: Topology, *commands: Method) -> list[Method]:
         return list(commands) if self.has_lease and former.has_lease else []
 
-    def delete_lease(self, *, nowait: bool = False) -> list[pamqp.base.Frame]:
+    def delete_lease(self, *, nowait: bool = False) -> list[Method]:
         """Leave nothing behind; any connection may, no error if the lease is over.
 
         Without a lease there is no command: to delete what the user may not configure would close
@@ -280,13 +265,11 @@ class Topology:
         """
         if not self.has_lease:
             return []
-        return [pamqp.commands.Queue.Delete(queue=self.lease_queue, nowait=nowait)]
+        return [Queue.Delete(queue=self.lease_queue, nowait=nowait)]
 
 
-def _private(
-    exchange: str, exchange_type: str, *, its_own_alternate: bool = False
-) -> pamqp.base.Frame:
-    return pamqp.commands.Exchange.Declare(
+def _private(exchange: str, exchange_type: str, *, its_own_alternate: bool = False) -> Method:
+    return Exchange.Declare(
         exchange=exchange,
         exchange_type=exchange_type,
         auto_delete=True,
