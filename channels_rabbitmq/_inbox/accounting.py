@@ -23,6 +23,10 @@ class Accounting:
     __slots__ = ("early_acked_bytes", "stalled_channels", "unacked")
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all deliveries."""
         # Deliveries that count against local_capacity
         self.unacked = 0
         # Bytes of what some mailbox holds that is acked early, and how many mailboxes do

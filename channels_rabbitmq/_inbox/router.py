@@ -52,14 +52,15 @@ mailbox of the one that was read last).
 from __future__ import annotations
 
 import asyncio
-import heapq
-from collections.abc import Callable, Collection, Container, Sequence
+from collections.abc import Callable, Collection, Container
 from typing import TYPE_CHECKING, Any
 
 from channels.exceptions import StopConsumer
 
-from .accounting import EARLY_ACKED_BYTES, Accounting
+from .accounting import Accounting
 from .mailbox import Acker, Delivery, Mailbox
+from .mailboxes import Mailboxes
+from .relief import Relief
 
 if TYPE_CHECKING:
     from .._codec import Envelope
@@ -124,35 +125,30 @@ class Router:
     ) -> None:
         self._members = members
         self._local_expiry = local_expiry
-        self._capacity_of = capacity_of
         self._counters = counters
         self._ages = ages
         self._report = report
         self._clock = clock
         self._create_future = create_future
-        self._call_soon = call_soon
-        # From so many deliveries that count on, the fullest channels are relieved if others wait;
-        # and until there are no more than so many.
-        self._much = (local_capacity + 1) // 2
-        self._little = local_capacity // 4
-
         self._closed = False
         self._closed_exc: type[BaseException] = StopConsumer  # for receivers, then
-        # By channel; none is idle, but perhaps the one that was the last to hand out a message.
-        self._mailboxes: dict[str, Mailbox] = {}
-        self._just_idle: Mailbox | None = None
+        self._mailboxes = Mailboxes()
+        self._mailbox_of = self._mailboxes.by_channel.get
         # Channels in which messages or receivers wait: so their names were checked before.
-        self.known_channels: Container[str] = self._mailboxes
-        # Those that hold messages (a dict for its order)
-        self._holding: dict[Mailbox, None] = {}
+        self.known_channels: Container[str] = self._mailboxes.by_channel
+        self._accounting = Accounting()
+        self._relief = Relief(
+            self._mailboxes,
+            self._accounting,
+            local_capacity=local_capacity,
+            capacity_of=capacity_of,
+            drop=self._drop_overflowing,
+            call_soon=call_soon,
+        )
         # Handed over, and neither accepted nor requeued
         self._handed_over: set[HandedOver] = set()
-        # How many receive() calls wait and were not woken
-        self._waiting = 0
         # Deliveries so far; numbers them
         self._deliveries = 0
-        self._accounting = Accounting()
-        self._is_relief_due = False
         # When tick() wants to be called, if anything is held
         self._next_tick_at = 0.0
 
@@ -172,7 +168,7 @@ class Router:
         self._deliveries += 1
         now = self._clock()
         delivery = Delivery(envelope, tag, acker, now, now - age, self._deliveries)
-        if not self._holding:
+        if not self._mailboxes.holding:
             self._next_tick_at = now + TICK_INTERVAL
         if envelope.group is None:
             assert envelope.channel is not None, "an envelope has one recipient"
@@ -182,8 +178,7 @@ class Router:
             self._put_into_all(self._members.channels(envelope.group), delivery)
         if delivery.unacked:
             self._accounting.unacked += 1
-            if self._accounting.unacked >= self._much:
-                self._relieve_soon()
+            self._relief.consider()
         else:
             acker.ack(tag)
 
@@ -193,14 +188,14 @@ class Router:
         To be called once a connection is gone and before the next one delivers. Nothing that came
         before is acked after this.
         """
-        held = list(self._holding)
+        held = list(self._mailboxes.holding)
         for mailbox in held:
             for delivery in mailbox.messages():
                 delivery.acker = None
         for mailbox in held:
             self._accounting.ack_early(mailbox)
         assert self._accounting.unacked == 0
-        self._drop_overflow(held)
+        self._relief.keep_bounds(held)
 
     # For consumers
 
@@ -209,13 +204,13 @@ class Router:
 
         Also None for any channel that isn't one of this event loop.
         """
-        mailbox = self._mailboxes.get(channel)
+        mailbox = self._mailbox_of(channel)
         if mailbox is None or (delivery := mailbox.first) is None:
             return None
         now = self._clock()
         if delivery.arrived_at + self._local_expiry <= now:
             self._drop_expired(mailbox, now)
-            self._forget_if_idle(mailbox)
+            self._mailboxes.forget_if_idle(mailbox)
             if not mailbox.is_behind:
                 return None
         elif mailbox.reserved:
@@ -250,12 +245,13 @@ class Router:
             if message is not None:
                 return message
             hand_out = self._hand_out
-        mailbox = self._open(channel)
+        if self._closed:
+            raise self._closed_exc
+        mailbox = self._mailboxes.open(channel)
         waiter = self._create_future()
         mailbox.add_waiter(waiter)
-        self._waiting += 1
-        if self._accounting.unacked >= self._much:
-            self._relieve_soon()
+        self._relief.waiting += 1
+        self._relief.consider()
         while True:
             try:
                 await waiter
@@ -273,16 +269,7 @@ class Router:
             # The message was dropped meanwhile: wait again, as the first in line.
             waiter = self._create_future()
             mailbox.add_waiter_first(waiter)
-            self._waiting += 1
-
-    def _open(self, channel: str) -> Mailbox:
-        """Return the mailbox of any channel of this event loop."""
-        if self._closed:
-            raise self._closed_exc
-        mailbox = self._mailboxes.get(channel)
-        if mailbox is None:
-            mailbox = self._mailboxes[channel] = Mailbox(channel)
-        return mailbox
+            self._relief.waiting += 1
 
     def _discard_waiter(self, mailbox: Mailbox, waiter: asyncio.Future[None]) -> None:
         """Clean up after a receiver that won't come back, whether it was woken or not."""
@@ -292,9 +279,9 @@ class Router:
             mailbox.reserved -= 1
             self._wake(mailbox)
         else:
-            self._waiting -= 1
+            self._relief.waiting -= 1
             mailbox.remove_waiter(waiter)
-        self._forget_if_idle(mailbox)
+        self._mailboxes.forget_if_idle(mailbox)
 
     # Handing over to another event loop
 
@@ -304,7 +291,7 @@ class Router:
         What it returns ends by :meth:`accept` or :meth:`requeue`, which do nothing once the router
         is closed.
         """
-        mailbox = self._mailboxes.get(channel)
+        mailbox = self._mailbox_of(channel)
         if mailbox is not None:
             now = self._clock()
             self._drop_expired(mailbox, now)
@@ -332,17 +319,15 @@ class Router:
             return
         self._handed_over.remove(handed_over)
         channel, delivery = handed_over.channel, handed_over.delivery
-        mailbox = self._mailboxes.get(channel)
-        if mailbox is None:
-            mailbox = self._mailboxes[channel] = Mailbox(channel)
-        if not self._holding:
+        mailbox = self._mailboxes.open(channel)
+        if not self._mailboxes.holding:
             self._next_tick_at = self._clock() + TICK_INTERVAL
-        self._holding[mailbox] = None
+        self._mailboxes.holding[mailbox] = None
         place = mailbox.insert(delivery)
         # What is before it was requeued, too.
         assert place <= mailbox.early_acked, "the oldest are those acked early"
         self._accounting.note_early_acked(mailbox, delivery)
-        self._drop_overflow([mailbox])
+        self._relief.keep_bounds([mailbox])
         self._wake(mailbox)
 
     # The end
@@ -350,7 +335,7 @@ class Router:
     def cancel_receivers(self) -> None:
         """Cancel every ``receive()``, before ``close``: its event loop will never run again."""
         self._closed_exc = asyncio.CancelledError
-        for mailbox in list(self._mailboxes.values()):
+        for mailbox in list(self._mailboxes.by_channel.values()):
             while (waiter := mailbox.pop_waiter()) is not None:
                 waiter.cancel()
 
@@ -360,13 +345,10 @@ class Router:
         Acks nothing: the queue goes with its connection. Calling it again changes nothing.
         """
         self._closed = True
-        mailboxes = list(self._mailboxes.values())
-        self._mailboxes.clear()
-        self._just_idle = None
-        self._holding.clear()
+        mailboxes = self._mailboxes.clear()
         self._handed_over.clear()
-        self._accounting = Accounting()
-        self._waiting = 0
+        self._accounting.clear()
+        self._relief.waiting = 0
         for mailbox in mailboxes:
             while (waiter := mailbox.pop_waiter()) is not None:
                 # No set_exception(): a receive() cancelled at this moment would never fetch it,
@@ -382,15 +364,17 @@ class Router:
         after it while it has no timer running, starts one then, and goes on with what :meth:`tick`
         returns until that is None. A tick that comes late does no harm but that.
         """
-        return self._next_tick_at if self._holding else None
+        return self._next_tick_at if self._mailboxes.holding else None
 
     def tick(self) -> float | None:
         """Drop what has expired, and see whether somebody is held up. Returns next_tick_at()."""
         now = self._clock()
-        for mailbox in [mailbox for mailbox in self._holding if self._has_expired(mailbox, now)]:
+        for mailbox in [
+            mailbox for mailbox in self._mailboxes.holding if self._has_expired(mailbox, now)
+        ]:
             self._drop_expired(mailbox, now)
-            self._forget_if_idle(mailbox)
-        self._relieve()
+            self._mailboxes.forget_if_idle(mailbox)
+        self._relief.relieve()
         self._ages.begin_window(now)
         self._next_tick_at = now + TICK_INTERVAL
         return self.next_tick_at()
@@ -419,14 +403,12 @@ class Router:
     @property
     def channels(self) -> int:
         """How many channels hold messages or have a ``receive()`` waiting."""
-        idle = self._just_idle
-        is_there = idle is not None and idle.is_idle and self._mailboxes.get(idle.channel) is idle
-        return len(self._mailboxes) - is_there
+        return len(self._mailboxes)
 
     @property
     def receivers(self) -> int:
         """How many ``receive()`` calls wait and were not woken."""
-        return self._waiting
+        return self._relief.waiting
 
     @property
     def stalled_channels(self) -> int:
@@ -440,19 +422,11 @@ class Router:
 
     def fullest_channels(self, count: int = 5) -> list[tuple[str, int]]:
         """The channels with the most messages that count, and how many."""
-        held = ((mailbox.unacked, mailbox.channel) for mailbox in self._holding)
-        return [(channel, n) for n, channel in heapq.nlargest(count, held) if n]
+        return self._mailboxes.fullest(count)
 
     def channels_behind(self) -> list[tuple[str, int]]:
         """The relieved channels that hold a message for more than ``BEHIND``, and how many."""
-        since = self._clock() - BEHIND
-        return [
-            (mailbox.channel, mailbox.size)
-            for mailbox in self._holding
-            if mailbox.early_acked
-            and mailbox.first is not None
-            and mailbox.first.arrived_at < since
-        ]
+        return self._mailboxes.behind(self._clock() - BEHIND)
 
     @property
     def idle(self) -> bool:
@@ -464,8 +438,8 @@ class Router:
             return "<Router: closed>"
         return (
             f"<Router: unacked={self._accounting.unacked} messages={self.waiting_messages}"
-            f" in {len(self._holding)} channels ({self._accounting.stalled_channels} stalled),"
-            f" in hand-off={len(self._handed_over)}, receivers waiting={self._waiting}>"
+            f" in {len(self._mailboxes.holding)} channels ({self.stalled_channels} stalled),"
+            f" in hand-off={len(self._handed_over)}, receivers waiting={self._relief.waiting}>"
         )
 
     # Mailboxes: what comes in and what goes out
@@ -475,7 +449,7 @@ class Router:
         counters.enqueued += len(channels)
         if not channels:
             counters.no_members += 1
-        mailbox_of, simple = self._mailboxes.get, 0
+        mailbox_of, simple = self._mailbox_of, 0
         for channel in channels:
             mailbox = mailbox_of(channel)
             # What _put() does where more is waiting, without the call: a burst to a large group is
@@ -488,24 +462,22 @@ class Router:
         delivery.unacked += simple
 
     def _put(self, channel: str, delivery: Delivery) -> None:
-        mailbox = self._mailboxes.get(channel)
-        if mailbox is None:
-            mailbox = self._mailboxes[channel] = Mailbox(channel)
+        mailbox = self._mailboxes.open(channel)
         if mailbox.first is None:
-            self._holding[mailbox] = None
+            self._mailboxes.holding[mailbox] = None
         mailbox.append(delivery)
         delivery.unacked += 1
         # Who waits has waited for this one: those before it are reserved.
         if mailbox.waiter is not None and (waiter := mailbox.pop_waiter()) is not None:
             mailbox.reserved += 1
-            self._waiting -= 1
+            self._relief.waiting -= 1
             _wake_up(waiter)
 
     def _pop(self, mailbox: Mailbox) -> Delivery:
         """Take out the oldest message, whatever becomes of it."""
         delivery = mailbox.popleft()
         if mailbox.first is None:
-            del self._holding[mailbox]
+            del self._mailboxes.holding[mailbox]
         self._accounting.release(mailbox, delivery)
         return delivery
 
@@ -516,17 +488,13 @@ class Router:
         if age > self._ages.highest:
             self._ages.note(age, mailbox.channel, now)
         if mailbox.first is None and mailbox.waiter is None and not mailbox.reserved:
-            # Most receivers come back at once and go on with this mailbox, as if it were new. It
-            # is forgotten when the next one becomes idle.
-            former, self._just_idle = self._just_idle, mailbox
-            if former is not None and former is not mailbox:
-                self._forget_if_idle(former)
+            self._mailboxes.note_idle(mailbox)
         return delivery.envelope.message()
 
     def _hand_over(self, mailbox: Mailbox, now: float) -> HandedOver:
         handed_over = HandedOver(mailbox.channel, self._pop(mailbox))
         self._handed_over.add(handed_over)
-        self._forget_if_idle(mailbox)
+        self._mailboxes.forget_if_idle(mailbox)
         return handed_over
 
     def _has_expired(self, mailbox: Mailbox, now: float) -> bool:
@@ -540,10 +508,6 @@ class Router:
             self._counters.expired += 1
             self._report("expired", mailbox.channel)
 
-    def _forget_if_idle(self, mailbox: Mailbox) -> None:
-        if mailbox.is_idle and self._mailboxes.get(mailbox.channel) is mailbox:
-            del self._mailboxes[mailbox.channel]
-
     # Receivers
 
     def _wake(self, mailbox: Mailbox) -> None:
@@ -552,69 +516,14 @@ class Router:
         while free > 0 and (waiter := mailbox.pop_waiter()) is not None:
             free -= 1
             mailbox.reserved += 1
-            self._waiting -= 1
+            self._relief.waiting -= 1
             _wake_up(waiter)
 
-    # Relief, and what was acked early
-
-    def _relieve_soon(self) -> None:
-        if not self._is_relief_due and self._waiting:
-            self._is_relief_due = True
-            self._call_soon(self._relieve_next_turn)
-
-    def _relieve_next_turn(self) -> None:
-        # Not yet: of a burst the first half has called for it, and who was woken by the second half
-        # runs after this. (26 of 100 messages to healthy channels were acked early so.)
-        self._call_soon(self._relieve)
-
-    def _relieve(self) -> None:
-        """If others are held up, stop counting what the fullest channels hold."""
-        self._is_relief_due = False
-        if not self._waiting or self._accounting.unacked < self._much:
-            return
-        behind = [mailbox for mailbox in self._holding if mailbox.is_behind]
-        behind.sort(key=_size, reverse=True)
-        relieved = []
-        for mailbox in behind:
-            if self._accounting.unacked <= self._little:
-                break
-            self._accounting.ack_early(mailbox)
-            relieved.append(mailbox)
-        self._drop_overflow(relieved)
-
-    def _drop_overflow(self, mailboxes: Sequence[Mailbox]) -> None:
-        """Keep the bounds of what is acked early, after ``mailboxes`` got more of it."""
-        for mailbox in mailboxes:
-            capacity = self._capacity_of(mailbox.channel)
-            while mailbox.early_acked > capacity:
-                self._overflow(mailbox)
-        if self._accounting.early_acked_bytes > EARLY_ACKED_BYTES:
-            self._drop_bytes()
-
-    def _drop_bytes(self) -> None:
-        """Drop the oldest of the channel that holds most, until the bytes are within their bound.
-
-        That is the one with the most bytes: else a channel with many small messages would lose them
-        because of another one's large ones.
-        """
-        largest = [
-            (-mailbox.early_acked_bytes, n, mailbox) for n, mailbox in enumerate(self._holding)
-        ]
-        heapq.heapify(largest)
-        while self._accounting.early_acked_bytes > EARLY_ACKED_BYTES:
-            _, n, mailbox = largest[0]
-            self._overflow(mailbox)
-            heapq.heapreplace(largest, (-mailbox.early_acked_bytes, n, mailbox))
-
-    def _overflow(self, mailbox: Mailbox) -> None:
+    def _drop_overflowing(self, mailbox: Mailbox) -> None:
         self._pop(mailbox)
         self._counters.overflowed += 1
         self._report("overflowed", mailbox.channel)
-        self._forget_if_idle(mailbox)
-
-
-def _size(mailbox: Mailbox) -> int:
-    return mailbox.size
+        self._mailboxes.forget_if_idle(mailbox)
 
 
 def _wake_up(waiter: asyncio.Future[None]) -> None:

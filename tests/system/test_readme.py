@@ -278,9 +278,9 @@ def test_numbers() -> None:
         f"about three heartbeats ({3 * broker_url.DEFAULT_HEARTBEAT:g} seconds)",
         f"within {2 * watchdog + two_heartbeats:g} seconds by a message to itself",
         f"tried for {_direct_sender.RETRY_TIMEOUT:g} seconds and dropped",
-        f"beyond ``capacity`` or {_router.EARLY_ACKED_BYTES // 2**20} MiB",
-        f"{_router.EARLY_ACKED_BYTES // 2**20} MiB for stalled channels",
-        f"{_router.EARLY_ACKED_BYTES // 2**20} MiB for the process",
+        f"beyond ``capacity`` or {_accounting.EARLY_ACKED_BYTES // 2**20} MiB",
+        f"{_accounting.EARLY_ACKED_BYTES // 2**20} MiB for stalled channels",
+        f"{_accounting.EARLY_ACKED_BYTES // 2**20} MiB for the process",
         f"with {_accounting.MESSAGE_OVERHEAD} bytes for each message beyond its body",
     ):
         assert sentence in plain(), sentence

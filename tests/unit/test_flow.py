@@ -1,6 +1,6 @@
 """Who is harmed by whose backlog: the router behind a simulated broker, in virtual time.
 
-The rule of relief (see ``_router.py``) was chosen by these figures.
+The rule of relief (see ``router.py``) was chosen by these figures.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from channels_rabbitmq._codec import Envelope, MessageCodec
-from channels_rabbitmq._inbox import router as _router
+from channels_rabbitmq._inbox import relief as _relief
 from channels_rabbitmq._inbox.accounting import MESSAGE_OVERHEAD
 from channels_rabbitmq._inbox.ages import WINDOW, Ages
 from channels_rabbitmq._inbox.mailbox import Mailbox
@@ -139,7 +139,7 @@ class Rig:
     def check_books(self) -> None:
         """Count everything anew and compare with what the router keeps."""
         router = self.router
-        mailboxes = router._mailboxes
+        mailboxes = router._mailboxes.by_channel
         held = [(box, d, i) for box in mailboxes.values() for i, d in enumerate(box.messages())]
         # The early acked of a mailbox are its oldest.
         unacked = Counter(d for box, d, i in held if i >= box.early_acked)
@@ -155,9 +155,12 @@ class Rig:
         sizes = [delivery.envelope.size + MESSAGE_OVERHEAD for delivery in early_acked]
         assert router.early_acked_bytes == sum(sizes)
         assert router.stalled_channels == sum(box.early_acked > 0 for box in mailboxes.values())
-        assert set(router._holding) == {box for box in mailboxes.values() if box.size}
+        assert set(router._mailboxes.holding) == {box for box in mailboxes.values() if box.size}
         assert router.channels == sum(not box.is_idle for box in mailboxes.values())
-        assert [box for box in mailboxes.values() if box.is_idle] in ([], [router._just_idle])
+        assert [box for box in mailboxes.values() if box.is_idle] in (
+            [],
+            [router._mailboxes._just_idle],
+        )
         for channel, box in mailboxes.items():
             assert box.channel == channel
             assert box.rest is None or (box.rest and box.first is not None)
@@ -172,7 +175,7 @@ class Rig:
         router = self.router
         assert router.idle
         assert router.next_tick_at() is None
-        assert not router._holding
+        assert not router._mailboxes.holding
         assert router.unacked == router.waiting_messages == router.messages_in_handoff == 0
         assert router.channels == router.receivers == router.stalled_channels == 0
         assert router.early_acked_bytes == 0
@@ -960,7 +963,7 @@ async def test_channel_without_any_capacity_keeps_nothing(make_rig: Callable[...
 @pytest.fixture
 def five_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     """So much may be acked early if they have 10 bytes."""
-    monkeypatch.setattr(_router, "EARLY_ACKED_BYTES", 5 * (10 + MESSAGE_OVERHEAD))
+    monkeypatch.setattr(_relief, "EARLY_ACKED_BYTES", 5 * (10 + MESSAGE_OVERHEAD))
 
 
 @pytest.mark.usefixtures("five_messages")
@@ -1022,7 +1025,7 @@ async def test_many_small_messages_do_not_pay_for_a_few_large_ones(
 
 
 def test_sixty_four_mebibytes_may_be_acked_early() -> None:
-    assert _router.EARLY_ACKED_BYTES == 64 * 1024 * 1024
+    assert _relief.EARLY_ACKED_BYTES == 64 * 1024 * 1024
 
 
 async def test_what_was_acked_early_expires(rig: Rig) -> None:
@@ -1482,7 +1485,7 @@ async def test_repr_tells_the_state(rig: Rig) -> None:
 async def test_idle_channels_have_no_containers(rig: Rig) -> None:
     """There may be 10,000 websockets, and two empty deques are 1.2 KiB."""
     task = await start_receive(rig, "a")
-    (mailbox,) = rig.router._mailboxes.values()
+    (mailbox,) = rig.router._mailboxes.by_channel.values()
     assert not hasattr(mailbox, "__dict__")
     containers = [
         getattr(mailbox, name)
@@ -1639,7 +1642,7 @@ class RouterMachine(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(_router, "EARLY_ACKED_BYTES", self.EARLY_ACKED_BYTES)
+        self.patch.setattr(_relief, "EARLY_ACKED_BYTES", self.EARLY_ACKED_BYTES)
         self.rig = Rig(
             local_capacity=self.LOCAL_CAPACITY,
             local_expiry=self.LOCAL_EXPIRY,
@@ -1765,7 +1768,7 @@ class RouterMachine(RuleBasedStateMachine):
         """Nobody is held up by a channel that is behind."""
         router = self.rig.router
         if router.receivers and router.unacked >= 3:
-            assert not any(box.unacked and box.is_behind for box in router._holding)
+            assert not any(box.unacked and box.is_behind for box in router._mailboxes.holding)
 
     @rule(eager=CHANNELS, stuck=CHANNELS, count=st.integers(3, 6), is_handed_over=st.booleans())
     def get_stuck(self, eager: str, stuck: str, count: int, is_handed_over: bool) -> None:
@@ -1792,7 +1795,7 @@ class RouterMachine(RuleBasedStateMachine):
         self.drop_done()
         router = self.rig.router
         waiting = 0
-        for mailbox in router._mailboxes.values():
+        for mailbox in router._mailboxes.by_channel.values():
             assert not mailbox.reserved
             assert mailbox.first is None or mailbox.waiter is None
             waiting += (mailbox.waiter is not None) + len(mailbox.more_waiters or ())
@@ -1807,7 +1810,7 @@ class RouterMachine(RuleBasedStateMachine):
     @invariant()
     def it_asks_for_a_tick(self) -> None:
         router, at = self.rig.router, self.rig.router.next_tick_at()
-        assert (at is not None) == bool(router._holding)
+        assert (at is not None) == bool(router._mailboxes.holding)
         assert at is None or at <= self.rig.now + TICK_INTERVAL
 
     @invariant()
@@ -1818,7 +1821,7 @@ class RouterMachine(RuleBasedStateMachine):
         self.rig.check_books()
         assert router._handed_over == set(self.handed_over)
         assert router.early_acked_bytes <= self.EARLY_ACKED_BYTES
-        for mailbox in router._mailboxes.values():
+        for mailbox in router._mailboxes.by_channel.values():
             assert mailbox.early_acked <= self.CAPACITY
 
     @invariant()
@@ -1831,7 +1834,7 @@ class RouterMachine(RuleBasedStateMachine):
         dropped = Counter(channel for _, channel in self.rig.reports)
         in_handoff = Counter(handed_over.channel for handed_over in self.handed_over)
         for channel in "abcd":
-            mailbox = self.rig.router._mailboxes.get(channel)
+            mailbox = self.rig.router._mailboxes.by_channel.get(channel)
             held = 0 if mailbox is None else mailbox.size
             ended = len(self.received[channel]) + dropped[channel]
             assert len(self.addressed[channel]) == ended + held + in_handoff[channel]
