@@ -1,4 +1,4 @@
-"""Log lines about what may happen a thousand times a second."""
+"""``Reporter``: log lines about events that may happen a thousand times a second."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from functools import partial
 
 from ._futures import call_at
 
-# Seconds between two lines about the same, and before the first: one incident, one line.
+# Seconds between two lines about the same reason, and before the first line: so an incident is one
+# line.
 INTERVAL = 5.0
 _FIRST_INTERVAL = 0.1
 # How many names a line shows.
@@ -34,14 +35,15 @@ _SENTENCES = {
 }
 
 
-# Those whose names are channels of this event loop, of which more can be said.
+# Reasons whose names are channels of this event loop, so that ``describe`` can say more of them.
 _OF_OWN_CHANNELS = frozenset({"back-pressure", "behind", "expired", "late", "overflowed"})
 
 
 class Reporter:
-    """Warns of events in a moment, and of more of the same in one line every few seconds.
+    """Logs a warning soon after an event, and one line every few seconds about more of its kind.
 
-    Serves one event loop. ``describe(channels)`` returns more about each of them, or nothing.
+    Serves one event loop; ``owner``, its id, begins each line. ``describe(channels)`` returns a
+    text about each channel, perhaps an empty one.
     """
 
     def __init__(
@@ -57,11 +59,11 @@ class Reporter:
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def report(self, reason: str, name: str, times: int = 1) -> None:
-        """Note an event, or several, about the channel or group ``name``."""
+        """Count an event, or several, about the channel or group ``name``."""
         self._counts_for(reason)[name] += times
 
     def report_level(self, reason: str, name: str, level: int) -> None:
-        """Note a level of ``name``; the line tells the highest."""
+        """Note a level of ``name``. The line says the highest."""
         counts = self._counts_for(reason)
         counts[name] = max(counts[name], level)
 
@@ -107,6 +109,6 @@ class Reporter:
 
 
 def _plain(name: str) -> str:
-    """Return a name as it is, or what it takes for one line if others chose it."""
+    """Return a name, shortened and escaped where others chose it so that a line can't hold it."""
     shown = name[:_LONGEST_NAME]
     return shown if shown.isascii() and shown.isprintable() else ascii(shown)

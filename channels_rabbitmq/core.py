@@ -25,15 +25,16 @@ from .statistics import LoopLayerStatistics
 
 
 class RabbitmqChannelLayer(BaseChannelLayer):
-    """A channel layer on RabbitMQ. Its options are those of the README.
+    """A channel layer on RabbitMQ. The README explains its options.
 
     May be made and used anywhere: at import time, in any thread, on any event loop, after a fork.
-    Nothing connects until a call needs it. Each event loop that uses the layer has connections of
-    its own, until it ends; what ``async_to_sync`` calls without one shares a background thread's,
-    until the process ends. A layer that nobody refers to any more closes by itself. When the
-    process has begun to end, calls raise ``BrokerUnavailable``. All coroutines may be cancelled at
-    any time, and none but ``receive`` waits longer than ``operation_timeout`` (seconds). When there
-    has been no connection for that long, none waits at all.
+    Nothing connects until a call needs it. Each event loop that uses the layer has its own
+    connections, until it ends. Calls by ``async_to_sync`` from sync code share the connections of a
+    background thread, until the process ends. A layer that is garbage-collected closes by itself.
+    Once the process has begun to end, calls raise ``BrokerUnavailable``.
+
+    All coroutines may be cancelled at any time. None but ``receive`` waits longer than
+    ``operation_timeout`` (seconds). When there has been no connection for that long, none waits.
 
     Raises ``InvalidChannelLayerError``, which tells of all options that don't exist or have a bad
     value. So does the first call on an event loop if ``host``, ``on_disconnect`` or
@@ -98,7 +99,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         self._loop_layers = self._make_loop_layers(current())
 
     def _make_loop_layers(self, process: Process) -> LoopLayers:
-        # Nothing refers to the layer, so it can be collected, and closes then.
+        # Nothing here refers to the layer, so it can be collected, and closes then.
         capacity_of = partial(_capacity_of, weakref.ref(self))
         loop_layers = LoopLayers(process, self._settings, capacity_of)
         weakref.finalize(self, loop_layers.close_when_collected).atexit = False
@@ -149,22 +150,22 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         """
         require_channel_name(channel)
         _require_specific(channel)
-        # Here and not where it is published, perhaps in another thread: a lazy text is in the
-        # language that is active in the caller's.
+        # Here and not where it is published, perhaps in another thread: a lazy text gets the
+        # language that is active in the caller's thread.
         body = self._settings.codec.encode_for_channel(channel, message)
         await self._loop_layer().send(channel, body)
 
     async def receive(self, channel: str) -> dict[str, Any]:
         """Wait for the next message of a channel which ``new_channel`` made in this process.
 
-        If that was on another event loop, that one serves the call, and has to run. The message is
-        the receiver's own copy. A channel's messages come in the order in which they arrived; of
-        several calls that wait for one channel each gets another message. Cancelling loses nothing:
+        If that was on another event loop, that loop serves the call, and has to run. The message is
+        the receiver's own copy. A channel's messages come in the order in which they arrived. If
+        several calls wait for one channel, each gets a different message. Cancelling loses nothing:
         either a message is returned, or it is still there.
 
         Raises ``StopConsumer`` once the layer is closed or the channel's event loop ends, and
         ``ValueError`` for a channel of another process, or of an event loop that had ended. A lost
-        connection is no error: it waits for the next one.
+        connection is no error: the call waits for the next one.
         """
         return await self._owner(channel).receive(channel)
 
@@ -211,23 +212,24 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         await self._loop_layer().group_send(group, body)
 
     async def connect(self, *, fail_fast: bool = False) -> None:
-        """Connect now, and not when the first call needs it. No error if that has happened.
+        """Connect now, and not when the first call needs it. No error if it is connected.
 
-        Returns when messages can be sent and received. Raises ``BrokerUnavailable`` if that isn't
-        so within ``operation_timeout``, or hasn't been for longer, or, with ``fail_fast``, as soon
-        as every URL was tried once in vain. Either way the layer goes on trying. A refusal doesn't
-        end its wait earlier: the broker may be starting, too.
+        Returns when messages can be sent and received. Raises ``BrokerUnavailable`` if that takes
+        longer than ``operation_timeout``, or if there has been no connection for longer. With
+        ``fail_fast`` it raises as soon as every URL was tried once in vain. Either way the layer
+        goes on trying. A refusal doesn't end the wait: the broker may be starting, too.
         """
         await self._loop_layer().connect(fail_fast)
 
     def statistics(self) -> tuple[LoopLayerStatistics, ...]:
         """Return counters and states, of each event loop of this process that uses the layer.
 
-        In the order of their first calls; empty as long as there was none. One that is closed
-        stays, as long as its event loop isn't closed and no other comes. May be called in any
-        thread, on any event loop or without one, at any time; it connects nothing, waits for
-        nothing and costs little. For an event loop of another thread, which goes on meanwhile, the
-        numbers may be a moment apart. The README explains each of them.
+        They are in the order of their first calls, and empty before the first call. Those of an
+        event loop on which the layer was closed stay until that loop is closed or another one
+        begins to use the layer. May be called in any thread, on any event loop or without one, at
+        any time; it connects nothing, waits for nothing and costs little. The numbers of an event
+        loop that runs in another thread may be a moment apart. ``channels_rabbitmq.statistics``
+        explains each of them.
         """
         return self._loop_layers.statistics()
 
@@ -235,10 +237,10 @@ class RabbitmqChannelLayer(BaseChannelLayer):
     def carehare_connection(self) -> Awaitable[carehare.Connection]:
         """An open connection for queues of your own: ``await layer.carehare_connection``.
 
-        It is not the layer's own, so nothing you do on it disturbs the layer. It is opened at the
-        first use on an event loop, then the same each time, and a new one once that is lost; don't
-        close it, it ends with the loop (by ``async_to_sync``: with the call). Raises
-        ``BrokerUnavailable`` as ``send`` does.
+        The layer doesn't use it, so nothing you do on it disturbs the layer. It is opened at the
+        first use on an event loop, and stays the same until it is lost; then the next use opens a
+        new one. Don't close it: it is closed together with the event loop's other connections, or
+        by ``async_to_sync`` at the end of the call. Raises ``BrokerUnavailable`` as ``send`` does.
         """
         return _UserConnection(self)
 
@@ -248,18 +250,18 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         """Close this event loop's connections, and with them its queue, groups and messages.
 
         Pending and later ``receive`` calls raise ``StopConsumer``, other calls
-        ``BrokerUnavailable``. Other event loops go on. By ``async_to_sync`` it closes what all sync
-        code shares; the next call of sync code starts anew. Takes about a second at most, raises
-        nothing, may be called any number of times; cancelled, it ends everything all the same, a
-        moment later.
+        ``BrokerUnavailable``. Other event loops go on. By ``async_to_sync`` it closes the
+        connections that all sync code shares; the next call of sync code opens new ones. Takes
+        about a second at most, raises nothing, and may be called any number of times. If it is
+        cancelled, everything is closed all the same, a moment later.
         """
-        # If there is nothing to close: the process is ending, or a dotted path can't be imported.
+        # There is nothing to close if the process is ending, or a dotted path can't be imported.
         with contextlib.suppress(BrokerUnavailable, InvalidChannelLayerError):
             await self._loop_layer().close()
 
 
 class _UserConnection:
-    """What ``carehare_connection`` gives: may be awaited any number of times, or never."""
+    """The value of ``carehare_connection``: may be awaited any number of times, or never."""
 
     __slots__ = ("_layer",)
 
@@ -273,7 +275,7 @@ class _UserConnection:
 def _capacity_of(layer: weakref.ref[RabbitmqChannelLayer], channel: str) -> int:
     found = layer()
     if found is None:
-        return 0  # Without the layer nobody receives any more, and all is about to end.
+        return 0  # The layer was collected: there are no receivers, and everything closes soon.
     capacity: int = found.get_capacity(channel)  # type: ignore[no-untyped-call]  # as above
     return capacity
 

@@ -46,7 +46,7 @@ class LifespanApp:
         receive: Callable[[], Awaitable[dict[str, Any]]],
         send: Callable[[dict[str, Any]], Awaitable[None]],
     ) -> None:
-        """Serve the protocol until the server shuts down. Called by it, on its event loop."""
+        """Serve the protocol until the server shuts down. The server calls it on its loop."""
         if scope["type"] != "lifespan":
             raise ValueError(f"LifespanApp serves the scope 'lifespan', not {scope['type']!r}")
         await receive()  # "lifespan.startup": ASGI has them in this order, and no others
@@ -62,7 +62,10 @@ class LifespanApp:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _connect(self) -> RabbitmqChannelLayer | None:
-        """Return the layer, if it is ours; an exception is why the server can't start."""
+        """Connect the layer and return it; None if it is another package's.
+
+        An exception says why the server can't start.
+        """
         layer = get_channel_layer(self._channel_layer_alias)
         if layer is None:
             raise InvalidChannelLayerError(f"CHANNEL_LAYERS has no {self._channel_layer_alias!r}")

@@ -1,4 +1,4 @@
-"""What a ``LoopLayer`` counts, and what ``statistics()`` tells of it.
+"""What ``RabbitmqChannelLayer.statistics()`` returns.
 
 Counters only grow; each part of the layer adds to the fields that are its own, on its event loop.
 ``statistics()`` may be called on any thread, so it reads single numbers and the lengths of dicts,
@@ -93,7 +93,7 @@ class ConnectionStatistics:
     since when it is so). As ``time.time()`` gives it: seconds since 1970, UTC."""
 
     url: str
-    """Where it is connected to, without the password; ``""`` if it isn't connected."""
+    """The URL it is connected to, without the password; ``""`` if it isn't connected."""
 
     reconnects: int
     """How often it was connected again."""
@@ -124,19 +124,19 @@ class LoopLayerStatistics:
     """
 
     id: str
-    """With which the names of its channels begin, and its queues'."""
+    """The names of its channels and queues begin with it."""
 
     for_sync_code: bool
-    """Whether it serves what ``async_to_sync`` calls, in the background thread."""
+    """Whether it serves sync code, which calls by ``async_to_sync``, in the background thread."""
 
     publisher: ConnectionStatistics
-    """Sends."""
+    """The connection that sends."""
 
     subscriber: ConnectionStatistics
-    """Receives."""
+    """The connection that receives."""
 
     carehare_connection: ConnectionStatistics
-    """The user's own."""
+    """The connection for the user's own queues."""
 
     counters: Counters
     """Totals since its first call."""
@@ -148,8 +148,8 @@ class LoopLayerStatistics:
     """Messages written, without an answer so far."""
 
     highest_age: float
-    """Seconds: how old the oldest message was, since its publishing, that ``receive()`` returned in
-    the last half minute or minute. 0 if there was none. By the clocks of the machines."""
+    """Seconds since the publishing of the oldest message that ``receive()`` returned in the last
+    half minute or minute, when it was returned. 0 if there was none. By the machines' clocks."""
 
     buffered: int
     """Messages in channels, for ``receive()``."""
@@ -164,14 +164,14 @@ class LoopLayerStatistics:
     """Calls of ``receive()`` that wait."""
 
     stalled_channels: int
-    """Channels that hold messages which don't count any more: they were behind, while others
-    waited, or the connection was lost."""
+    """Channels that hold messages which don't count as ``unacked``: the channel was behind while
+    others waited, or the connection was lost."""
 
     unacked: int
-    """How much of ``local_capacity`` is in use: deliveries not yet acked."""
+    """Deliveries not yet acked: how much of ``local_capacity`` is in use."""
 
     local_capacity: int
-    """The option."""
+    """The option: the most that ``unacked`` can be."""
 
     early_acked_bytes: int
     """Size in memory of what is held without counting: for stalled channels, or since before a

@@ -19,8 +19,9 @@ the answer has come, the caller's half says that, and the owner's half has the m
 which answers with an error. If the owner's loop is only closed, nothing answers: so the caller's
 half looks at it now and then. A call that doesn't wait for a message has a limit in time, too.
 
-(``asyncio.run_coroutine_threadsafe`` would do for the other calls. But its futures find only after
-the fact that a loop is closed, and log an error each time.)
+(``asyncio.run_coroutine_threadsafe`` isn't simpler, even for the other calls. If the owner's loop
+is closed, cancelling its future logs a traceback of ``concurrent.futures``, on Python 3.11 and
+3.13, and nothing tells the caller.)
 """
 
 from __future__ import annotations

@@ -1,16 +1,18 @@
-"""What the layer has on an event loop ends with it, also if somebody only closes the loop.
+"""The layer's connections on an event loop end with it, also if a program only closes the loop.
 
-``asyncio.run`` cancels all tasks before it closes its loop, and the layer's end what they have. But
-who makes loops himself often just closes them: pytest-asyncio below 1.1, scripts, Celery tasks.
-asyncio then forgets what is scheduled, and no task hears of it. Sockets would stay open, and on the
-broker connections and queues, until the garbage collector destroys the tasks; asyncio complains of
-each ("Task was destroyed but it is pending", "unclosed transport"), and what the tasks' ``finally``
-wants to do fails on a closed loop. Fifty calls, each on a loop of its own, made 2,700 lines.
+``asyncio.run`` cancels all tasks before it closes its loop, and so the layer's connections end. But
+programs that make their own loops often just close them: pytest-asyncio below 1.1, scripts, Celery
+tasks. asyncio then forgets what is scheduled, and no task hears of it. Sockets would stay open, and
+on the broker connections and queues, until the garbage collector destroys the tasks. asyncio
+complains of each ("Task was destroyed but it is pending", "unclosed transport"), and the
+``finally`` of each task fails on a closed loop. Fifty calls, each on a loop of its own, made 2,700
+lines.
 
-asyncio tells nobody that a loop is closed. So the ``close`` of a loop that uses the layer is
-wrapped, on that one object: the loop runs for a moment more, before it is closed, in which the
-layer ends as at the end of the process. That takes the broker's answer to a goodbye, 2 ms, or a
-second if it doesn't answer. If nothing of the layer is open, ``close`` only closes.
+asyncio has no event for the close of a loop. So the ``close`` of a loop that uses the layer is
+wrapped, on that one object: before it is closed, the loop runs for a moment more, in which the
+layer closes as at the end of the process. That takes as long as the broker needs to answer the
+closing handshake, 2 ms, or a second if it doesn't answer. If nothing of the layer is open,
+``close`` only closes.
 """
 
 from __future__ import annotations
@@ -24,15 +26,15 @@ from collections.abc import Callable
 from .._loop_layer import LoopLayer
 
 
-def end_before_close(loop_layer: LoopLayer, is_ours: Callable[[], bool]) -> None:
-    """Have the ``close`` of its event loop end what a ``LoopLayer`` has, if ``is_ours()`` then.
+def close_before_loop(loop_layer: LoopLayer, is_ours: Callable[[], bool]) -> None:
+    """Have the ``close`` of its event loop close a ``LoopLayer``, if ``is_ours()`` then.
 
-    (Not in the child of a fork, where its sockets are the parent's.)
+    ``is_ours`` is false in the child of a fork, where the sockets are the parent's.
     """
     loop = loop_layer.loop
     try:
         attributes = vars(loop)
-    except TypeError:  # A loop that takes no attributes is seen to be closed at the next use.
+    except TypeError:  # The loop takes no attributes. The next use of the layer finds it closed.
         return
     close = attributes.get("close")
     if not isinstance(close, _Close) or close.is_ours != is_ours:
@@ -55,13 +57,13 @@ class _Close:
             open_layers = [one for one in self.loop_layers if one.is_open]
             if open_layers:
                 self._end(open_layers)
-        self._close()  # An error, if it is running.
-        # There was a cycle, which only a garbage collection would end.
+        self._close()  # Raises if the loop is running.
+        # Else the loop and this would refer to each other until a garbage collection.
         if vars(loop).get("close") is self:
             del vars(loop)["close"]
 
     def _end(self, loop_layers: list[LoopLayer]) -> None:
-        """Run the loop until they have ended; not on the thread of a loop that is running."""
+        """Run the loop until they are closed, on another thread if this one has a running loop."""
         if not _is_in_a_running_loop():
             self._run(loop_layers)
             return
@@ -74,7 +76,7 @@ class _Close:
         closing = _close_all(loop_layers)
         try:
             self._loop.run_until_complete(closing)
-        except Exception:  # Somebody stops the loop, for instance.
+        except Exception:  # A callback of the program stops the loop, for instance.
             closing.close()
 
 

@@ -1,4 +1,4 @@
-"""``LoopLayers``: who serves each event loop that uses one layer.
+"""``LoopLayers``: the service of each event loop that uses one layer.
 
 A running event loop of the user's has a ``LoopLayer`` of its own. The loops that ``async_to_sync``
 makes share one, on the *background loop*, to which their calls are forwarded (``background``).
@@ -23,7 +23,7 @@ from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
 from ..statistics import LoopLayerStatistics
 from .background import is_of_async_to_sync, threads_are_real
-from .closing import end_before_close
+from .closing import close_before_loop
 from .forwarders import ClosedService, Forwarder, SyncForwarder
 from .process import Process
 from .service import ChannelService, Service
@@ -90,7 +90,7 @@ class LoopLayers:
                 self._known_outage,
             )
         loop_layer = self._make()
-        end_before_close(loop_layer, self.process.is_current)
+        close_before_loop(loop_layer, self.process.is_current)
         return loop_layer
 
     def _make(self) -> LoopLayer:
@@ -129,8 +129,8 @@ class LoopLayers:
             return ClosedService()
         if found is None and id_ not in self._ended_ids:
             raise ValueError(
-                f"The channel {channel} belongs to another process, or to another layer: only who "
-                "made it by new_channel() can receive from it, or add it to groups"
+                f"The channel {channel} belongs to another process, or to another layer: only the "
+                "one that made it by new_channel() can receive from it, or add it to groups"
             )
         if found is None or found.loop.is_closed():
             raise ValueError(
