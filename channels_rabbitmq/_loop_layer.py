@@ -92,8 +92,8 @@ class LoopLayer:
             delivered=lambda: self.counters.delivered,
             is_full=lambda: self._router.unacked >= settings.local_capacity,
         )
-        self._is_closed = False
-        self.has_ended = False  # by close(), and nothing of it is left
+        self.is_closing = False  # or closed
+        self.is_closed = False  # by close(), and nothing of it is left
 
     def _make_connections(self, known_outage: KnownOutage) -> None:
         settings = self._settings
@@ -131,7 +131,7 @@ class LoopLayer:
         return self.loop.time() + self._settings.operation_timeout
 
     def _start_subscriber(self) -> None:
-        if not self._is_closed:
+        if not self.is_closing:
             self._subscriber.supervisor.start()
             self._watchdog.start()
 
@@ -242,11 +242,6 @@ class LoopLayer:
         return await self._user_connection.wait_ready(self._deadline())
 
     @property
-    def is_closed(self) -> bool:
-        """Whether ``close`` was called."""
-        return self._is_closed
-
-    @property
     def is_open(self) -> bool:
         """Whether anything of it runs on its event loop, or is to be closed."""
         return self._connections.are_open
@@ -272,7 +267,7 @@ class LoopLayer:
         """End everything: see ``RabbitmqChannelLayer.close``."""
         self._router.close()
         await self._end()
-        self.has_ended = True
+        self.is_closed = True
 
     async def close_at_exit(self, *, cancel_calls: bool) -> None:
         """As ``close``, at the end of the process or of the loop, when no caller is to be told.
@@ -291,7 +286,7 @@ class LoopLayer:
         self._connections.cancel_calls(cancels=False)  # Later callers are told.
 
     async def _end(self) -> None:
-        self._is_closed = True
+        self.is_closing = True
         self._inbox.stop()
         # All are stopped before anything is awaited: so a cancelled close() still ends all.
         self._subscriber.close()

@@ -238,7 +238,8 @@ class Router:
         channel come in the order of their arrival; of several calls that wait on one channel,
         each gets another message. Raises ``StopConsumer`` once the router is closed.
 
-        With ``hand_out``, no message was there, and it takes the one that comes out of its mailbox.
+        ``hand_out(mailbox, now)`` takes the message out of its mailbox. Only ``hand_over`` passes
+        one, when no message is there.
         """
         if hand_out is None:
             message = self.receive_nowait(channel)

@@ -28,8 +28,8 @@ from .forwarders import ClosedService, Forwarder, SyncForwarder
 from .process import Process
 from .service import ChannelService, Service
 
-# Seconds after which a loop that has stopped, and that nobody closes, keeps no connections: as long
-# as RabbitMQ is patient by default. Looked at when another loop begins to use the layer.
+# Seconds after which a loop that has stopped, and was not closed, loses its connections: as long as
+# RabbitMQ is patient by default. Checked when another loop begins to use the layer.
 _LONGEST_STANDSTILL = 60.0
 # How many ids of loops that have ended are remembered, for the sake of the error's text.
 _REMEMBERED_IDS = 1000
@@ -47,12 +47,12 @@ class LoopLayers:
         self.process = process
         self._settings = settings
         self._capacity_of = capacity_of
-        # The service of each event loop. Those of loops that have ended go when a new one comes.
+        # The service of each event loop. Those of closed loops are dropped when a new loop comes.
         self.by_loop: dict[asyncio.AbstractEventLoop, Service] = {}
-        # In the child of a fork: its parent's, for ever.
+        # In the child of a fork: the parent's services, kept for ever.
         self._inherited: dict[asyncio.AbstractEventLoop, Service] = {}
         self._by_id: dict[str, LoopLayer] = {}
-        self._ended_ids: dict[str, bool] = {}  # True: by close()
+        self._ended_ids: dict[str, bool] = {}  # True: by close(), not by the end of the loop
         self._background_layer = _BackgroundLayer(self._make)
         self._hook_functions: HookFunctions | None = None  # until the first call
         self._known_outage = KnownOutage()
@@ -108,9 +108,9 @@ class LoopLayers:
         for loop in [loop for loop in self.by_loop if loop.is_closed()]:
             del self.by_loop[loop]
         for id_, loop_layer in list(self._by_id.items()):
-            if loop_layer.loop.is_closed() or loop_layer.has_ended:
+            if loop_layer.loop.is_closed() or loop_layer.is_closed:
                 del self._by_id[id_]
-                self._ended_ids[id_] = loop_layer.has_ended
+                self._ended_ids[id_] = loop_layer.is_closed
         while len(self._ended_ids) > _REMEMBERED_IDS:
             del self._ended_ids[next(iter(self._ended_ids))]
         if self.process.is_current():  # else the sockets are its parent's
@@ -190,8 +190,8 @@ class LoopLayers:
 class _BackgroundLayer:
     """The one ``LoopLayer`` of a layer for all sync code, made by its first call.
 
-    After a ``close()`` the next call gets another: no call of ``async_to_sync`` shall end what
-    those of other threads, and later ones, can do.
+    After a ``close()`` the next call gets a new one: a call of ``async_to_sync`` must not stop
+    those of other threads, nor later ones.
     """
 
     def __init__(self, make: Callable[[], LoopLayer]) -> None:
@@ -201,6 +201,6 @@ class _BackgroundLayer:
     def get(self) -> LoopLayer:
         """Return it. To be called on the background loop."""
         found = self._loop_layer
-        if found is None or found.is_closed or found.loop is not asyncio.get_running_loop():
+        if found is None or found.is_closing or found.loop is not asyncio.get_running_loop():
             found = self._loop_layer = self._make()
         return found

@@ -299,7 +299,7 @@ class TestClose:
         await in_sync_code(close_and_cancel)
         while background._publisher.supervisor.connection is not None:  # noqa: ASYNC110 - another thread tells nobody
             await asyncio.sleep(0.001)
-        assert background.is_closed
+        assert background.is_closing
 
 
 class TestUserConnection:
@@ -387,7 +387,7 @@ class TestForgetting:
                 await asyncio.sleep(0.001)
             while any(one.connection is not None for one in supervisors):  # noqa: ASYNC110 - other threads tell nobody
                 await asyncio.sleep(0.001)
-            assert all(one.is_closed for one in loop_layers)
+            assert all(one.is_closing for one in loop_layers)
             for one in supervisors:
                 if one._task is not None and one._task.get_loop() is asyncio.get_running_loop():
                     await one.wait_closed()

@@ -75,7 +75,7 @@ class Closing:
     async def nothing_is_left(self) -> None:
         """No task, timer, link or queue."""
         loop_layer: Any = self.layer._loop_layer()
-        assert loop_layer.has_ended
+        assert loop_layer.is_closed
         assert all(supervisor.state is State.CLOSED for supervisor in self.supervisors)
         await self._proxy.until(lambda: not self._proxy.links)
         layers_own = [
