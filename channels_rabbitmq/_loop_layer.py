@@ -72,6 +72,7 @@ class LoopLayer:
         )
         self._router = self._inbox.router
         self.known_channels = self._router.known_channels
+        self.receive_nowait = self._router.receive_nowait
         self._bindings = Bindings(clock=self.loop.time)
         self._hooks = Hooks(hook_functions, self.id)
         self._make_connections(known_outage)

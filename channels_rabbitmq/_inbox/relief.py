@@ -37,7 +37,7 @@ class Relief:
         self._drop = drop
         self._call_soon = call_soon
         # With so many deliveries that count, the fullest channels are relieved ...
-        self._much = (local_capacity + 1) // 2
+        self.threshold = (local_capacity + 1) // 2
         # ... until no more than so many do.
         self._little = local_capacity // 4
         # How many receive() calls wait and were not woken
@@ -45,8 +45,8 @@ class Relief:
         self._is_due = False
 
     def consider(self) -> None:
-        """Relieve in a moment, if there is reason to. To be called when there may be one."""
-        if self._accounting.unacked >= self._much and self.waiting and not self._is_due:
+        """Relieve in a moment, if others wait. For callers who saw ``threshold`` reached."""
+        if self.waiting and not self._is_due:
             self._is_due = True
             self._call_soon(self._relieve_next_turn)
 
@@ -58,7 +58,7 @@ class Relief:
     def relieve(self) -> None:
         """If others are held up, stop counting what the fullest channels hold."""
         self._is_due = False
-        if not self.waiting or self._accounting.unacked < self._much:
+        if not self.waiting or self._accounting.unacked < self.threshold:
             return
         behind = [mailbox for mailbox in self._mailboxes.holding if mailbox.is_behind]
         behind.sort(key=attrgetter("size"), reverse=True)

@@ -178,7 +178,8 @@ class Router:
             self._put_into_all(self._members.channels(envelope.group), delivery)
         if delivery.unacked:
             self._accounting.unacked += 1
-            self._relief.consider()
+            if self._accounting.unacked >= self._relief.threshold:
+                self._relief.consider()
         else:
             acker.ack(tag)
 
@@ -248,11 +249,12 @@ class Router:
             hand_out = self._hand_out
         if self._closed:
             raise self._closed_exc
-        mailbox = self._mailboxes.open(channel)
+        mailbox = self._mailbox_of(channel) or self._mailboxes.open(channel)
         waiter = self._create_future()
         mailbox.add_waiter(waiter)
         self._relief.waiting += 1
-        self._relief.consider()
+        if self._accounting.unacked >= self._relief.threshold:
+            self._relief.consider()
         while True:
             try:
                 await waiter
@@ -463,7 +465,7 @@ class Router:
         delivery.unacked += simple
 
     def _put(self, channel: str, delivery: Delivery) -> None:
-        mailbox = self._mailboxes.open(channel)
+        mailbox = self._mailbox_of(channel) or self._mailboxes.open(channel)
         if mailbox.first is None:
             self._mailboxes.holding[mailbox] = None
         mailbox.append(delivery)

@@ -76,6 +76,9 @@ class SyncForwarder(Forwarder):
 
     known_channels: Container[str] = ()
 
+    def receive_nowait(self, channel: str) -> None:
+        """Return None: the background loop has all messages."""
+
     def __init__(
         self,
         owner: asyncio.AbstractEventLoop,

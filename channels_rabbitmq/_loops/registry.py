@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Callable
 from functools import partial
+from threading import get_ident
 
 from .._broker.host_function import with_imported_host
 from .._broker.outage import KnownOutage
@@ -31,6 +33,9 @@ from .service import ChannelService, Service
 # Seconds after which a loop that has stopped, and was not closed, loses its connections: as long as
 # RabbitMQ is patient by default. Checked when another loop begins to use the layer.
 _LONGEST_STANDSTILL = 60.0
+# Up to Python 3.11 get_running_loop() asks the system for the process's id each time, which takes a
+# quarter of a member's copy in a burst. asyncio's own loops know the thread in which they run.
+_ASKING_IS_SLOW = sys.version_info < (3, 12)
 # How many ids of loops that have ended are remembered, for the sake of the error's text.
 _REMEMBERED_IDS = 1000
 
@@ -49,6 +54,8 @@ class LoopLayers:
         self._capacity_of = capacity_of
         # The service of each event loop. Those of closed loops are dropped when a new loop comes.
         self.by_loop: dict[asyncio.AbstractEventLoop, Service] = {}
+        # The latest LoopLayer, for ``find``; None where that isn't worth it
+        self._latest: LoopLayer | None = None
         # In the child of a fork: the parent's services, kept for ever.
         self._inherited: dict[asyncio.AbstractEventLoop, Service] = {}
         self._by_id: dict[str, LoopLayer] = {}
@@ -58,6 +65,13 @@ class LoopLayers:
         self._known_outage = KnownOutage()
         self._is_collected = False
         process.add(self)
+
+    def find(self) -> Service | None:
+        """Return the service of the running event loop, if it has one."""
+        latest = self._latest
+        if latest is not None and latest.loop._thread_id == get_ident():  # type: ignore[attr-defined]
+            return latest
+        return self.by_loop.get(asyncio.get_running_loop())
 
     def get_or_create(self) -> Service:
         """Return the service of the running event loop.
@@ -91,6 +105,8 @@ class LoopLayers:
             )
         loop_layer = self._make()
         close_before_loop(loop_layer, self.process.is_current)
+        if _ASKING_IS_SLOW and hasattr(loop, "_thread_id"):
+            self._latest = loop_layer
         return loop_layer
 
     def _make(self) -> LoopLayer:
@@ -107,6 +123,8 @@ class LoopLayers:
     def _forget_ended(self) -> None:
         for loop in [loop for loop in self.by_loop if loop.is_closed()]:
             del self.by_loop[loop]
+        if self._latest is not None and self._latest.loop.is_closed():
+            self._latest = None
         for id_, loop_layer in list(self._by_id.items()):
             if loop_layer.loop.is_closed() or loop_layer.is_closed:
                 del self._by_id[id_]
@@ -185,6 +203,7 @@ class LoopLayers:
         """In a fork's child: serve nothing with what the parent has made."""
         # Also for a loop that its parent had made and that the child runs.
         self._inherited, self.by_loop = self.by_loop, {}
+        self._latest = None
 
 
 class _BackgroundLayer:
