@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import enum
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -13,7 +12,7 @@ from typing import NamedTuple
 
 import carehare
 
-from .._futures import resolve
+from .._futures import call_at, resolve
 from . import frames
 from .channel import CallChannel, ChannelHost
 from .content import Content
@@ -174,8 +173,7 @@ class PublisherChannel(CallChannel):
     def _watch(self, deadline: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        # In a context of its own: the caller's would live as long as there is traffic.
-        self._timer = self._loop.call_at(deadline, self._expire, context=contextvars.Context())
+        self._timer = call_at(deadline, self._expire)
         self._watched_until = deadline
 
     def _expire(self) -> None:

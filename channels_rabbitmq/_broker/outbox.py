@@ -33,7 +33,7 @@ class WaitingMessage:
     route: Route
     deadline: float  # loop time
     is_ready: bool = False  # It waits for no event of its own, or no more.
-    is_done: bool = False  # written, or refused
+    is_done: bool = False  # written, or never to be written
     confirm: Confirm | None = None  # once it is written
     error: Exception | None = None  # why it can't be written
     turn: Waiters = field(default_factory=Waiters)
@@ -92,7 +92,7 @@ class Outbox:
             # If its time is over, its call raises in this very turn of the loop.
             del self.messages[message]
 
-    def refuse(self) -> None:
+    def discard_all(self) -> None:
         """Let all messages go unwritten: publishers are blocked."""
         messages, self.messages = self.messages, OrderedDict()
         for message in messages:

@@ -107,12 +107,12 @@ class Publisher:
             amqp_channel = connection.open_publisher(
                 on_end=self._on_end, ping_route=self.ping_route
             )
-            method = self._groups_exchange.declare()
+            declare = self._groups_exchange.declare()
             try:
-                await amqp_channel.call(method)
+                await amqp_channel.call(declare)
                 return amqp_channel
             except carehare.ChannelClosedByServer as err:
-                if not self._groups_exchange.on_refusal(method, err):
+                if not self._groups_exchange.on_refusal(declare, err):
                     raise
 
     def _on_probe(self, probe: asyncio.Future[Outcome]) -> None:
@@ -133,9 +133,9 @@ class Publisher:
             self.reconnected_at = asyncio.get_running_loop().time()
         self._was_connected = True
         if self._end_exc is not None:  # since set_up()
-            self._give_up(self._end_exc)
+            self._reconnect(self._end_exc)
         elif self._is_blocked:
-            self._outbox.refuse()
+            self._outbox.discard_all()
         else:
             self._outbox.drain()
 
@@ -150,16 +150,16 @@ class Publisher:
             if self._blocked_at_set_up is not None:
                 resolve(self._blocked_at_set_up, None)
             if self._amqp_channel is not None:
-                self._outbox.refuse()
+                self._outbox.discard_all()
         else:
             logger.info("%s: RabbitMQ takes messages again", self.supervisor.name)
 
     def _on_end(self, exc: Exception) -> None:
         self._end_exc = exc
         if self._amqp_channel is not None:  # Else set_up() raises this error.
-            self._give_up(exc)
+            self._reconnect(exc)
 
-    def _give_up(self, exc: Exception) -> None:
+    def _reconnect(self, exc: Exception) -> None:
         self._amqp_channel = None
         self.supervisor.reconnect(str(exc))
         if isinstance(exc, carehare.ChannelClosedByServer) and exc.reply_code == _NOT_FOUND:
