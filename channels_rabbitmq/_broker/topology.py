@@ -143,9 +143,9 @@ class Topology:
             Queue.Bind(queue=queue, exchange=members),
             _private(groups, "fanout"),
             Exchange.Bind(destination=members, source=groups),
-            *(self._lease_commands() if self.has_lease else []),
+            *self._if_lease(*self._lease_commands()),
             self.bind_group(self._probe_key),
-            *self._bind_or_unbind_lease(Exchange.Bind),
+            *self._if_lease(self._bind_or_unbind_lease(Exchange.Bind)),
         ]
 
     def _lease_commands(self) -> list[Method]:
@@ -206,13 +206,11 @@ class Topology:
         return [
             self._bind_or_unbind(unbind, self.direct_exchange, self._direct_key),
             unbind(destination=self._members_exchange, source=self.own_groups_exchange),
-            *self._bind_or_unbind_lease(unbind),
+            *self._if_lease(self._bind_or_unbind_lease(unbind)),
         ]
 
-    def _bind_or_unbind_lease(self, command: Callable[..., Method]) -> list[Method]:
-        if not self.has_lease:
-            return []
-        return [self._bind_or_unbind(command, self._lease_exchange, self._alive_key)]
+    def _bind_or_unbind_lease(self, command: Callable[..., Method]) -> Method:
+        return self._bind_or_unbind(command, self._lease_exchange, self._alive_key)
 
     def bind_group(self, group: str) -> Method:
         return self._bind_or_unbind(Exchange.Bind, self.own_groups_exchange, group)
@@ -232,30 +230,30 @@ class Topology:
         connection goes on. Nothing looks at what arrives, so it isn't acked. RabbitMQ may answer a
         consume late, so only another consume may be called after it.
         """
-        if not self.has_lease:
-            return []
-        return [Basic.Consume(queue=self.lease_queue, no_ack=True)]
+        return self._if_lease(Basic.Consume(queue=self.lease_queue, no_ack=True))
 
     def keep_groups(self, former: Topology) -> list[Method]:
         """Keep a former connection's groups bound as long as our own lease lasts.
 
         Its exchange is declared first: to bind one that is gone would be an error.
         """
-        return self._if_both_have_leases(
-            former,
+        return self._if_lease(
             _private(former.own_groups_exchange, "fanout"),
             self._keep(Exchange.Bind, former),
+            former=former,
         )
 
     def release_groups(self, former: Topology) -> list[Method]:
         """End what ``keep_groups`` began."""
-        return self._if_both_have_leases(former, self._keep(Exchange.Unbind, former))
+        return self._if_lease(self._keep(Exchange.Unbind, former), former=former)
 
     def _keep(self, command: Callable[..., Method], former: Topology) -> Method:
         return command(destination=self._lease_exchange, source=former.own_groups_exchange)
 
-    def _if_both_have_leases(self, former: Topology, *commands: Method) -> list[Method]:
-        return list(commands) if self.has_lease and former.has_lease else []
+    def _if_lease(self, *commands: Method, former: Topology | None = None) -> list[Method]:
+        """Return the commands, or none if there is no lease, or ``former`` has none."""
+        has_lease = self.has_lease and (former is None or former.has_lease)
+        return list(commands) if has_lease else []
 
     def delete_lease(self, *, nowait: bool = False) -> list[Method]:
         """Leave nothing behind; any connection may, no error if the lease is over.
@@ -263,9 +261,7 @@ class Topology:
         Without a lease there is no command: to delete what the user may not configure would close
         the AMQP channel.
         """
-        if not self.has_lease:
-            return []
-        return [Queue.Delete(queue=self.lease_queue, nowait=nowait)]
+        return self._if_lease(Queue.Delete(queue=self.lease_queue, nowait=nowait))
 
 
 def _private(exchange: str, exchange_type: str, *, its_own_alternate: bool = False) -> Method:
