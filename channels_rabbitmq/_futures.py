@@ -163,9 +163,23 @@ async def run_until(deadline: float, coroutine: Coroutine[Any, Any, T]) -> T:
     """
     loop = asyncio.get_running_loop()
     task = loop.create_task(coroutine)
+    await ends_in_time(task, max(0.0, deadline - loop.time()))
+    if task.cancelled():
+        raise TimeoutError
+    return task.result()
+
+
+async def ends_in_time(
+    task: asyncio.Task[Any], timeout: float, *, cancel_timeout: float | None = None
+) -> bool:
+    """Return whether a task ends within ``timeout`` seconds; if it doesn't, cancel it.
+
+    Also if this is cancelled itself, it waits until the task has ended, but not longer than
+    ``cancel_timeout`` seconds.
+    """
     is_destroyed = False
     try:
-        await asyncio.wait([task], timeout=max(0.0, deadline - loop.time()))
+        done, _ = await asyncio.wait([task], timeout=timeout)
     except GeneratorExit:  # The event loop was closed: nothing more can be awaited.
         is_destroyed = True
         raise
@@ -173,7 +187,5 @@ async def run_until(deadline: float, coroutine: Coroutine[Any, Any, T]) -> T:
         task.add_done_callback(look_at)
         if not task.done() and not is_destroyed:
             task.cancel()
-            await asyncio.wait([task])
-    if task.cancelled():
-        raise TimeoutError
-    return task.result()
+            await asyncio.wait([task], timeout=cancel_timeout)
+    return bool(done)

@@ -22,7 +22,7 @@ from typing import Any
 
 from .._amqp.url import BrokerUrl
 from .._functions import import_function, is_async
-from .._futures import look_at
+from .._futures import ends_in_time
 from .._settings.hosts import read_hosts
 from .._settings.readers import HostFunction, check_host_function
 from .._settings.settings import Settings, check_ssl_context
@@ -77,19 +77,7 @@ async def _ask(function: HostFunction, timeout: float) -> Any:
     task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(
         _call(function), name="channels_rabbitmq host"
     )
-    is_destroyed = False
-    try:
-        await asyncio.wait([task], timeout=timeout)
-        is_late = not task.done()
-    except GeneratorExit:  # The event loop was closed: nothing more can be awaited.
-        is_destroyed = True
-        raise
-    finally:
-        task.add_done_callback(look_at)
-        if not task.done() and not is_destroyed:
-            task.cancel()
-            await asyncio.wait([task], timeout=_CANCEL_TIMEOUT)
-    if is_late:
+    if not await ends_in_time(task, timeout, cancel_timeout=_CANCEL_TIMEOUT):
         raise NoUrl(f"it gave none within {timeout:g} s")
     if task.cancelled():
         raise NoUrl("it was cancelled")
