@@ -111,9 +111,10 @@ class FairLock:
     reach ``acquire`` in another one.
     """
 
-    __slots__ = ("_is_locked", "_numbers", "_queue", "is_aborted")
+    __slots__ = ("_is_locked", "_numbers", "_queue", "is_aborted", "users")
 
     def __init__(self) -> None:
+        self.users = 0  # for its owner, to count calls that have it or wait for it
         self.is_aborted = False
         self._is_locked = False
         # A heap of (deadline, number, future)

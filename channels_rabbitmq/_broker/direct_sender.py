@@ -49,20 +49,6 @@ _NO_QUEUE_YET = (
 )
 
 
-class _Lane(FairLock):
-    """Lets the calls that send by one route try one at a time, and in order.
-
-    They are written together at first, and returned one after the other: so a later call may ask
-    for the lock before an earlier one.
-    """
-
-    __slots__ = ("users",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.users = 0
-
-
 @dataclass(eq=False, slots=True)
 class _Message:
     """A message that no queue took at its first try, or that waits behind such ones."""
@@ -94,7 +80,10 @@ class DirectSender:
         self._receivers = receivers
         self._refusals = refusals
         self._loop = asyncio.get_running_loop()
-        self._lanes: dict[Route, _Lane] = {}
+        # By route, while calls try again: one at a time, and in order. They are written together
+        # at first, and returned one after the other. So a later call may ask for the lock before
+        # an earlier one.
+        self._locks: dict[Route, FairLock] = {}
         self._pauses = Waiters()  # between two tries
 
     async def send(
@@ -113,7 +102,7 @@ class DirectSender:
         called_at = self._loop.time()
         outcome = None
         # While RabbitMQ blocks publishers, don't queue behind a retry: return BLOCKED at once.
-        if not self._lanes or route not in self._lanes or self._publisher.is_blocked:
+        if not self._locks or route not in self._locks or self._publisher.is_blocked:
             outcome = await self._publisher.publish(body, route, deadline, after)
             if outcome is CONFIRMED:  # Almost always: so the rest isn't looked at.
                 self._receivers.on_taken(route, called_at)
@@ -129,29 +118,29 @@ class DirectSender:
         return final
 
     async def _send_in_turn(self, message: _Message) -> Outcome:
-        lane = self._lanes.get(message.route)
-        is_first = lane is None  # so no other call has tried since
-        if lane is None:
-            lane = self._lanes[message.route] = _Lane()
-        lane.users += 1
+        lock = self._locks.get(message.route)
+        is_first = lock is None  # so no other call has tried since
+        if lock is None:
+            lock = self._locks[message.route] = FairLock()
+        lock.users += 1
         try:
-            if not await lane.acquire(message.deadline):
+            if not await lock.acquire(message.deadline):
                 raise BrokerUnavailable(_NO_QUEUE_YET)
-            if lane.is_aborted:
+            if lock.is_aborted:
                 return Outcome.NACKED
             try:
                 outcome = Outcome.RETURNED if is_first else await self._publish(message)
                 if outcome in _NOT_TAKEN:
                     outcome = await self._try_again(message)
                 if outcome is Outcome.NACKED:
-                    lane.abort()  # The queue is full for all of them.
+                    lock.abort()  # The queue is full for all of them.
                 return outcome
             finally:
-                lane.release()
+                lock.release()
         finally:
-            lane.users -= 1
-            if not lane.users:
-                del self._lanes[message.route]
+            lock.users -= 1
+            if not lock.users:
+                del self._locks[message.route]
 
     async def _publish(self, message: _Message) -> Outcome:
         """Make another try, and note what it says of the process."""
@@ -245,5 +234,5 @@ class DirectSender:
     def cancel_calls(self) -> None:
         """Cancel the calls that wait for a receiver."""
         self._pauses.cancel()
-        for lane in self._lanes.values():
-            lane.cancel()
+        for lock in self._locks.values():
+            lock.cancel()

@@ -245,7 +245,7 @@ async def test_a_cancelled_send_lets_those_behind_it_go_on(
     publisher.reachable.add("crq.a!")
     assert await third is Outcome.CONFIRMED
     assert publisher.taken == [b"third"]
-    assert not sender._lanes
+    assert not sender._locks
 
 
 async def test_who_waits_behind_others_does_so_until_his_own_deadline(
@@ -274,7 +274,7 @@ async def test_who_is_cancelled_on_his_turn_lets_the_next_one_have_it(
     await sending[0]
     sending[1].cancel()  # woken, and not yet running
     assert await sending[2] is Outcome.CONFIRMED
-    assert not sender._lanes
+    assert not sender._locks
 
 
 # Nacks
@@ -375,7 +375,7 @@ async def test_those_that_wait_behind_are_refused_with_the_first(
     sending += [asyncio.create_task(sender.send(ROUTE, b"m", deadline())) for _ in range(100)]
     assert set(await asyncio.gather(*sending)) == {Outcome.NACKED}
     assert publisher.tries["crq.a!"] < 100, "they need no try"
-    assert not sender._lanes
+    assert not sender._locks
 
 
 async def test_a_short_time_limit_says_full_too(publisher: FakePublisher) -> None:
