@@ -212,7 +212,7 @@ async def test_a_way_for_all_groups_that_is_gone_is_found_by_the_probe(
         )
     connection: Any = await layer.carehare_connection
     with log_lines() as lines:
-        await connection.open_topology().call(method)
+        await connection._connection.open_topology().call(method)
         await lines.next("WARNING subscriber .*: lost .* a binding of the queue is gone")
         await lines.next("WARNING subscriber .*: connected again")
     await layer.group_add("g", channel)
