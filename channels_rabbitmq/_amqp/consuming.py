@@ -19,11 +19,14 @@ from .methods import Basic, Method
 class ConsumerChannel(CallChannel):
     """Declares a queue and consumes from it; acks are written together, once a turn of the loop.
 
-    ``on_delivery(body, delivery_tag, published, consumer)`` is called for each message, with the
-    time of its publishing (milliseconds since 1970, 0 if it doesn't say) and this object to ack it
-    by; ``on_end(exc)`` at most once, when the broker cancels the consumer (ChannelClosed:
-    the queue was deleted, or its node is gone) or closes the AMQP channel (ChannelClosedByServer);
-    not if that is the answer to a call, nor when the connection ends.
+    ``on_delivery(body, delivery_tag, published, consumer)`` is called for each message.
+    ``published`` is when it was published, in milliseconds since 1970, 0 if it doesn't say.
+    ``consumer`` is this object, to ack it by.
+
+    ``on_end(exc)`` is called at most once: when the broker cancels the consumer (ChannelClosed: the
+    queue was deleted, or its node is gone) or closes the AMQP channel (ChannelClosedByServer). It
+    isn't called if the broker closes the AMQP channel over a call, whose future has the error, nor
+    when the connection is closed.
     """
 
     def __init__(
