@@ -139,19 +139,19 @@ class LoopLayer:
     def _on_no_exchange(self) -> None:
         self._subscriber.supervisor.reconnect("the groups exchange was deleted")
 
-    # Sending
+    # Sending. (These and receive() return another's coroutine: one less on the path of a message.)
 
-    async def send(self, channel: str, body: bytes) -> None:
+    def send(self, channel: str, body: bytes) -> Coroutine[Any, Any, None]:
         """Send to one channel, of this or any other process."""
         if self._names.is_local(channel):
             # The broker returns the message as long as our own queue isn't there.
             self._start_subscriber()
-        await self._sender.send(channel, body)
+        return self._sender.send(channel, body)
 
-    async def group_send(self, group: str, body: bytes) -> None:
+    def group_send(self, group: str, body: bytes) -> Coroutine[Any, Any, None]:
         """Send to all channels of a group, in all processes."""
         has_members = self._members.has_members(group)
-        await self._sender.group_send(group, body, has_members=has_members)
+        return self._sender.group_send(group, body, has_members=has_members)
 
     # Groups
 
