@@ -2,14 +2,14 @@
 
 ::
 
-    send, group_send --> codec --> Publisher ~~~> RabbitMQ
+    send, group_send --> Sender --> Publisher ~~~> RabbitMQ
 
-    RabbitMQ ~~~> Subscriber --> codec --> router --> receive
+    RabbitMQ ~~~> Subscriber --> Inbox --> Router --> receive
                       ^                      ^
-                   bindings <----------- members <--- group_add, group_discard
+                   Bindings <----------- Members <--- group_add, group_discard
 
-Its channels' names begin with its id, by which other processes' messages find it. They are valid
-as long as it lives, whatever becomes of its connections.
+The left half is ``_broker``, the right half ``_inbox``. Neither knows the other: this module joins
+them.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ logger = logging.getLogger("channels_rabbitmq.messages")
 class LoopLayer:
     """Everything of a layer that belongs to the running event loop, on which it must be made.
 
-    Nothing connects before it is needed: sending opens the Publisher's connection, ``new_channel``,
-    ``receive`` and ``group_add`` the Subscriber's. No call but ``receive`` waits longer than
-    ``operation_timeout`` for the broker, nor for one that has been away for that long (``outage``
-    has the rule). Cancelling a call harms no other.
+    Nothing connects before it is needed: sending opens the Publisher's connection; ``new_channel``,
+    ``receive`` and ``group_add`` open the Subscriber's. No call but ``receive`` waits longer than
+    ``operation_timeout`` for the broker. When the broker has been away for that long, no call waits
+    (``outage`` has the rule). Cancelling a call harms no other.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class LoopLayer:
             on_disconnect=self._hooks.on_disconnect.call,
             on_reconnect=self._hooks.on_reconnect.call,
         )
-        # Somebody may cancel all tasks and let the loop go on: no receive() shall wait in vain.
+        # A program may cancel all tasks and let the loop go on: no receive() shall wait in vain.
         self._subscriber.supervisor.on_closed = self._router.close
         self._publisher = Publisher(
             settings,

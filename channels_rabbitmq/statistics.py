@@ -85,7 +85,7 @@ class ConnectionStatistics:
     """One connection of a ``LoopLayer``."""
 
     state: str
-    """``"idle"``: nobody needed it yet; ``"connecting"``; ``"connected"``; ``"waiting"``: for the
+    """``"idle"``: it was not needed yet; ``"connecting"``; ``"connected"``; ``"waiting"``: for the
     next attempt; ``"closed"``: for good."""
 
     since: float
@@ -174,8 +174,8 @@ class LoopLayerStatistics:
     """The option: the most that ``unacked`` can be."""
 
     early_acked_bytes: int
-    """Size in memory of what is held without counting: for stalled channels, or since before a
-    reconnect."""
+    """Size in memory of the messages that don't count as ``unacked``: those of stalled channels,
+    and those that were held when the connection was lost."""
 
     groups: GroupStatistics
     """Its groups."""

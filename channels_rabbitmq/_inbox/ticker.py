@@ -1,4 +1,4 @@
-"""``Ticker``: calls the router now and then while it holds messages, and reports who is behind."""
+"""``Ticker``: calls the router now and then while it holds messages, and reports slow channels."""
 
 from __future__ import annotations
 
