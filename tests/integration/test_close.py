@@ -218,7 +218,7 @@ async def test_during_a_thousand_receives(closing: Closing, lines: LogLines) -> 
     ]
     await layer.send(channels[0], MESSAGE)  # by then all of them wait
     assert await receiving[0] == MESSAGE
-    assert layer._loop_layer()._router._waiting == 999
+    assert layer._loop_layer()._router.receivers == 999
     futures = pending_futures()
     await closing.close()
     await asyncio.wait(receiving[1:], timeout=10)

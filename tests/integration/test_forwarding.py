@@ -44,7 +44,7 @@ async def until_waiting(layer: RabbitmqChannelLayer, owner: LoopThread, count: i
     """Until so many ``receive()`` calls wait on the owner's loop."""
 
     async def waiting() -> bool:
-        return bool(router_of(layer, owner)._waiting == count)
+        return bool(router_of(layer, owner).receivers == count)
 
     while not await owner.run(waiting()):  # noqa: ASYNC110 - another thread's loop tells nobody
         await asyncio.sleep(0.001)

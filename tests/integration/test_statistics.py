@@ -285,7 +285,7 @@ asyncio.run(main())
         await until(lambda: of(layer).buffered == 1)
         loop_layer = layer._loop_layer()
         names = {
-            loop_layer._router: ("_mailboxes", "_holding"),
+            loop_layer._router._mailboxes: ("by_channel", "holding"),
             loop_layer._bindings: ("_groups", "_in"),
             loop_layer._publisher._amqp_channel: ("_unconfirmed",),
         }
