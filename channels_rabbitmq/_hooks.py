@@ -68,11 +68,11 @@ class Hook:
         self._id = id_
         self._due: str | None = None  # a call, with this reason
         self._task: asyncio.Task[None] | None = None  # the call that is running
-        self._is_stopped = False
+        self._is_closed = False
 
     def call(self, reason: str) -> None:
         """Have it called, soon. Raises nothing."""
-        if self._function is None or self._is_stopped:
+        if self._function is None or self._is_closed:
             return
         self._due = reason
         if self._task is None:
@@ -104,15 +104,15 @@ class Hook:
         if inspect.isawaitable(result):  # also of a lambda
             await result
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Call nothing more, and cancel what runs."""
-        self._is_stopped = True
+        self._is_closed = True
         self._due = None
         if self._task is not None:
             self._task.cancel()
 
-    async def wait_stopped(self) -> None:
-        """Wait for what ``stop`` has cancelled, about a second at most."""
+    async def wait_closed(self) -> None:
+        """Wait for what ``close`` has cancelled, about a second at most."""
         task = self._task
         if task is not None and task is not asyncio.current_task():
             await asyncio.wait([task], timeout=_CANCEL_TIMEOUT)
@@ -125,12 +125,12 @@ class Hooks:
         self.on_disconnect = Hook("on_disconnect", functions.on_disconnect, id_)
         self.on_reconnect = Hook("on_reconnect", functions.on_reconnect, id_)
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Call nothing more, and cancel what runs."""
-        self.on_disconnect.stop()
-        self.on_reconnect.stop()
+        self.on_disconnect.close()
+        self.on_reconnect.close()
 
-    async def wait_stopped(self) -> None:
-        """Wait for what ``stop`` has cancelled."""
-        await self.on_disconnect.wait_stopped()
-        await self.on_reconnect.wait_stopped()
+    async def wait_closed(self) -> None:
+        """Wait for what ``close`` has cancelled."""
+        await self.on_disconnect.wait_closed()
+        await self.on_reconnect.wait_closed()

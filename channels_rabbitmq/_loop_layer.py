@@ -289,15 +289,15 @@ class LoopLayer:
     async def _end(self) -> None:
         self.is_closing = True
         self._inbox.stop()
-        # All are stopped before anything is awaited: so a cancelled close() still ends all.
+        # All are closing before anything is awaited: so a cancelled close() still ends all.
         self._subscriber.close()
         self._publisher.supervisor.close()
         self._user_connection.supervisor.close()
         self._watchdog.close()
-        self._hooks.stop()
+        self._hooks.close()
         await self._watchdog.wait_closed()
         for supervisor in self._connections.supervisors:
             await supervisor.wait_closed()
-        await self._hooks.wait_stopped()
+        await self._hooks.wait_closed()
         await asyncio.sleep(0)  # lets the calls that end now say so
         self._reporter.close()
