@@ -22,7 +22,7 @@ import hypothesis
 import pytest
 
 from tests.support import lengths
-from tests.support.brokers import Broker, broker_commands, installed_commands
+from tests.support.brokers import Broker, broker_commands, installed_commands, obtained_broker
 from tests.support.leaks import LoopWatch, new_sockets, open_sockets, unclosed_resources
 from tools.private_broker import PrivateBroker, find_broker_commands
 
@@ -48,6 +48,12 @@ _passed = pytest.StashKey[bool]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run long tests at their full length")
+    parser.addoption(
+        "--get-broker",
+        action="store_true",
+        help="where there is no RabbitMQ, install it or start it in Docker for the first test that "
+        "needs one",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -123,7 +129,17 @@ def _fail_with(request: pytest.FixtureRequest, problems: list[str]) -> None:
 
 
 @pytest.fixture(scope="session")
-def broker() -> Iterator[Broker]:
+def rabbitmq(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Before any broker: where pytest may get one, there is one now."""
+    if not request.config.getoption("--get-broker"):
+        yield
+        return
+    with obtained_broker():
+        yield
+
+
+@pytest.fixture(scope="session")
+def broker(rabbitmq: None) -> Iterator[Broker]:
     """One for all tests: don't stop it, don't count what others may have on it."""
     url = os.environ.get("RABBITMQ_URL")
     if url:
@@ -144,7 +160,7 @@ def _require_reachable(url: str) -> None:
 
 
 @pytest.fixture
-def private_broker_factory() -> Iterator[Callable[..., PrivateBroker]]:
+def private_broker_factory(rabbitmq: None) -> Iterator[Callable[..., PrivateBroker]]:
     """Starts a broker of the test's own: ``private_broker_factory(config=..., tls=...)``.
 
     All its methods block. Where the loop has to go on meanwhile (a restart takes seconds) an async
@@ -171,7 +187,7 @@ def private_broker(private_broker_factory: Callable[..., PrivateBroker]) -> Priv
 
 
 @pytest.fixture(scope="session")
-def fault_broker() -> Iterator[PrivateBroker]:
+def fault_broker(rabbitmq: None) -> Iterator[PrivateBroker]:
     """One for all tests that break it as a whole, and leave it running as it was before."""
     with PrivateBroker(broker_commands()) as broker:
         yield broker

@@ -1,11 +1,13 @@
-"""Runs every check of this project: lint, types, all tests, the demo's check, other versions.
+"""Checks this project: lint, types and the fast tests, in less than five minutes.
 
-It takes up to fifteen minutes: the longest tests are cut short. With --all they, too, run at their
-full length, which takes far longer.
+With --everything: all tests, the demo's check, and the fast tests on all other Pythons and with
+the oldest Channels. That takes about a quarter of an hour; the longest tests are cut short. With
+--full-length they, too, run at their full length, which takes far longer.
 
 Arguments which this command doesn't know are pytest's: then nothing but pytest runs, so
-``scripts/test -k router`` is the quick way to some of the tests. A failing step doesn't keep the
-others from running; the exit status is 0 only if all steps passed.
+``scripts/test tests/unit`` or ``scripts/test -k router`` is the quick way to some of the tests, and
+there must be a RabbitMQ only if one of them needs it. A failing step doesn't keep the others from
+running; the exit status is 0 only if all steps passed.
 """
 
 from __future__ import annotations
@@ -32,6 +34,12 @@ from tools.pythons import find_pythons
 _STOP_TIMEOUT = 30.0  # seconds for an interrupted step to clean up
 # For pytest: long tests at their full length, for which each has half an hour.
 _FULL_LENGTH = ["--full", "--timeout", "1800"]
+# What is neither fast nor can be left out: brokers that are killed, frozen and cut off.
+_ESSENTIAL_FAULTS = [
+    f"tests/faults/test_{name}.py" for name in ("fault_restart", "fault_half_open", "lease")
+]
+# Tests mostly wait: two processes halve the time. A file's tests stay together, they share brokers.
+_TWO_AT_A_TIME = ["--numprocesses", "2", "--dist", "loadfile"]
 
 
 @dataclass
@@ -97,21 +105,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/test", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--all", action="store_true", help="every test at its full length")
+    parser.add_argument("--everything", action="store_true", help="all tests, on all Pythons")
+    parser.add_argument(
+        "--full-length", action="store_true", help="everything, each test at its full length"
+    )
     options, pytest_args = parser.parse_known_args()
-    extent = _FULL_LENGTH if options.all else []
+    extent = _FULL_LENGTH if options.full_length else []
     interrupts.let_signals_interrupt()
     try:
         python = environment.prepare("tests")
+        if pytest_args:
+            command = [python, "-m", "pytest", "--get-broker", *extent, *pytest_args]
+            return _run_all([Step("pytest", command)])
         with contextlib.ExitStack() as stack:
             broker = get_broker()
             if not isinstance(broker, PrivateNode):  # else the tests start their own
                 stack.enter_context(broker)
                 print(f"RabbitMQ: {broker.description}", flush=True)
             os.environ.update(broker.variables())
-            if pytest_args:
-                return _run_all([Step("pytest", [python, "-m", "pytest", *extent, *pytest_args])])
-            return _run_all(_steps(python, extent))
+            if options.everything or options.full_length:
+                return _run_all(_all_steps(python, extent))
+            return _run_all(_fast_steps(python))
     except KeyboardInterrupt:
         return 130
     except (EnvironmentFailed, NoBroker) as exc:
@@ -119,14 +133,29 @@ def main() -> int:
         return 1
 
 
-def _steps(python: Path, extent: list[str]) -> list[Step]:
+def _fast_steps(python: Path) -> list[Step]:
+    pytest = [python, "-m", "pytest", "-q", *_TWO_AT_A_TIME]
+    return [
+        *_static_steps(python),
+        Step("fast tests", [*pytest, "-m", "not slow", "tests/unit", "tests/integration"]),
+        Step("essential faults", [*pytest, *_ESSENTIAL_FAULTS]),
+    ]
+
+
+def _all_steps(python: Path, extent: list[str]) -> list[Step]:
+    return [
+        *_static_steps(python),
+        _tox_step(python),
+        Step("pytest", [python, "-m", "pytest", *extent]),
+        Step("scripts/demo --check", [ROOT / "scripts" / "demo", "--check"]),
+    ]
+
+
+def _static_steps(python: Path) -> list[Step]:
     return [
         Step("ruff check", [python, "-m", "ruff", "check", "."]),
         Step("ruff format", [python, "-m", "ruff", "format", "--check", "."]),
         Step("mypy", [python, "-m", "mypy", "--strict", "channels_rabbitmq"]),
-        _tox_step(python),
-        Step("pytest", [python, "-m", "pytest", *extent]),
-        Step("scripts/demo --check", [ROOT / "scripts" / "demo", "--check"]),
     ]
 
 

@@ -30,7 +30,7 @@ WARNING = "isn't noticed: the exchange '.*' has an alternate exchange"
 
 
 @pytest.fixture(scope="module")
-def own_broker() -> Iterator[PrivateBroker]:
+def own_broker(rabbitmq: None) -> Iterator[PrivateBroker]:
     with PrivateBroker(broker_commands()) as broker:
         yield broker
 

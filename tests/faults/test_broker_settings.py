@@ -32,7 +32,7 @@ _VHOST = "quorum-by-default"
 
 
 @pytest.fixture(scope="module")
-def own_broker() -> Iterator[PrivateBroker]:
+def own_broker(rabbitmq: None) -> Iterator[PrivateBroker]:
     with PrivateBroker(broker_commands(), config=_CONFIG) as broker:
         broker.ctl("eval", _OFTEN)
         yield broker

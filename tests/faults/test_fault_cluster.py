@@ -56,7 +56,7 @@ def _nothing_unhandled(caplog: pytest.LogCaptureFixture) -> Any:
 
 
 @pytest.fixture(scope="module")
-def any_cluster() -> Iterator[PrivateCluster]:
+def any_cluster(rabbitmq: None) -> Iterator[PrivateCluster]:
     with PrivateCluster(broker_commands()) as cluster:
         yield cluster
 

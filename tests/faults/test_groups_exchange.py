@@ -35,7 +35,7 @@ slow = pytest.mark.slow  # a broker starts, and each rabbitmqctl takes a second
 
 
 @pytest.fixture(scope="module")
-def own_broker() -> Iterator[PrivateBroker]:
+def own_broker(rabbitmq: None) -> Iterator[PrivateBroker]:
     with PrivateBroker(broker_commands()) as broker:
         yield broker
 

@@ -58,7 +58,7 @@ ONLY_GROUPS = r"^groups$"
 
 
 @pytest.fixture(scope="module")
-def own_broker() -> Iterator[PrivateBroker]:
+def own_broker(rabbitmq: None) -> Iterator[PrivateBroker]:
     with PrivateBroker(broker_commands()) as broker:
         yield broker
 

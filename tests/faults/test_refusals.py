@@ -118,7 +118,7 @@ async def test_a_full_queue_of_a_process_that_has_reconnected(open_layer: OpenLa
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[PrivateCluster]:
+def cluster(rabbitmq: None) -> Iterator[PrivateCluster]:
     with PrivateCluster(broker_commands()) as cluster:
         if (4, 0) <= cluster.version < (4, 3):
             cluster.use_khepri()

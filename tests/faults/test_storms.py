@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)  # of figures: pytest -o log_cli=1 --log-cl
 
 
 @pytest.fixture(scope="module")
-def own_broker() -> Iterator[PrivateBroker]:
+def own_broker(rabbitmq: None) -> Iterator[PrivateBroker]:
     with PrivateBroker(broker_commands()) as broker:
         yield broker
 

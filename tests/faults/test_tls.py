@@ -32,14 +32,14 @@ MESSAGE = {"type": "small"}
 
 
 @pytest.fixture(scope="module")
-def server(certs: Path) -> Iterator[PrivateBroker]:
+def server(rabbitmq: None, certs: Path) -> Iterator[PrivateBroker]:
     """Shows its certificate, and asks for none."""
     with PrivateBroker(broker_commands(), tls=TlsFiles.in_folder(certs)) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def mutual_server(certs: Path) -> Iterator[PrivateBroker]:
+def mutual_server(rabbitmq: None, certs: Path) -> Iterator[PrivateBroker]:
     """Shows its certificate, and wants to see the client's."""
     with PrivateBroker(broker_commands(), tls=TlsFiles.in_folder(certs, mutual=True)) as server:
         yield server

@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def mutual_server(folder: Path) -> Iterator[PrivateBroker]:
+def mutual_server(rabbitmq: None, folder: Path) -> Iterator[PrivateBroker]:
     files = TlsFiles.in_folder(folder, mutual=True)
     with PrivateBroker(broker_commands(), tls=files) as server:
         yield server

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tools.brokers import NoBroker, PrivateNode, get_broker
 from tools.private_broker import PrivateBroker, find_broker_commands
 
 _NO_BROKER = (
@@ -22,6 +25,27 @@ class Broker:
 
     url: str
     private: PrivateBroker | None
+
+
+@contextlib.contextmanager
+def obtained_broker() -> Iterator[None]:
+    """Get a RabbitMQ where this machine has none: install it, or start it in Docker.
+
+    A container runs as long as the block; the tests find it by $RABBITMQ_URL.
+    """
+    if os.environ.get("RABBITMQ_URL") or find_broker_commands() is not None:
+        yield
+        return
+    try:
+        with contextlib.ExitStack() as stack:
+            got = get_broker()
+            if not isinstance(got, PrivateNode):  # else its commands are installed now
+                stack.enter_context(got)
+                os.environ["RABBITMQ_URL"] = got.url
+                stack.callback(os.environ.pop, "RABBITMQ_URL")
+            yield
+    except NoBroker as exc:
+        pytest.fail(str(exc), pytrace=False)
 
 
 def installed_commands() -> Path:

@@ -790,7 +790,7 @@ def test_what_is_installed() -> None:
 
 
 def test_the_scripts() -> None:
-    """They exist and know these options. scripts/test runs scripts/demo --check."""
+    """They exist and know these options. scripts/test --everything runs scripts/demo --check."""
     programs = {"scripts/demo": "tools.run_demo", "scripts/test": "tools.run_tests"}
     lines = commands("commands") + commands("commands-with-a-broker")
     seen = set()
