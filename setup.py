@@ -29,6 +29,7 @@ DEV = [
     "pytest>=8.2",
     "pytest-asyncio>=1.0",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "ruff~=0.17.5",
 ]
 
