@@ -320,10 +320,10 @@ class Participant:
 
     def _is_settled(self, number: int, begun: float) -> bool:
         everybody = {(name, way) for name in self._people for way in ("group", "direct")}
-        bindings = self.layer._loop_layer()._bindings  # type: ignore[union-attr]
+        (own,) = [one for one in self.layer.statistics() if not one.for_sync_code]
         return (
             self._heard[number] >= everybody
-            and bindings.bound - bindings.lingering >= bindings.wanted
+            and own.groups.bound - own.groups.lingering >= own.groups.wanted
             and self._sync.last_begun >= begun
         )
 
