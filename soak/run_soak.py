@@ -77,7 +77,7 @@ class Soak:
                 if participant.name not in _DIRECT:
                     proxy = Proxy("127.0.0.1", self._broker.port)
                     proxies.append(await stack.enter_async_context(proxy))
-                    url = proxy.url(url)
+                    url = proxy.url_of(url)
                 await participant.start(python, url, self._chance.randrange(2**32))
             for participant in self._participants:
                 await participant.until(lambda each: each.residents, _START_TIMEOUT)

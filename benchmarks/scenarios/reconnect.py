@@ -233,7 +233,7 @@ async def run(stage: Stage, half_open: bool, patience: float) -> dict[str, float
             observer = await stage.start("reconnect.Observer", layer=RAW)
             metrics["idle_bind_s"] = await observer.call("bind", exchange=EXCHANGES[RAW])
             await stage.server.rest()
-        receiver = await stage.start("reconnect.Receiver", url=proxy.url(stage.server.url))
+        receiver = await stage.start("reconnect.Receiver", url=proxy.url_of(stage.server.url))
         sender = await stage.start("reconnect.Sender")
         channel = await receiver.call("open")
         await _hear_all(sender, receiver)

@@ -17,14 +17,10 @@ its client property ``connection_name`` (a part of the name is enough).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
-import socket
-import struct
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -36,16 +32,10 @@ from pamqp.header import ContentHeader, ProtocolHeader
 from pamqp.heartbeat import Heartbeat
 
 from tests.support.changes import Changes
-from tools.private_broker import free_port
-
-
-class Direction(Enum):
-    TO_CLIENT = "to the client"
-    TO_BROKER = "to the broker"
-
+from tools.proxy import Direction, Link, Proxy, open_flow
 
 TO_CLIENT = Direction.TO_CLIENT
-TO_BROKER = Direction.TO_BROKER
+TO_BROKER = Direction.TO_SERVER
 
 # The classes that tell frames apart are those of pamqp: a method's own class, or one of these.
 _FRAME_TYPES: dict[int, type] = {1: Method, 2: ContentHeader, 3: ContentBody, 8: Heartbeat}
@@ -62,7 +52,7 @@ _WITH_CONTENT = (
 class Frame:
     """One frame as it came. ``kind`` is its class in pamqp, ``object`` for bytes without frames."""
 
-    link: Link
+    link: AmqpLink
     direction: Direction
     kind: type
     channel: int
@@ -97,40 +87,35 @@ class Rule:
         )
 
 
-class AmqpProxy:
+class AmqpProxy(Proxy):
     """One listening port in front of the broker that ``url`` names. ``url`` is then the proxy's."""
+
+    links: list[AmqpLink]  # type: ignore[assignment]  # make_link() makes no others
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        self.host = "127.0.0.1"
-        self.port = free_port()
-        credentials = parts.netloc.rpartition("@")[0]
-        netloc = f"{credentials}@" * bool(credentials) + f"{self.host}:{self.port}"
-        self.url = parts._replace(netloc=netloc).geturl()
-        self.links: list[Link] = []  # those that are open
-        self.opened = 0  # links ever opened
-        self._broker = (parts.hostname, parts.port or (5671 if parts.scheme[4:] else 5672))
-        self.flowing = {direction: asyncio.Event() for direction in Direction}
+        default_port = 5671 if parts.scheme[4:] else 5672
+        super().__init__(parts.hostname or "127.0.0.1", parts.port or default_port)
+        self.url = self.url_of(url)
+        self.flow = open_flow()  # of all links, also of those to come
         self._rules: list[Rule] = []
         self._counts: Counter[tuple[Direction, type]] = Counter()
         self._changes = Changes()
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()  # one for each link
-        self._errors: list[BaseException] = []  # of rules
-        self.resume()
 
     async def __aenter__(self) -> AmqpProxy:
-        await self.accept()
+        await super().__aenter__()
         return self
 
     async def __aexit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
         self.refuse()
         self.cut()
-        for task in self._tasks:
-            task.cancel()  # one may wait for the broker, or in a rule
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._errors and exc_type is None:
-            raise self._errors[0]
+        await super().__aexit__(exc_type, *exc_info)
+
+    def make_link(self, writer: asyncio.StreamWriter) -> AmqpLink:
+        return AmqpLink(self, writer)
+
+    def on_change(self) -> None:
+        self._changes.notify()
 
     # Rules: the newest that fits decides
 
@@ -194,7 +179,7 @@ class AmqpProxy:
         """Returns when the condition, over counts and links, holds. Raises ``TimeoutError``."""
         await self._changes.until(condition, timeout=timeout)
 
-    def named(self, name: str) -> list[Link]:
+    def named(self, name: str) -> list[AmqpLink]:
         return [link for link in self.links if name in link.name]
 
     # What a test can do to the network
@@ -207,9 +192,9 @@ class AmqpProxy:
     def stall(self, *directions: Direction) -> None:
         """Forwards nothing any more (both directions unless named); connections stay open."""
         for direction in directions or Direction:
-            self.flowing[direction].clear()
+            self.flow[direction].clear()
 
-    def vanish(self, *, name: str = "") -> list[Link]:
+    def vanish(self, *, name: str = "") -> list[AmqpLink]:
         """Lets go of links that are open, for good: whatever either side sends is lost.
 
         When one side ends its connection the other doesn't hear of it. Returns them; new ones work.
@@ -221,7 +206,7 @@ class AmqpProxy:
 
     def resume(self) -> None:
         """Goes on with what came meanwhile."""
-        for event in self.flowing.values():
+        for event in self.flow.values():
             event.set()
 
     def inject(
@@ -230,57 +215,6 @@ class AmqpProxy:
         """Sends these (pamqp objects or bytes) as if the other side had sent them now."""
         for link in self.named(name):
             link.writers[direction].write(_to_bytes(frames, channel))
-
-    def refuse(self) -> None:
-        """New connections are refused; those that are open go on."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-
-    async def accept(self) -> None:
-        """The opposite of ``refuse()``."""
-        if self._server is None:
-            self._server = await asyncio.start_server(self._on_connect, self.host, self.port)
-
-    # Inside
-
-    def _on_connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._run(Link(self, writer), reader))
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_done)
-
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            self._errors.append(error)
-
-    async def _run(self, link: Link, reader: asyncio.StreamReader) -> None:
-        """Serves one link until one of its sides ends, then ends the other."""
-        self.links.append(link)
-        self.opened += 1
-        self._changes.notify()
-        pumps: list[asyncio.Task[None]] = []
-        try:
-            broker_reader, link.writers[TO_BROKER] = await asyncio.open_connection(*self._broker)
-            pumps.append(asyncio.create_task(link.pump(reader, TO_BROKER)))
-            pumps.append(asyncio.create_task(link.pump(broker_reader, TO_CLIENT)))
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            if link.has_vanished:
-                await asyncio.wait(pumps)
-        except OSError:
-            pass  # no broker: the client sees its connection close
-        finally:
-            for pump in pumps:
-                pump.cancel()
-            ends = await asyncio.gather(*pumps, return_exceptions=True)
-            for writer in link.writers.values():
-                writer.close()
-            self.links.remove(link)
-            self._changes.notify()
-        for end in ends:
-            if isinstance(end, Exception):
-                raise end
 
     async def outcome(self, frame: Frame) -> list[Any]:
         """Counts the frame and asks the newest rule that fits what to forward instead."""
@@ -299,26 +233,13 @@ class AmqpProxy:
         return outcome if isinstance(outcome, list) else [outcome]
 
 
-class Link:
-    """One client's connection, and the connection to the broker that belongs to it."""
+class AmqpLink(Link):
+    """A link that forwards frame by frame, and asks its proxy what to forward."""
 
     def __init__(self, proxy: AmqpProxy, writer: asyncio.StreamWriter) -> None:
+        super().__init__(writer, proxy.flow)
         self.name = ""  # the client's connection_name, once it has told it
-        self.has_vanished = False
-        self.writers = {TO_CLIENT: writer}
         self._proxy = proxy
-
-    def cut(self, *, reset: bool) -> None:
-        for writer in self.writers.values():
-            if reset:
-                # Lingering for at most 0 seconds: close() sends RST.
-                linger = struct.pack("ii", 1, 0)
-                tcp: socket.socket = writer.get_extra_info("socket")
-                with contextlib.suppress(OSError):  # closed already
-                    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                writer.transport.abort()
-            else:
-                writer.close()
 
     async def pump(self, reader: asyncio.StreamReader, direction: Direction) -> None:
         """Forwards frames in one direction until either side of it ends."""
@@ -341,9 +262,7 @@ class Link:
                     unwanted.discard(frame.channel)
                     if not any(item is frame or isinstance(item, frame.kind) for item in outcome):
                         unwanted.add(frame.channel)
-                await self._proxy.flowing[direction].wait()
-                self.writers[direction].write(_to_bytes(outcome, frame.channel))
-                await self.writers[direction].drain()
+                await self.forward(_to_bytes(outcome, frame.channel), direction)
         except (EOFError, OSError):
             pass
 

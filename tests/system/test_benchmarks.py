@@ -500,10 +500,10 @@ def tune(heartbeat: int) -> bytes:
 
 def test_heartbeat_is_changed_and_nothing_else() -> None:
     before, after = b"\x01frame before\xce", b"\x01frame after\xce"
-    changed, is_tuned = proxy._set_heartbeat(before + tune(60) + after)
+    changed, is_tuned = proxy.set_heartbeat(before + tune(60) + after)
     assert is_tuned
     assert changed == before + tune(proxy.HEARTBEAT) + after
-    assert proxy._set_heartbeat(before) == (before, False)
+    assert proxy.set_heartbeat(before) == (before, False)
 
 
 @pytest.fixture
@@ -559,8 +559,10 @@ async def test_proxy_swallows_on_old_connections_and_takes_new_ones(echo_port: i
 def test_proxy_keeps_the_rest_of_the_url() -> None:
     between = proxy.Proxy("127.0.0.1", 5672)
     between.port = 1234
-    assert between.url("amqp://me:pw@host:5672/%2Fx?y=1") == "amqp://me:pw@127.0.0.1:1234/%2Fx?y=1"
-    assert between.url("redis://127.0.0.1:6379") == "redis://127.0.0.1:1234"
+    assert (
+        between.url_of("amqp://me:pw@host:5672/%2Fx?y=1") == "amqp://me:pw@127.0.0.1:1234/%2Fx?y=1"
+    )
+    assert between.url_of("redis://127.0.0.1:6379") == "redis://127.0.0.1:1234"
 
 
 # Redis
