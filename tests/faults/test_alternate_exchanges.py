@@ -14,6 +14,7 @@ import pytest
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.amqp_proxy import AmqpProxy
 from tests.support.brokers import broker_commands
+from tests.support.layers import publisher_of
 from tests.support.log_lines import LogLines, log_lines
 from tests.support.members import reconnect
 from tests.support.users import EVERYTHING, User, call_as_admin
@@ -90,7 +91,7 @@ async def test_it_stops_nobody_and_is_told_once(
     layer, other = [await open_layer(host=user.admin_url) for _ in range(2)]
     await must_work(layer, other)
     await reconnect(layer)
-    layer._loop_layer()._publisher.supervisor.reconnect("a test wants it so")
+    publisher_of(layer).supervisor.reconnect("a test wants it so")
     await must_work(layer, other)
     for one in (layer, other):
         statistics = one.statistics()[0]

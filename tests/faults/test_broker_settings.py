@@ -13,6 +13,7 @@ from channels.exceptions import ChannelFull
 from channels_rabbitmq._settings.settings import DEFAULT_HOST
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.brokers import broker_commands
+from tests.support.layers import statistics_of
 from tests.support.log_lines import log_lines
 from tools.private_broker import PrivateBroker
 
@@ -75,7 +76,7 @@ async def test_a_message_that_nobody_takes_does_not_make_the_process_deaf(
         await sender.group_send("g", MESSAGE)
         assert await receive(receiver, channel) == MESSAGE
         # It is in memory still, and there only: the next connection has nothing to time out.
-        assert receiver._loop_layer()._router.unacked == 0
+        assert statistics_of(receiver).unacked == 0
         assert await receive(receiver, untaken) == {"n": 1}
         await sender.send(untaken, {"n": 2})
         assert await receive(receiver, untaken) == {"n": 2}
@@ -147,7 +148,7 @@ async def test_a_body_over_the_brokers_limit_costs_one_reconnect(
     for n in range(1, 10):
         await layer.send(channel, {"n": n})
     assert [(await receive(layer, channel))["n"] for _ in range(10)] == list(range(10))
-    assert layer._loop_layer().counters.outcome_unknown == 1
+    assert statistics_of(layer).counters.outcome_unknown == 1
 
 
 async def test_a_virtual_host_where_queues_are_quorum_queues_by_default(

@@ -15,6 +15,7 @@ import pytest
 from channels.exceptions import ChannelFull
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.support.layers import statistics_of, subscriber_of
 from tests.support.lengths import Length
 from tests.support.log_lines import log_lines, unhandled
 from tests.support.traffic import Traffic
@@ -106,7 +107,7 @@ async def test_an_alarm(open_layer: OpenLayer, fault_broker: PrivateBroker, kind
         slowest * 1000,
         longest,
         _TIMEOUT.value,
-        sender._loop_layer().counters.outcome_unknown,
+        statistics_of(sender).counters.outcome_unknown,
         again,
         books.summary(),
     )
@@ -131,7 +132,7 @@ async def all_else_works(layer: RabbitmqChannelLayer, backlog: str, broker: Priv
     for n in range(_BACKLOG):
         assert (await layer.receive(backlog))["n"] == n
     await layer.group_add("during-the-alarm", backlog)
-    queue = layer._loop_layer()._subscriber.queue
+    queue = subscriber_of(layer).queue
     rows = {row["name"]: row for row in await asyncio.to_thread(broker.list_queues)}
     assert rows[queue]["messages"] == 0
     keys = {row["routing_key"] for row in await asyncio.to_thread(broker.list_bindings)}

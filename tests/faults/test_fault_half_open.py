@@ -16,6 +16,7 @@ from channels.exceptions import ChannelFull
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.amqp_proxy import AmqpProxy
+from tests.support.layers import statistics_of
 from tests.support.lengths import Length
 from tests.support.log_lines import log_lines, unhandled
 from tests.support.traffic import Traffic
@@ -123,7 +124,7 @@ async def test_a_frozen_broker_is_noticed_and_serves_again_once_it_thaws(
         *noticed,
         delivering,
         books.summary(),
-        sender._loop_layer().counters.outcome_unknown,
+        statistics_of(sender).counters.outcome_unknown,
     )
     assert max(noticed) < 2 * _HEARTBEAT.value + _GRACE.value
     assert books.raised_and_arrived() == []

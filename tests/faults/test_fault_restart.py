@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.support.layers import statistics_of
 from tests.support.lengths import Length
 from tests.support.log_lines import log_lines, unhandled
 from tests.support.traffic import RollCall, Sent, Traffic
@@ -114,7 +115,7 @@ class Stage:
         )
         assert share >= _ARRIVED.value
         # The others were under way when the connection broke, and counted.
-        unknown = self.sender._loop_layer().counters.outcome_unknown
+        unknown = statistics_of(self.sender).counters.outcome_unknown
         assert len(books.lost(since, until)) - unknown <= 0.01 * len(books.normal(since, until))
 
     def must_have_lost_only_around(self, losses: list[tuple[float, float]]) -> None:
@@ -211,7 +212,7 @@ async def test_only_the_connection_of_the_receiver_closed(stage: Stage) -> None:
     rows = await asyncio.to_thread(
         stage.broker.ctl, "list_connections", "pid", "client_properties", "--no-table-headers"
     )
-    own = stage.receiver._loop_layer().id
+    own = statistics_of(stage.receiver).id
     (row,) = [row for row in rows.splitlines() if f"subscriber {own}" in row]
     broken_at = time.monotonic()
     with log_lines() as lines:

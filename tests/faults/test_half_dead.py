@@ -20,6 +20,7 @@ from channels_rabbitmq._amqp import heartbeat, publishing
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
+from tests.support.layers import statistics_of, subscriber_of
 from tests.support.lengths import Length
 from tests.support.log_lines import LogLines, log_lines
 from tests.support.patience import connect_patiently
@@ -147,7 +148,7 @@ async def test_a_frozen_broker_is_waited_for(
     for layer in (sender, receiver):
         (statistics,) = layer.statistics()
         assert statistics.publisher.reconnects == statistics.subscriber.reconnects == 0
-    assert sender._loop_layer().counters.outcome_unknown > 0, "it was not frozen for long enough"
+    assert statistics_of(sender).counters.outcome_unknown > 0, "it was not frozen for long enough"
     assert books.lost() == []
     assert books.twice() == []
 
@@ -202,7 +203,7 @@ async def test_a_queue_that_hangs_is_not_the_publisher_s_fault(
     channel = await receiver.new_channel()
     await sender.send(channel, MESSAGE)
     assert await receiver.receive(channel) == MESSAGE
-    queue = receiver._loop_layer()._subscriber.queue
+    queue = subscriber_of(receiver).queue
     await asyncio.to_thread(
         private_broker.ctl,
         "eval",

@@ -23,6 +23,7 @@ from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_proxy import TO_CLIENT, AmqpProxy, Frame
 from tests.support.brokers import Broker
+from tests.support.layers import statistics_of, subscriber_of
 from tests.support.lengths import Length
 from tests.support.log_lines import LogLines, log_lines
 from tests.support.patience import connect_patiently
@@ -136,7 +137,7 @@ async def test_bodies_on_the_exchange_and_on_the_queue(
     await layer.group_add("g", channel)
     await layer.group_add("g", lure)
     await layer.connect()
-    subscriber = layer._loop_layer()._subscriber
+    subscriber = subscriber_of(layer)
     connection = subscriber.supervisor.connection
     bodies = Bodies(random.Random(8), "g", lure)
     codec = MessageCodec(max_message_size=10**6, symmetric_encryption_keys=keys or ())
@@ -194,7 +195,7 @@ async def test_bodies_on_the_exchange_and_on_the_queue(
     for task in tasks:
         assert task.cancelled()
     # What they left in channels that nobody reads goes in its time.
-    while layer._loop_layer()._router.waiting_messages:
+    while statistics_of(layer).buffered:
         assert asyncio.get_running_loop().time() < deadline + 20
         await asyncio.sleep(0.02)
 

@@ -17,6 +17,7 @@ from channels.exceptions import ChannelFull
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.programs.overload_senders import count_lines, memory_in_use
+from tests.support.layers import statistics_of
 from tests.support.lengths import Length
 from tests.support.log_lines import log_lines
 from tools.private_broker import PrivateBroker
@@ -165,7 +166,7 @@ async def test_overload_is_told_to_senders_and_bounded_everywhere(
     ended = loop.time()
 
     # As soon as it's over everything is as before: nothing is refused, nothing has to wait.
-    while layer._loop_layer()._router.unacked:
+    while statistics_of(layer).unacked:
         await asyncio.sleep(0.01)
         assert loop.time() < ended + 2.0
     recovered = loop.time() - ended

@@ -15,6 +15,7 @@ import pytest
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
+from tests.support.layers import statistics_of, subscriber_of
 from tests.support.lengths import Length
 from tests.support.log_lines import LogLines, log_lines
 from tests.support.patience import connect_patiently
@@ -152,7 +153,7 @@ async def test_broker_application_stopped_and_started(
 async def test_queue_deleted_underneath(
     pair: Pair, private_broker: PrivateBroker, lines: LogLines
 ) -> None:
-    queue = pair.receiver._loop_layer()._subscriber.queue
+    queue = subscriber_of(pair.receiver).queue
     await asyncio.to_thread(delete_queue, private_broker, queue)
     assert "queue is gone" in await lines.next("WARNING subscriber .*: lost")
     await pair.must_deliver()
@@ -250,7 +251,7 @@ async def test_a_queue_that_vanished_without_a_word_is_found_by_the_probe(
         waiting = asyncio.create_task(receiver.receive(channel))
         # The word would be this.
         proxy.drop(TO_CLIENT, pamqp.commands.Basic.Cancel)
-        queue = receiver._loop_layer()._subscriber.queue
+        queue = subscriber_of(receiver).queue
         await asyncio.to_thread(delete_queue, private_broker, queue)
         vanished_at = asyncio.get_running_loop().time()
         line = await lines.next("WARNING subscriber .*: lost", timeout=_NOTICED.value)
@@ -339,19 +340,19 @@ async def test_what_is_in_memory_when_the_connection_is_lost_arrives_and_takes_n
         channel = await receiver.new_channel()
         for n in range(6):
             if n in (2, 4):
-                assert receiver._loop_layer()._router.unacked == 2  # all of local_capacity
+                assert statistics_of(receiver).unacked == 2  # all of local_capacity
                 proxy.cut(name="subscriber")
                 await lines.next("WARNING subscriber .*: lost")
                 await lines.next("WARNING subscriber .*: connected again")
             delivered = proxy.count(TO_CLIENT, pamqp.commands.Basic.Deliver)
             await sender.send(channel, {"n": n})
             await proxy.seen(TO_CLIENT, pamqp.commands.Basic.Deliver, delivered + 1)
-            while receiver._loop_layer().counters.delivered <= n:  # noqa: ASYNC110 - nobody tells
+            while statistics_of(receiver).counters.delivered <= n:  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0)
         assert [(await receiver.receive(channel))["n"] for _ in range(6)] == list(range(6))
         await sender.send(channel, {"n": 6})
         assert await asyncio.wait_for(receiver.receive(channel), 10) == {"n": 6}
-        assert receiver._loop_layer()._router.unacked == 0
+        assert statistics_of(receiver).unacked == 0
 
 
 async def test_foreign_bodies_are_counted_logged_and_forgotten(
@@ -365,7 +366,7 @@ async def test_foreign_bodies_are_counted_logged_and_forgotten(
         await connection.publish(body, exchange_name=groups_exchange, routing_key="g")
     await layer.group_send("g", MESSAGE)
     assert await layer.receive(channel) == MESSAGE
-    assert layer._loop_layer().counters.malformed == 6
+    assert statistics_of(layer).counters.malformed == 6
     assert "6 messages dropped: not in this layer's format" in await lines.next("WARNING")
 
 
@@ -383,7 +384,7 @@ async def test_names_that_others_chose_forge_no_log_line(
     line = await lines.next("2 messages dropped: for channels of another process")
     assert len(line) < 600
     assert "\n" not in line
-    assert layer._loop_layer()._router.waiting_messages == 0
+    assert statistics_of(layer).buffered == 0
 
 
 async def test_corrupt_bytes_from_the_broker(
@@ -417,7 +418,7 @@ async def test_what_is_in_flight_when_the_connection_breaks_counts_as_unknown(
         proxy.cut()
         proxy.remove(rule)
         await asyncio.wait_for(asyncio.gather(*sending), 10)
-        assert layer._loop_layer().counters.outcome_unknown == 20
+        assert statistics_of(layer).counters.outcome_unknown == 20
         line = await lines.next("WARNING crq")
         assert "20 messages written but not confirmed" in line
         await layer.group_send("g", MESSAGE)
@@ -433,7 +434,7 @@ async def test_a_confirm_that_does_not_come_counts_as_unknown_in_time(
         await layer.group_send("g", MESSAGE)
         proxy.drop(TO_CLIENT, pamqp.commands.Basic.Ack)
         await asyncio.wait_for(layer.group_send("g", MESSAGE), 10)
-        assert layer._loop_layer().counters.outcome_unknown == 1
+        assert statistics_of(layer).counters.outcome_unknown == 1
 
 
 async def test_publishers_blocked_by_an_alarm(
@@ -453,11 +454,11 @@ async def test_publishers_blocked_by_an_alarm(
     impatient.cancel()
     await asyncio.wait([impatient])
     await sending
-    assert layer._loop_layer().counters.outcome_unknown == 1
+    assert statistics_of(layer).counters.outcome_unknown == 1
     with pytest.raises(layer.ChannelFull, match="low on memory"):
         await layer.send(channel, {"refused": True})
     await layer.group_send("g", {"refused": True})
-    assert layer._loop_layer().counters.blocked == 2
+    assert statistics_of(layer).counters.blocked == 2
     # Deliveries, acks and binds go on.
     assert await asyncio.wait_for(layer.receive(channel), 10) == {"before": True}
     await layer.group_add("during", channel)
@@ -502,7 +503,7 @@ async def test_nothing_is_left_on_the_broker(
     await layer.group_add("g", channel)
     await layer.send(channel, MESSAGE)
     names = {row["name"] for row in await asyncio.to_thread(private_broker.list_queues)}
-    id_ = layer._loop_layer().id
+    id_ = statistics_of(layer).id
     assert names == {id_, f"{id_}.1.lease"}
     await layer.close()
     assert await asyncio.to_thread(private_broker.list_queues) == []

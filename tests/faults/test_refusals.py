@@ -13,6 +13,7 @@ from channels.exceptions import ChannelFull
 from channels_rabbitmq._broker import receivers as _receivers
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.brokers import broker_commands
+from tests.support.layers import reconnect_subscriber
 from tests.support.lengths import Length
 from tests.support.log_lines import log_lines
 from tests.support.private_cluster import PrivateCluster
@@ -60,7 +61,7 @@ async def test_sends_to_a_process_that_reconnects_arrive(open_layer: OpenLayer) 
     await sender.send(channel, {"n": -1})
     assert await receiver.receive(channel) == {"n": -1}
     with log_lines() as lines:
-        receiver._loop_layer()._subscriber.supervisor.reconnect("for a test")
+        reconnect_subscriber(receiver)
         sending = []
         for number in range(100):
             sending.append(asyncio.create_task(outcome(sender, channel, number)))
@@ -107,7 +108,7 @@ async def test_a_full_queue_of_a_process_that_has_reconnected(open_layer: OpenLa
     await asyncio.gather(sender.connect(), receiver.connect())
     for _ in range(2):
         with log_lines() as lines:
-            receiver._loop_layer()._subscriber.supervisor.reconnect("for a test")
+            reconnect_subscriber(receiver)
             await lines.next("WARNING subscriber .*: connected again")
     outcomes = Counter([await outcome(sender, channel) for _ in range(20)])
     assert outcomes["full"] >= 20 - 4

@@ -14,6 +14,7 @@ import pytest
 from channels.exceptions import ChannelFull
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.support.layers import statistics_of
 from tests.support.lengths import Length
 from tests.support.log_lines import log_lines
 
@@ -112,7 +113,7 @@ async def test_stuck_channels_hold_up_nobody_else(open_layer: OpenLayer) -> None
 
     without = await crowd.run(_TRAFFIC.value)
     wait_without, crowd.longest_wait = crowd.longest_wait, 0.0
-    assert receiver._loop_layer().counters.overflowed == 0
+    assert statistics_of(receiver).counters.overflowed == 0
     for channel in crowd.stuck:
         await crowd.stop_reading(channel)
     with log_lines() as lines:
@@ -151,7 +152,7 @@ async def test_stuck_channels_hold_up_nobody_else(open_layer: OpenLayer) -> None
     # What a stuck channel has kept is the last of what was sent to it, in order.
     capacity = receiver.capacity
     before = {channel: len(crowd.received[channel]) for channel in crowd.stuck}
-    while receiver._loop_layer()._router.unacked > 0:
+    while statistics_of(receiver).unacked > 0:
         # What has come since the last relief
         for channel in crowd.stuck:
             if channel not in crowd._readers:
@@ -197,7 +198,7 @@ async def test_a_stuck_channel_that_resumes_gets_its_last_messages_in_order(
     # It is as all others again.
     await sender.send(stuck, {"number": 90})
     assert await asyncio.wait_for(receiver.receive(stuck), 10) == {"number": 90}
-    assert receiver._loop_layer()._router.stalled_channels == 0
+    assert statistics_of(receiver).stalled_channels == 0
     assert (counters.overflowed, counters.expired) == (90 - kept, 0)
 
 

@@ -15,6 +15,7 @@ from channels_rabbitmq._broker.topology import groups_probe_key
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.brokers import broker_commands
+from tests.support.layers import publisher_of
 from tests.support.lengths import Length
 from tests.support.log_lines import LogLines, log_lines
 from tests.support.remains import pending_futures, remains, until_nothing_remains
@@ -225,9 +226,7 @@ async def test_cancelled_calls_harm_no_other_and_leave_nothing(
     }
     sender, receiver = await open_layer(**config), await open_layer(**config)
     await asyncio.gather(sender.connect(), receiver.connect())
-    connections = [
-        layer._loop_layer()._publisher.supervisor.connection for layer in (sender, receiver)
-    ]
+    connections = [publisher_of(layer).supervisor.connection for layer in (sender, receiver)]
     tasks_before, futures_before = asyncio.all_tasks(), pending_futures()
     storm = CancellationStorm(sender, receiver, seed=5)
     await storm.prepare()
@@ -253,7 +252,7 @@ async def test_cancelled_calls_harm_no_other_and_leave_nothing(
     assert await bound_groups(own_broker, groups_exchange, receiver) == set()
     # Nobody's connection was the price.
     assert connections == [
-        layer._loop_layer()._publisher.supervisor.connection for layer in (sender, receiver)
+        publisher_of(layer).supervisor.connection for layer in (sender, receiver)
     ]
     assert not [line for line in lines.rest() if line.startswith("WARNING")]
 

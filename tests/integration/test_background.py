@@ -490,7 +490,7 @@ loop.close()
         monkeypatch.setattr(_process, "_current", former)  # as it was, in the end
 
         async def use() -> None:
-            assert layer._loop_layer().id
+            assert await layer.new_channel()
             assert _process.current() is not former
             assert layer._loop_layers.process is _process.current()
             await layer.close()

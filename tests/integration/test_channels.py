@@ -18,6 +18,7 @@ from django.test import override_settings
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.brokers import Broker
+from tests.support.layers import has_members
 
 if not settings.configured:
     settings.configure()
@@ -69,7 +70,7 @@ async def test_consumers_reach_each_other(layer: RabbitmqChannelLayer) -> None:
     for client in clients[1:]:
         assert await client.receive_json_from() == {"text": "bye"}
         await client.disconnect()
-    assert not layer._loop_layer()._members.has_members("room")
+    assert not has_members(layer, "room")
     assert layer._loop_layer()._router.idle
 
 

@@ -13,6 +13,7 @@ from channels_rabbitmq._broker import back_off as _back_off
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.amqp_proxy import AmqpProxy
 from tests.support.brokers import Broker
+from tests.support.layers import publisher_of
 from tests.support.log_lines import log_lines
 from tests.support.name_server import serve_names
 from tools.private_broker import free_port
@@ -89,7 +90,7 @@ async def test_the_connection_that_is_back_first_saves_the_other_its_back_off(
             proxy.cut()
             for _ in range(2):
                 await lines.next("DEBUG .*: reconnecting in")
-            layer._loop_layer()._publisher.supervisor.retry_now()
+            publisher_of(layer).supervisor.retry_now()
             await lines.next("WARNING publisher .*: connected again")
             await lines.next("WARNING subscriber .*: connected again")
         await layer.send(channel, MESSAGE)

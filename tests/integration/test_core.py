@@ -26,12 +26,12 @@ from channels.exceptions import (
 )
 
 from channels_rabbitmq._broker import direct_sender as _direct_sender
-from channels_rabbitmq._broker.supervisor import State
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.brokers import Broker
 from tests.support.cancelling import receive_cancelling
 from tests.support.fake_servers import silent_server
+from tests.support.layers import has_members, publisher_of, set_linger, statistics_of
 from tests.support.log_lines import log_lines
 from tests.support.programs import without_slowness
 from tools.private_broker import free_port
@@ -118,7 +118,7 @@ class TestMessages:
             await layer.send(channel, {"body": b"x" * 1000})
         with pytest.raises(MessageTooLarge, match="1000"):
             await layer.group_send("g", {"body": b"x" * 1000})
-        assert layer._loop_layer()._publisher.supervisor.state is State.IDLE
+        assert statistics_of(layer).publisher.state == "idle"
 
 
 class TestChannels:
@@ -128,8 +128,8 @@ class TestChannels:
         names += [await layer.new_channel("my-prefix"), await layer.new_channel("x" * 99)]
         assert len(set(names)) == len(names)
         assert all(len(name) < 100 for name in names)
-        assert {name.partition("!")[0] for name in names} == {layer._loop_layer().id}
-        assert re.fullmatch(r"crq\.[a-z2-7]{16}", layer._loop_layer().id)
+        assert {name.partition("!")[0] for name in names} == {statistics_of(layer).id}
+        assert re.fullmatch(r"crq\.[a-z2-7]{16}", statistics_of(layer).id)
         assert "!my-prefix" in names[-2]
 
     async def test_names_do_not_come_from_the_generator_that_users_seed(
@@ -153,12 +153,12 @@ class TestChannels:
         receiving = asyncio.create_task(receive(receiver, channel))
         await sender.send(channel, MESSAGE)
         assert await receiving == MESSAGE
-        assert receiver._loop_layer()._publisher.supervisor.state is State.IDLE
+        assert statistics_of(receiver).publisher.state == "idle"
 
     async def test_who_only_sends_opens_no_queue(self, open_layer: OpenLayer) -> None:
         sender = await open_layer()
         await sender.group_send("g", MESSAGE)
-        assert sender._loop_layer()._subscriber.supervisor.state is State.IDLE
+        assert statistics_of(sender).subscriber.state == "idle"
 
     async def test_one_senders_messages_keep_their_order_sends_and_group_sends_alike(
         self, open_layer: OpenLayer
@@ -210,7 +210,7 @@ class TestChannels:
         receiver = await open_layer(local_capacity=5000, remote_capacity=5000)
         cancelled_channel, channel = await receiver.new_channel(), await receiver.new_channel()
         await sender.send(channel, {"n": -1})
-        connection = sender._loop_layer()._publisher.supervisor.connection
+        connection = publisher_of(sender).supervisor.connection
         chance = random.Random(2)
 
         async def send_and_cancel() -> None:
@@ -230,7 +230,7 @@ class TestChannels:
         await sending
         received = [(await receive(receiver, channel))["n"] for _ in range(1001)]
         assert received == list(range(-1, 1000))
-        assert sender._loop_layer()._publisher.supervisor.connection is connection
+        assert publisher_of(sender).supervisor.connection is connection
 
     async def test_a_full_queue_is_channel_full_and_what_was_taken_arrives(
         self, open_layer: OpenLayer
@@ -295,7 +295,7 @@ class TestChannels:
         await receiver.group_add("g", channel)
         for _ in range(50):
             await sender.group_send("g", MESSAGE)
-        assert sender._loop_layer().counters.group_nacked > 0
+        assert statistics_of(sender).counters.group_nacked > 0
         assert await receive(receiver, channel) == MESSAGE
 
     async def test_a_full_queue_keeps_a_group_message_from_nobody_else(
@@ -317,7 +317,7 @@ class TestChannels:
             for n in range(10):
                 await sender.group_send("g", {"n": n})
             assert [(await receive(other, channel))["n"] for _ in range(10)] == list(range(10))
-            assert sender._loop_layer().counters.group_nacked == 10
+            assert statistics_of(sender).counters.group_nacked == 10
             # Nobody knows which queue it was, so it isn't said to be dropped.
             line = await lines.next("group messages? refused by at least one queue: .*: g ")
             assert "dropped" not in line
@@ -349,7 +349,7 @@ class TestChannels:
         await layer.send(channel, {"n": 1})
         await layer.send(channel, {"n": 2})
         assert (await asyncio.wait_for(receiving, 10))["n"] == 2
-        assert layer._loop_layer().counters.expired == 1
+        assert statistics_of(layer).counters.expired == 1
 
     async def test_a_message_expires_on_the_broker(self, open_layer: OpenLayer) -> None:
         # The first is unacked and keeps the others on the broker until local_expiry is over.
@@ -361,7 +361,7 @@ class TestChannels:
             await lines.next("dropped: .* within local_expiry")
         await layer.send(channel, END)
         assert await receive_until_end(layer, channel) == []
-        assert layer._loop_layer().counters.delivered < 6
+        assert statistics_of(layer).counters.delivered < 6
 
     async def test_a_message_for_a_process_that_is_gone_is_dropped_and_counted(
         self, open_layer: OpenLayer, monkeypatch: pytest.MonkeyPatch
@@ -376,7 +376,7 @@ class TestChannels:
         await gone.close()
         await sender.send(channel, MESSAGE)
         await sender.send(channel, MESSAGE)
-        assert sender._loop_layer().counters.unreachable == 2
+        assert statistics_of(sender).counters.unreachable == 2
 
     async def test_a_channel_of_another_process_is_refused_in_words(
         self, open_layer: OpenLayer
@@ -393,7 +393,7 @@ class TestChannels:
 
     async def test_the_channel_of_the_probe_is_for_nobody_else(self, open_layer: OpenLayer) -> None:
         layer = await open_layer()
-        probes = f"{layer._loop_layer().id}!"
+        probes = f"{(await layer.new_channel()).partition('!')[0]}!"
         for call in (layer.receive(probes), layer.group_add("g", probes)):
             with pytest.raises(ValueError, match="wasn't made by new_channel"):
                 await call
@@ -489,7 +489,7 @@ class TestGroups:
     ) -> None:
         layer = await open_layer()
         # No linger: each leave is followed by its unbind at once.
-        layer._loop_layer()._bindings._linger = 0.0
+        set_linger(layer, 0.0)
         one, two = await layer.new_channel(), await layer.new_channel()
         await layer.group_add("g", one)
         for n in range(200):
@@ -535,7 +535,7 @@ class TestGroups:
         await asyncio.sleep(0)  # lets it begin to wait for the broker
         await layer.group_discard("g", channel)
         await asyncio.wait_for(adding, 5)
-        assert not layer._loop_layer()._members.has_members("g")
+        assert not has_members(layer, "g")
 
     @pytest.mark.parametrize("room", [200, 3200])
     async def test_of_a_burst_all_arrives_but_what_is_counted_as_refused(
@@ -557,7 +557,7 @@ class TestGroups:
         with log_lines() as lines:
             reading = asyncio.create_task(read())
             await asyncio.gather(*(sender.group_send("g", {"n": n}) for n in range(burst)))
-            refused = sender._loop_layer().counters.group_nacked
+            refused = statistics_of(sender).counters.group_nacked
             while not reading.done():
                 await sender.group_send("g", END)  # again, should the queue be full
                 await asyncio.wait([reading], timeout=0.1)
@@ -586,8 +586,8 @@ class TestGroups:
             await layer.group_send("g", {"n": n})
             assert await receiving == {"n": n}
             receiving = asyncio.create_task(receive(layer, alive))
-        assert layer._loop_layer()._router.waiting_messages <= 10 + 5
-        assert layer._loop_layer().counters.overflowed >= 40 - 10 - 5
+        assert statistics_of(layer).buffered <= 10 + 5
+        assert statistics_of(layer).counters.overflowed >= 40 - 10 - 5
         receiving.cancel()
         await asyncio.wait([receiving])
 
@@ -608,7 +608,7 @@ class TestNoBroker:
                 await call
             assert isinstance(caught.value, ConnectionError)
             assert "s3cret" not in str(caught.value)
-        assert not layer._loop_layer()._members.has_members("g")
+        assert not has_members(layer, "g")
 
     async def test_a_wrong_password_is_in_the_words_of_the_error(
         self, open_layer: OpenLayer, broker: Broker

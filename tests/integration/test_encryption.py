@@ -15,6 +15,7 @@ from cryptography.fernet import Fernet
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.brokers import Broker
+from tests.support.layers import statistics_of
 from tests.support.log_lines import LogLines, log_lines
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
@@ -38,7 +39,7 @@ class Member:
 
     @property
     def malformed(self) -> int:
-        return self.layer._loop_layer().counters.malformed
+        return statistics_of(self.layer).counters.malformed
 
     async def receive(self) -> dict[str, Any]:
         """Receive, with a limit so that a lost message fails here and not at the test's limit."""

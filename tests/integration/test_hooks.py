@@ -21,6 +21,7 @@ from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.amqp_proxy import TO_BROKER, AmqpProxy, Frame
 from tests.support.brokers import Broker
 from tests.support.changes import until
+from tests.support.layers import subscriber_of
 from tests.support.log_lines import log_lines
 from tests.support.loop_thread import LoopThread
 from tools.private_broker import PrivateBroker
@@ -553,7 +554,7 @@ class TestWhatItCannotHarm:
         await slow.start()
         for number in range(3):
             with log_lines() as lines:
-                layer._loop_layer()._subscriber.supervisor.reconnect(f"test {number}")
+                subscriber_of(layer).supervisor.reconnect(f"test {number}")
                 await lines.next("WARNING subscriber .*: lost")
                 await lines.next("WARNING subscriber .*: connected again")
         assert slow.started.empty()

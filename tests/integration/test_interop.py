@@ -15,6 +15,7 @@ import pika.exceptions  # type: ignore[import-untyped]  # as above
 import pytest
 
 from tests.support.brokers import Broker
+from tests.support.layers import statistics_of
 from tests.support.log_lines import log_lines
 from tests.support.members import GROUP, OpenLayer, open_member, receive, reconnect
 
@@ -145,7 +146,7 @@ class TestChannels:
                 publish_bodies, broker.url, groups_exchange, key_of(channel), bodies
             )
             assert await receive(layer, channel) == GOOD
-            assert layer._loop_layer().counters.misrouted == 2
+            assert statistics_of(layer).counters.misrouted == 2
             line = await lines.next("WARNING")
         assert "2 messages dropped: for channels of another process" in line
         assert "crq.aaaaaaaaaaaaaaaa!specific.x (1)" in line
@@ -204,7 +205,7 @@ class TestWhatOtherProgramsMaySend:
         bodies = [msgpack.packb(to_group(MESSAGE, "another")), msgpack.packb(to_group(GOOD))]
         await asyncio.to_thread(publish_bodies, broker.url, groups_exchange, GROUP, bodies)
         assert await receive(layer, channel) == GOOD
-        assert layer._loop_layer().counters.no_members == 1
+        assert statistics_of(layer).counters.no_members == 1
 
     async def test_a_full_queue_refuses_what_another_program_publishes(
         self, open_layer: OpenLayer, broker: Broker, groups_exchange: str
@@ -295,7 +296,7 @@ class TestMalformed:
             assert lines.rest() == []
         assert "1 message dropped: not in this layer's format: " + reason in line
         assert "Traceback" not in line
-        assert layer._loop_layer().counters.malformed == 1
+        assert statistics_of(layer).counters.malformed == 1
 
     @pytest.mark.parametrize(
         "options", [{"serializer": "json"}, {"serializer": "msgpack", "compression": "zlib"}]
@@ -330,7 +331,7 @@ class TestMalformed:
                 publish_bodies, broker.url, groups_exchange, GROUP, [*bodies, PACKED_GOOD]
             )
             assert await receive(layer, channel) == GOOD
-            assert layer._loop_layer().counters.malformed == 300
+            assert statistics_of(layer).counters.malformed == 300
             await layer.close()
             logged = [line for line in lines.rest() if "WARNING" in line]
         assert 1 <= len(logged) <= 2

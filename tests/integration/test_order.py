@@ -14,6 +14,7 @@ from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
 from tests.support.brokers import Broker
+from tests.support.layers import publisher_of
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
@@ -152,7 +153,7 @@ class Behind:
         return channel.partition("!")[0] + "!"
 
     async def publisher_connected(self) -> None:
-        supervisor = self.layer._loop_layer()._publisher.supervisor
+        supervisor = publisher_of(self.layer).supervisor
         await supervisor.wait_ready(asyncio.get_running_loop().time() + 10)
 
 

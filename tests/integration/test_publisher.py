@@ -14,6 +14,7 @@ from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
 from tests.support.brokers import Broker
+from tests.support.layers import publisher_of, statistics_of
 from tests.support.log_lines import log_lines
 from tests.support.patience import connect_patiently
 
@@ -60,7 +61,7 @@ async def test_blocked_while_connecting(open_layer: OpenLayer, broker: Broker) -
                 await layer.send(channel, MESSAGE)
             await lines.next("WARNING publisher .*: RabbitMQ blocks publishers: low on tests")
             await layer.group_send("g", MESSAGE)
-            assert layer._loop_layer().counters.blocked == 2
+            assert statistics_of(layer).counters.blocked == 2
             await lines.next("1 group message dropped: RabbitMQ blocks publishers: g ")
             proxy.inject(commands.Connection.Unblocked())
             await lines.next("INFO publisher .*: RabbitMQ takes messages again")
@@ -116,9 +117,9 @@ async def test_a_body_too_large_for_the_broker_costs_a_reconnect_not_the_layer(
         with log_lines() as lines:
             await layer.group_send("g", MESSAGE)
             await lines.next("WARNING publisher .*: lost .* 406 PRECONDITION_FAILED")
-        assert layer._loop_layer().counters.outcome_unknown == 1
+        assert statistics_of(layer).counters.outcome_unknown == 1
         await layer.group_send("g", MESSAGE)
-        assert layer._loop_layer().counters.outcome_unknown == 1
+        assert statistics_of(layer).counters.outcome_unknown == 1
 
 
 async def test_calls_that_wait_for_the_connection_are_sent_in_their_order(
@@ -140,10 +141,8 @@ async def test_nothing_is_written_when_the_time_was_over_before_there_was_a_conn
         with pytest.raises(BrokerUnavailable):
             await layer.group_send("late", MESSAGE)
         released.set()
-        await layer._loop_layer()._publisher.supervisor.wait_ready(
-            asyncio.get_running_loop().time() + 10
-        )
-        assert layer._loop_layer().counters.published == 0
+        await publisher_of(layer).supervisor.wait_ready(asyncio.get_running_loop().time() + 10)
+        assert statistics_of(layer).counters.published == 0
 
 
 async def test_a_broker_that_does_not_read_fills_no_memory(
@@ -153,10 +152,10 @@ async def test_a_broker_that_does_not_read_fills_no_memory(
         layer = await open_layer(host=proxy.url, operation_timeout=1)
         await connect_patiently(layer)
         await layer.group_send("g", MESSAGE)
-        publisher = layer._loop_layer()._publisher
+        publisher = publisher_of(layer)
         before = publisher._counters.published
         proxy.stall(TO_BROKER)
-        channel = f"{layer._loop_layer().id}-gone!x"  # nobody's
+        channel = f"{statistics_of(layer).id}-gone!x"  # nobody's
         sending = [
             asyncio.create_task(layer.send(channel, {"body": b"x" * 2**20})) for _ in range(100)
         ]
@@ -233,6 +232,6 @@ async def test_a_call_that_waited_for_the_connection_has_only_the_rest_of_its_ti
         proxy.rule(TO_CLIENT, commands.Basic.Ack, keep_the_second)
         released.set()
         await sending
-        assert layer._loop_layer().counters.outcome_unknown == 1
+        assert statistics_of(layer).counters.outcome_unknown == 1
         assert acks == 0
         assert loop.time() - begun_at < 2.4  # 1.5 s, and not 1 + 1.5 s

@@ -32,6 +32,7 @@ from channels_rabbitmq.statistics import (
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
 from tests.support.brokers import Broker
 from tests.support.changes import until
+from tests.support.layers import reconnect_subscriber, set_linger, statistics_of
 from tests.support.log_lines import log_lines
 from tests.support.loop_thread import LoopThread
 
@@ -376,7 +377,7 @@ class TestConnections:
         layer = await open_layer()
         await layer.connect()
         with log_lines() as lines:
-            layer._loop_layer()._subscriber.supervisor.reconnect("for a test")
+            reconnect_subscriber(layer)
             await lines.next("WARNING subscriber .*: connected again")
         assert of(layer).subscriber.last_reason == "for a test"
         assert of(layer).publisher.last_reason == ""
@@ -630,7 +631,7 @@ class TestReceived:
             await asyncio.sleep(1.1)
             await receive(layer, channel)
             line = await lines.next("more than half of expiry")
-        assert f"{layer._loop_layer().id}: messages were up to 1 s old" in line
+        assert f"{statistics_of(layer).id}: messages were up to 1 s old" in line
         assert channel in line
         assert 1.1 <= of(layer).highest_age < 2
         await layer.send(channel, MESSAGE)
@@ -660,7 +661,7 @@ class TestReceived:
 class TestGroups:
     async def test_wanted_bound_lingering(self, open_layer: OpenLayer, proxy: AmqpProxy) -> None:
         layer = await open_layer(host=proxy.url)
-        layer._loop_layer()._bindings._linger = 0.5
+        set_linger(layer, 0.5)
         one, two = await layer.new_channel(), await layer.new_channel()
         await layer.group_add("a", one)
         release = proxy.hold(TO_BROKER, commands.Exchange.Bind, times=1)
@@ -701,7 +702,7 @@ async def test_the_books_balance_after_a_storm(open_layer: OpenLayer) -> None:
     """Sends, groups and receives, a third of them cancelled at some moment; then all is let go."""
     chance = random.Random(5)
     layer = await open_layer(local_capacity=50, remote_capacity=50, local_expiry=1.0)
-    layer._loop_layer()._bindings._linger = 0.2
+    set_linger(layer, 0.2)
     channels = [await layer.new_channel() for _ in range(30)]
 
     async def call(function: Callable[..., Awaitable[Any]], *args: Any) -> None:

@@ -13,6 +13,7 @@ from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
 from tests.support.brokers import Broker
+from tests.support.layers import reconnect_subscriber, statistics_of, subscriber_of
 from tests.support.log_lines import log_lines
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
@@ -38,15 +39,13 @@ class Told:
 
 
 async def connected(layer: RabbitmqChannelLayer) -> None:
-    await layer._loop_layer()._subscriber.supervisor.wait_ready(
-        asyncio.get_running_loop().time() + 10
-    )
+    await subscriber_of(layer).supervisor.wait_ready(asyncio.get_running_loop().time() + 10)
 
 
 async def reconnect(layer: RabbitmqChannelLayer) -> None:
     await connected(layer)  # Messages may come before that.
     with log_lines() as lines:
-        layer._loop_layer()._subscriber.supervisor.reconnect("for a test")
+        reconnect_subscriber(layer)
         await lines.next("WARNING subscriber .*: lost .*: for a test")
         await lines.next("WARNING subscriber .*: connected again")
 
@@ -79,7 +78,7 @@ async def test_the_queue_and_the_private_exchange(
         }
         # Newer brokers may refuse a queue that is neither exclusive nor durable.
         assert (lease.queue, lease.exclusive, lease.durable) == (f"{id_}.1.lease", False, True)
-        version = layer._loop_layer()._subscriber.supervisor.connection.server_version
+        version = subscriber_of(layer).supervisor.connection.server_version
         assert (3, 10) <= version < (9,)
         # On the node of the other queue: older versions have no such argument, and don't need it.
         place = {"x-queue-leader-locator": "client-local"} if version >= (4, 0) else {}
@@ -175,7 +174,7 @@ async def test_a_group_that_nobody_wants_any_more_is_unbound_after_its_linger(
         await layer.group_send("g", MESSAGE)  # lingering: arrives, and nobody wants it
         await layer.send(channel, {"n": 1})
         assert await layer.receive(channel) == {"n": 1}
-        assert layer._loop_layer().counters.no_members == 1
+        assert statistics_of(layer).counters.no_members == 1
         assert proxy.count(TO_BROKER, commands.Exchange.Unbind) == 0
         # The next one to go lingers for no time at all, and the first one's time is over as well.
         bindings._groups["g"].lingers_until = 0.0
@@ -221,9 +220,9 @@ async def test_more_groups_than_amqp_channels_come_back(open_layer: OpenLayer) -
     groups = [f"g{n}" for n in range(2100)]
     await asyncio.gather(*(layer.group_add(group, channel) for group in groups))
     await reconnect(layer)
-    assert layer._loop_layer()._bindings.bound < len(groups)
+    assert statistics_of(layer).groups.bound < len(groups)
     await asyncio.gather(*(layer.group_add(group, channel) for group in groups))
-    assert layer._loop_layer()._bindings.bound == len(groups)
+    assert statistics_of(layer).groups.bound == len(groups)
     for group in (groups[0], groups[-1]):
         await layer.group_send(group, {"group": group})
         assert await layer.receive(channel) == {"group": group}
@@ -291,10 +290,10 @@ async def test_a_former_connections_deliveries_do_not_count_on_the_next(
         sender = await open_layer()
         # The goodbye is held up, so the broker goes on delivering for a moment.
         released = proxy.hold(TO_BROKER, commands.Connection.Close, name="subscriber")
-        layer._loop_layer()._subscriber.supervisor.reconnect("for a test")
+        reconnect_subscriber(layer)
         await asyncio.sleep(0)  # lets it do so
         await sender.group_send("g", MESSAGE)
         await proxy.seen(TO_CLIENT, commands.Basic.Deliver)
         await connected(layer)
-        assert layer._loop_layer()._router.unacked == 0
+        assert statistics_of(layer).unacked == 0
         released.set()

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.support.layers import subscriber_of
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
@@ -29,7 +30,7 @@ async def open_member(open_layer: OpenLayer, **config: Any) -> tuple[RabbitmqCha
 async def reconnect(layer: RabbitmqChannelLayer) -> None:
     """Have a layer go on with its next connection for receiving."""
     loop = asyncio.get_running_loop()
-    supervisor = layer._loop_layer()._subscriber.supervisor
+    supervisor = subscriber_of(layer).supervisor
     former = await supervisor.wait_ready(loop.time() + 10)
     supervisor.reconnect("a test wants it so")
     await asyncio.wait([former.closed])

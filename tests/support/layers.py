@@ -1,0 +1,42 @@
+"""What tests see of a layer, and how they have its connections change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from channels_rabbitmq.core import RabbitmqChannelLayer
+from channels_rabbitmq.statistics import LoopLayerStatistics
+
+
+def statistics_of(layer: RabbitmqChannelLayer) -> LoopLayerStatistics:
+    """Those of the only event loop that uses the layer."""
+    (statistics,) = layer.statistics()
+    return statistics
+
+
+def inside(layer: RabbitmqChannelLayer) -> Any:
+    """The running event loop's LoopLayer, for what no statistics tell."""
+    return layer._loop_layer()
+
+
+def subscriber_of(layer: RabbitmqChannelLayer) -> Any:
+    return inside(layer)._subscriber
+
+
+def publisher_of(layer: RabbitmqChannelLayer) -> Any:
+    return inside(layer)._publisher
+
+
+def reconnect_subscriber(layer: RabbitmqChannelLayer) -> None:
+    """Have it replace its connection for receiving, as the watchdog would."""
+    subscriber_of(layer).supervisor.reconnect("for a test")
+
+
+def set_linger(layer: RabbitmqChannelLayer, seconds: float) -> None:
+    """How long a group without members stays bound."""
+    inside(layer)._bindings._linger = seconds
+
+
+def has_members(layer: RabbitmqChannelLayer, group: str) -> bool:
+    """Whether the group has members on the running event loop."""
+    return bool(inside(layer)._members.has_members(group))
