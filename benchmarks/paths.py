@@ -156,7 +156,7 @@ class Paths:
         group = f"benchmark.{burst}"
         channels = [await self._layer.new_channel() for _ in range(_MEMBERS)]
         for channel in channels:
-            self._loop_layer._members.join(group, channel)
+            self._loop_layer._members.add(group, channel)
         body = msgpack.packb(
             {"type": "benchmark.message", "n": 0, "data": _DATA, "__asgi_group__": group}
         )

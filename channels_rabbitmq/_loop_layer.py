@@ -159,19 +159,19 @@ class LoopLayer:
         """Make a channel of this event loop a member; returns when the broker has confirmed."""
         self._names.require_local(channel)
         self._start_subscriber()
-        membership = self._members.join(group, channel)
+        membership = self._members.add(group, channel)
         is_bound = False
         try:
             await self._subscriber.bind(group, self._deadline())
             is_bound = True
         finally:
-            if self._members.settle(membership, is_bound):
+            if self._members.finish_add(membership, is_bound):
                 self._subscriber.unbind(group)
 
     async def group_discard(self, group: str, channel: str) -> None:
         """Stop delivering a group to a channel of this event loop."""
         self._names.require_local(channel)
-        if self._members.leave(group, channel):
+        if self._members.discard(group, channel):
             self._subscriber.unbind(group)
 
     # Receiving
@@ -232,7 +232,7 @@ class LoopLayer:
             local_capacity=self._settings.local_capacity,
             early_acked_bytes=router.early_acked_bytes,
             groups=GroupStatistics(
-                wanted=bindings.required, bound=bindings.bound, lingering=bindings.lingering
+                required=bindings.required, bound=bindings.bound, lingering=bindings.lingering
             ),
         )
 

@@ -106,7 +106,7 @@ class ConnectionStatistics:
 class GroupStatistics:
     """The groups of a ``LoopLayer``, now."""
 
-    wanted: int
+    required: int
     """Groups with members."""
 
     bound: int

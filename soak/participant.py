@@ -323,7 +323,7 @@ class Participant:
         (own,) = [one for one in self.layer.statistics() if not one.for_sync_code]
         return (
             self._heard[number] >= everybody
-            and own.groups.bound - own.groups.lingering >= own.groups.wanted
+            and own.groups.bound - own.groups.lingering >= own.groups.required
             and self._sync.last_begun >= begun
         )
 

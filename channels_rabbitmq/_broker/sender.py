@@ -24,12 +24,14 @@ from .direct_sender import DirectSender
 from .probes import Probes
 from .publisher import Publisher
 from .receivers import Receivers
-from .refusals import Refusals
+from .refusals import DELETION_TIMEOUT, Refusals
 from .routes import Routes
 from .subscriber import Subscriber
 
 logger = logging.getLogger("channels_rabbitmq.messages")
 
+# Seconds after which the next nack of a group's message is another incident
+_NACKS_APART = 60.0
 # Seconds that a message needs, at most, from its writing to its confirm
 _TIME_TO_CONFIRM = 0.5
 
@@ -60,6 +62,8 @@ class Sender:
         self._bindings = bindings
         self._counters = counters
         self._reporter = reporter
+        # Loop time: when a group's message was nacked last, and for the first time in this incident
+        self._nacked_at = self._nacked_since = -_NACKS_APART
         self._routes = Routes(settings.groups_exchange)
         refusals = Refusals(publisher, counters, settings.groups_exchange, self._loop.time)
         self.direct_sender = DirectSender(
@@ -116,12 +120,24 @@ class Sender:
         route = Route(self._groups_exchange, group, mandatory=False)
         outcome = await self._publisher.publish(body, route, deadline, after)
         if outcome is Outcome.NACKED:
-            self._reporter.report("group_nacked", group)
+            self._on_group_nacked(group)
         elif outcome is Outcome.BLOCKED:
             self._counters.blocked_groups += 1
             self._reporter.report("blocked", group)
         elif outcome is Outcome.UNKNOWN:
             self._reporter.report("outcome_unknown", group)
+
+    def _on_group_nacked(self, group: str) -> None:
+        """Report it, unless it may be a queue that is just being deleted: a full one goes on.
+
+        RabbitMQ 4.2 and newer nack for some milliseconds when a process ends.
+        """
+        now = self._loop.time()
+        if now - self._nacked_at > _NACKS_APART:
+            self._nacked_since = now
+        self._nacked_at = now
+        if now - self._nacked_since >= DELETION_TIMEOUT:
+            self._reporter.report("group_nacked", group)
 
     async def _wait_bound(self, group: str, deadline: float) -> None:
         """Wait for the binding of a group; not for ever, since others have members in it too."""

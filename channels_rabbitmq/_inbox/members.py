@@ -1,14 +1,15 @@
 """Which channels of this event loop are in which group.
 
 A channel becomes a member *before* the broker has confirmed the group's binding, so that the
-first message through the new binding already reaches it. Until then its membership rests on
-*claims*: each running ``group_add()`` has one. A claim ends well (the binding is confirmed: the
-channel is a member until it leaves) or badly (refused, timed out, cancelled), and a membership
-that nothing confirmed and nobody claims any more is removed. So an add that fails leaves the
-channel as it was, also when several adds of one channel run at the same moment.
+first message through the new binding already reaches it. Until then its membership rests on its
+*pending adds*: the ``group_add()`` calls that are running. An add ends well if the binding is
+confirmed: then the channel is a member until it is discarded. It ends badly if the binding is
+refused, not confirmed in time, or the call is cancelled. A membership without a confirmed and
+without a pending add is removed. So an add that fails leaves the channel as it was, also when
+several adds of one channel run at the same moment.
 
-Leaving removes the membership whatever its claims. An add that was running meanwhile finds its
-membership *detached* from the table and settling it changes nothing: the last call wins.
+A discard removes the membership whatever adds are pending. Those that were running meanwhile find
+their membership *detached* from the table, and finishing them changes nothing: the last call wins.
 
 No I/O, no clock.
 """
@@ -19,21 +20,20 @@ from collections.abc import Collection, Iterable
 
 
 class Membership:
-    """One channel in one group; made by :meth:`Members.join`, and only to be handed back."""
+    """One channel in one group; made by :meth:`Members.add`, and only to be handed back."""
 
-    __slots__ = ("channel", "claims", "confirmed", "group")
+    __slots__ = ("channel", "confirmed", "group", "pending_adds")
 
     def __init__(self, group: str, channel: str) -> None:
         self.group = group
         self.channel = channel
-        # Adds that are still running
-        self.claims = 0
-        # Whether one add has ended well: from then on only leaving ends the membership.
+        self.pending_adds = 0
+        # Whether one add has ended well: from then on only a discard ends the membership.
         self.confirmed = False
 
     def __repr__(self) -> str:
         state = "confirmed" if self.confirmed else "pending"
-        return f"<Membership: {self.channel} in {self.group}, {state}, claims={self.claims}>"
+        return f"<Membership: {self.channel} in {self.group}, {state}, adds={self.pending_adds}>"
 
 
 class Members:
@@ -43,35 +43,35 @@ class Members:
         # Group -> channel -> membership; no inner dict is empty.
         self._groups: dict[str, dict[str, Membership]] = {}
 
-    def join(self, group: str, channel: str) -> Membership:
-        """Let ``channel`` hear ``group`` from now on, and claim its membership.
+    def add(self, group: str, channel: str) -> Membership:
+        """Let ``channel`` hear ``group`` from now on.
 
-        Each call adds one claim, which the caller ends with :meth:`settle`, once.
+        The add is pending until the caller ends it with :meth:`finish_add`, once.
         """
         channels = self._groups.setdefault(group, {})
         membership = channels.get(channel)
         if membership is None:
             membership = channels[channel] = Membership(group, channel)
-        membership.claims += 1
+        membership.pending_adds += 1
         return membership
 
-    def settle(self, membership: Membership, ok: bool) -> bool:
-        """End one claim: confirm the membership, or take it back if nothing else supports it.
+    def finish_add(self, membership: Membership, ok: bool) -> bool:
+        """End one add: confirm the membership, or remove it if no other add supports it.
 
         Returns True if the group has just lost its last member.
         """
-        assert membership.claims > 0, "each join is settled once"
-        membership.claims -= 1
+        assert membership.pending_adds > 0, "each add is finished once"
+        membership.pending_adds -= 1
         if ok:
             membership.confirmed = True
             return False
-        if membership.confirmed or membership.claims:
+        if membership.confirmed or membership.pending_adds:
             return False
         if self._groups.get(membership.group, {}).get(membership.channel) is not membership:
-            return False  # It left meanwhile (and may have joined anew: not our membership).
+            return False  # Discarded meanwhile, and perhaps added anew: another membership.
         return self._remove(membership.group, membership.channel)
 
-    def leave(self, group: str, channel: str) -> bool:
+    def discard(self, group: str, channel: str) -> bool:
         """Stop delivery of ``group`` to ``channel``; no error if it isn't a member.
 
         Returns True if the group has just lost its last member.

@@ -41,7 +41,7 @@ OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 MESSAGE = {"type": "test.message"}
 commands = pamqp.commands
 
-NO_GROUPS = GroupStatistics(wanted=0, bound=0, lingering=0)
+NO_GROUPS = GroupStatistics(required=0, bound=0, lingering=0)
 
 
 @pytest.fixture
@@ -296,7 +296,7 @@ asyncio.run(main())
         by_state = kept[loop_layer._bindings, "_in"]
         loop_layer._bindings._in = {state: Unseen(by_state[state]) for state in by_state}
         try:
-            assert (of(layer).buffered, of(layer).channels, of(layer).groups.wanted) == (1, 1, 1)
+            assert (of(layer).buffered, of(layer).channels, of(layer).groups.required) == (1, 1, 1)
         finally:
             for (part, name), value in kept.items():
                 setattr(part, name, value)
@@ -659,24 +659,24 @@ class TestReceived:
 
 
 class TestGroups:
-    async def test_wanted_bound_lingering(self, open_layer: OpenLayer, proxy: AmqpProxy) -> None:
+    async def test_required_bound_lingering(self, open_layer: OpenLayer, proxy: AmqpProxy) -> None:
         layer = await open_layer(host=proxy.url)
         set_linger(layer, 0.5)
         one, two = await layer.new_channel(), await layer.new_channel()
         await layer.group_add("a", one)
         release = proxy.hold(TO_BROKER, commands.Exchange.Bind, times=1)
         adding = asyncio.create_task(layer.group_add("b", one))
-        await until(lambda: of(layer).groups.wanted == 2)
-        assert of(layer).groups == GroupStatistics(wanted=2, bound=1, lingering=0)
+        await until(lambda: of(layer).groups.required == 2)
+        assert of(layer).groups == GroupStatistics(required=2, bound=1, lingering=0)
         release.set()
         await adding
         await layer.group_add("b", two)
-        assert of(layer).groups == GroupStatistics(wanted=2, bound=2, lingering=0)
+        assert of(layer).groups == GroupStatistics(required=2, bound=2, lingering=0)
         await layer.group_discard("a", one)
         await layer.group_discard("b", one)
-        assert of(layer).groups == GroupStatistics(wanted=1, bound=2, lingering=1)
+        assert of(layer).groups == GroupStatistics(required=1, bound=2, lingering=1)
         await layer.group_discard("b", two)
-        assert of(layer).groups == GroupStatistics(wanted=0, bound=2, lingering=2)
+        assert of(layer).groups == GroupStatistics(required=0, bound=2, lingering=2)
         await until(lambda: of(layer).groups == NO_GROUPS)
         await proxy.seen(TO_BROKER, commands.Exchange.Unbind, 2)
 
@@ -692,9 +692,9 @@ class TestGroups:
             proxy.refuse()
             proxy.cut()
             await lines.next("WARNING subscriber .*: lost")
-            assert of(layer).groups == GroupStatistics(wanted=1, bound=0, lingering=0)
+            assert of(layer).groups == GroupStatistics(required=1, bound=0, lingering=0)
             await proxy.accept()
-        await until(lambda: of(layer).groups == GroupStatistics(wanted=1, bound=1, lingering=0))
+        await until(lambda: of(layer).groups == GroupStatistics(required=1, bound=1, lingering=0))
 
 
 @pytest.mark.slow

@@ -128,7 +128,7 @@ class Site:
 
     def join(self, group: str, *channels: str) -> None:
         for channel in channels:
-            self._members.settle(self._members.join(group, channel), True)
+            self._members.finish_add(self._members.add(group, channel), True)
 
     def consume(self, channel: str, handle: Callable[[], Awaitable[None]]) -> Reader:
         reader = self.readers[channel] = Reader()

@@ -19,100 +19,100 @@ def members() -> Members:
 
 def test_channel_hears_group_while_its_add_is_pending(members: Members) -> None:
     """The first message after the bind must find the member, whoever runs first."""
-    members.join("g", "a")
+    members.add("g", "a")
     assert list(members.channels("g")) == ["a"]
     assert members.has_members("g")
 
 
 def test_failed_add_leaves_no_member(members: Members) -> None:
-    membership = members.join("g", "a")
-    assert members.settle(membership, False) is True
+    membership = members.add("g", "a")
+    assert members.finish_add(membership, False) is True
     assert list(members.channels("g")) == []
     assert not members.has_members("g")
 
 
 def test_failed_add_beside_other_members_does_not_empty_the_group(members: Members) -> None:
-    members.settle(members.join("g", "a"), True)
-    assert members.settle(members.join("g", "b"), False) is False
+    members.finish_add(members.add("g", "a"), True)
+    assert members.finish_add(members.add("g", "b"), False) is False
     assert list(members.channels("g")) == ["a"]
 
 
 @pytest.mark.parametrize("cancelled_first", [True, False])
 def test_one_of_two_concurrent_adds_cancelled(members: Members, cancelled_first: bool) -> None:
     """The one that succeeds counts, in whatever order they end."""
-    one, two = members.join("g", "a"), members.join("g", "a")
-    assert members.settle(one, not cancelled_first) is False
-    assert members.settle(two, cancelled_first) is False
+    one, two = members.add("g", "a"), members.add("g", "a")
+    assert members.finish_add(one, not cancelled_first) is False
+    assert members.finish_add(two, cancelled_first) is False
     assert list(members.channels("g")) == ["a"]
 
 
 def test_both_of_two_concurrent_adds_cancelled(members: Members) -> None:
-    one, two = members.join("g", "a"), members.join("g", "a")
-    assert members.settle(one, False) is False
+    one, two = members.add("g", "a"), members.add("g", "a")
+    assert members.finish_add(one, False) is False
     assert members.has_members("g")
-    assert members.settle(two, False) is True
+    assert members.finish_add(two, False) is True
     assert not members.has_members("g")
 
 
 def test_cancelled_second_add_of_a_member_leaves_it_a_member(members: Members) -> None:
-    members.settle(members.join("g", "a"), True)
-    assert members.settle(members.join("g", "a"), False) is False
+    members.finish_add(members.add("g", "a"), True)
+    assert members.finish_add(members.add("g", "a"), False) is False
     assert list(members.channels("g")) == ["a"]
 
 
 @pytest.mark.parametrize("ok", [True, False])
 def test_discard_during_add_wins(members: Members, ok: bool) -> None:
-    membership = members.join("g", "a")
-    assert members.leave("g", "a") is True
-    assert members.settle(membership, ok) is False
+    membership = members.add("g", "a")
+    assert members.discard("g", "a") is True
+    assert members.finish_add(membership, ok) is False
     assert not members.has_members("g")
 
 
 def test_add_after_discard_wins(members: Members) -> None:
-    members.settle(members.join("g", "a"), True)
-    members.leave("g", "a")
-    members.settle(members.join("g", "a"), True)
+    members.finish_add(members.add("g", "a"), True)
+    members.discard("g", "a")
+    members.finish_add(members.add("g", "a"), True)
     assert list(members.channels("g")) == ["a"]
 
 
 @pytest.mark.parametrize("ok", [True, False])
 def test_add_discarded_meanwhile_does_not_touch_the_next_one(members: Members, ok: bool) -> None:
     """add, discard, add: the end of the first add says nothing about the second."""
-    first = members.join("g", "a")
-    members.leave("g", "a")
-    second = members.join("g", "a")
-    members.settle(first, ok)
+    first = members.add("g", "a")
+    members.discard("g", "a")
+    second = members.add("g", "a")
+    members.finish_add(first, ok)
     assert list(members.channels("g")) == ["a"]
-    assert members.settle(second, False) is True
+    assert members.finish_add(second, False) is True
     assert not members.has_members("g")
 
 
 def test_leave_says_when_the_group_is_empty(members: Members) -> None:
     for channel in "ab":
-        members.settle(members.join("g", channel), True)
-    assert members.leave("g", "a") is False
-    assert members.leave("g", "a") is False  # It is no member any more: no error.
-    assert members.leave("g", "b") is True
-    assert members.leave("g", "b") is False
-    assert members.leave("never heard of", "b") is False
+        members.finish_add(members.add("g", channel), True)
+    assert members.discard("g", "a") is False
+    assert members.discard("g", "a") is False  # It is no member any more: no error.
+    assert members.discard("g", "b") is True
+    assert members.discard("g", "b") is False
+    assert members.discard("never heard of", "b") is False
 
 
 def test_counts_and_lists_groups(members: Members) -> None:
-    members.join("g", "a")
-    members.join("g", "b")
-    members.join("h", "a")
+    members.add("g", "a")
+    members.add("g", "b")
+    members.add("h", "a")
     assert len(members) == 2
     assert list(members.groups()) == ["g", "h"]
     assert repr(members) == "<Members: 3 memberships in 2 groups>"
-    members.leave("h", "a")
+    members.discard("h", "a")
     assert len(members) == 1
 
 
 def test_membership_repr_tells_its_state(members: Members) -> None:
-    membership = members.join("g", "a")
-    assert repr(membership) == "<Membership: a in g, pending, claims=1>"
-    members.settle(membership, True)
-    assert repr(membership) == "<Membership: a in g, confirmed, claims=0>"
+    membership = members.add("g", "a")
+    assert repr(membership) == "<Membership: a in g, pending, adds=1>"
+    members.finish_add(membership, True)
+    assert repr(membership) == "<Membership: a in g, confirmed, adds=0>"
 
 
 class MembersMachine(RuleBasedStateMachine):
@@ -138,7 +138,7 @@ class MembersMachine(RuleBasedStateMachine):
     def join(self, group: str, channel: str) -> tuple[int, Membership]:
         self.next_claim += 1
         self.running[self.next_claim] = (group, channel)
-        return self.next_claim, self.members.join(group, channel)
+        return self.next_claim, self.members.add(group, channel)
 
     @rule(claim=consumes(claims), ok=st.booleans())
     def settle(self, claim: tuple[int, Membership], ok: bool) -> None:
@@ -148,7 +148,7 @@ class MembersMachine(RuleBasedStateMachine):
         if ok and member is not None:
             self.confirmed.add(member)
         emptied = had_members and not self.has_members(membership.group)
-        assert self.members.settle(membership, ok) is emptied
+        assert self.members.finish_add(membership, ok) is emptied
 
     @rule(group=st.sampled_from("gh"), channel=st.sampled_from("abc"))
     def leave(self, group: str, channel: str) -> None:
@@ -156,7 +156,7 @@ class MembersMachine(RuleBasedStateMachine):
         self.confirmed.discard((group, channel))
         self.running = {n: m for n, m in self.running.items() if m != (group, channel)}
         emptied = had_members and not self.has_members(group)
-        assert self.members.leave(group, channel) is emptied
+        assert self.members.discard(group, channel) is emptied
 
     @invariant()
     def members_are_as_defined(self) -> None:

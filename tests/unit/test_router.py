@@ -100,7 +100,7 @@ class Rig:
 
     def join(self, group: str, *channels: str) -> None:
         for channel in channels:
-            self.members.settle(self.members.join(group, channel), True)
+            self.members.finish_add(self.members.add(group, channel), True)
 
     def deliver(
         self,
@@ -1721,7 +1721,7 @@ class RouterMachine(RuleBasedStateMachine):
 
     @rule(group=GROUPS, channel=CHANNELS)
     def leave(self, group: str, channel: str) -> None:
-        self.rig.members.leave(group, channel)
+        self.rig.members.discard(group, channel)
 
     @rule(
         channels=st.lists(CHANNELS, min_size=1, max_size=4),
