@@ -1,7 +1,7 @@
 """Checks this project: lint, types and the fast tests, in less than five minutes.
 
 With --everything: all tests, the demo's check, and the fast tests on all other Pythons and with
-the oldest Channels. That takes about a quarter of an hour; the longest tests are cut short. With
+the oldest Channels. That takes about half an hour; the longest tests are cut short. With
 --full-length they, too, run at their full length, which takes far longer.
 
 Arguments which this command doesn't know are pytest's: then nothing but pytest runs, so

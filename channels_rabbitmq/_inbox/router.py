@@ -27,7 +27,7 @@ That is looked at once all who were woken have run, for until then every channel
 be behind. What arrives afterwards counts again, until the next relief. What is held when the
 connection is lost is treated as acked early, too: its acks have nowhere to go.
 
-By simulation (``tests/test_flow.py``): 50 channels that are stuck, leaked or slow among 1,000 cost
+By simulation (``tests/unit/test_flow.py``): 50 channels that are stuck, leaked or slow among 1,000 cost
 the others no message and no millisecond; a burst to 1,000 channels with a message each relieves
 none; ten times what all consumers together can take drops nothing, and senders are refused. (After
 minutes of that, with recipients chosen at random, some messages expire here, counted and logged:

@@ -95,7 +95,7 @@ class Settings:
     # What to call, or its dotted path, which is imported later; None: nothing.
     on_disconnect: HookFunction | str | None
     on_reconnect: HookFunction | str | None
-    # Whom to ask for the URLs (see _host_function), or its dotted path, to be imported later.
+    # Whom to ask for the URLs (see ``_broker.host_function``), or its dotted path, to be imported later.
     host_function: HostFunction | str | None = None
 
     @property
