@@ -1,8 +1,8 @@
-"""``Accounting``: which deliveries count against ``local_capacity``, and what was acked early.
+"""``Accounting``: which deliveries count against ``local_capacity``, and which were acked early.
 
 A delivery counts from its arrival until the last mailbox that counts it has handed it out, dropped
-it or acked it early; then the broker gets its ack. What was acked early is measured in bytes. A
-group's message is in many mailboxes and measured once.
+it or acked it early. Then the broker gets the ack. Messages that were acked early are measured in
+bytes. A group's message is in many mailboxes and is measured once.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from itertools import islice
 
 from .mailbox import Delivery, Mailbox
 
-# Bytes: the bound of what is acked early and not yet received.
+# The most bytes of messages that are acked early and not yet received.
 EARLY_ACKED_BYTES = 64 * 1024 * 1024
-# What a message takes in memory beyond its body: 550 to 830 bytes were measured.
+# Bytes that a message takes in memory beyond its body: 550 to 830 were measured.
 MESSAGE_OVERHEAD = 700
 
 
@@ -29,12 +29,12 @@ class Accounting:
         """Forget all deliveries."""
         # Deliveries that count against local_capacity
         self.unacked = 0
-        # Bytes of what some mailbox holds that is acked early, and how many mailboxes do
+        # Bytes of all messages that a mailbox holds as acked early; the number of such mailboxes
         self.early_acked_bytes = 0
         self.stalled_channels = 0
 
     def release(self, mailbox: Mailbox, delivery: Delivery) -> None:
-        """A mailbox doesn't hold ``delivery`` any more, which was its oldest."""
+        """Note that ``mailbox`` doesn't hold ``delivery``, its oldest, any more."""
         if not mailbox.early_acked:
             delivery.unacked -= 1
             if not delivery.unacked:
@@ -50,7 +50,7 @@ class Accounting:
             self.early_acked_bytes -= size
 
     def ack_early(self, mailbox: Mailbox) -> None:
-        """Stop counting the messages of a mailbox."""
+        """Stop counting the messages of ``mailbox``; ack those that no other mailbox counts."""
         for delivery in islice(mailbox.messages(), mailbox.early_acked, None):
             self.note_early_acked(mailbox, delivery)
             delivery.unacked -= 1
@@ -58,7 +58,7 @@ class Accounting:
                 self.ack(delivery)
 
     def note_early_acked(self, mailbox: Mailbox, delivery: Delivery) -> None:
-        """A mailbox holds ``delivery``, next to those acked early, and doesn't count it."""
+        """Note that ``mailbox`` holds ``delivery`` as acked early, so doesn't count it."""
         if not mailbox.early_acked:
             self.stalled_channels += 1
         mailbox.early_acked += 1

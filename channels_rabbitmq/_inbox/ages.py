@@ -1,16 +1,16 @@
 """How old messages are when they are received.
 
-A message may wait on the broker until ``expiry`` ends it there, without a word to anybody. So the
-messages that do arrive are the only sign of it: if they are nearly as old as ``expiry``, others
-were older and are gone. Each carries the time of its publishing by the clock of the machine that
-sent it; where the clocks differ, the ages are wrong by as much.
+The broker drops a message that has waited for ``expiry``, and reports that to no process. So the
+messages that do arrive are the only sign of it: if they are nearly as old as ``expiry``, older ones
+were dropped. Each message carries the time of its publishing, by the clock of the machine that sent
+it. If the clocks of two machines differ, the ages are wrong by that difference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-# Seconds over which a maximum is taken. What is told is that of the last one to two of them.
+# Seconds over which a maximum is taken. The reported age is that of the last one to two windows.
 WINDOW = 30.0
 
 
@@ -24,26 +24,26 @@ class Ages:
     def __init__(self, *, warn_above: float, report: Callable[[float, str], None]) -> None:
         self._warn_above = warn_above
         self._report = report
-        # What isn't higher needn't be noted: asked for each message, so without a call.
+        # The router compares each message's age with this, and calls note() for higher ones only.
         self.highest = 0.0
         self._previous = 0.0  # of the window before
         self._began_at = 0.0
 
     def note(self, age: float, channel: str, now: float) -> None:
-        """Note an age above ``highest``; ``now`` is by the same clock at each call."""
+        """Note an age above ``highest``, in seconds; ``now`` is by the same clock at each call."""
         self.begin_window(now)
         self.highest = age
         if age > self._warn_above:
             self._report(age, channel)
 
     def begin_window(self, now: float) -> None:
-        """Begin a new window if the present one is over. To be called now and then."""
+        """Begin a new window if the present one is over. The caller calls this now and then."""
         if now - self._began_at >= WINDOW:
             self._previous = self.newest(now)
             self.highest, self._began_at = 0.0, now
 
     def newest(self, now: float) -> float:
-        """The highest age in seconds; 0 if nothing was received lately. From any thread."""
+        """Return the highest age in seconds; 0 if no message came lately. Any thread may call."""
         since = now - self._began_at
         if since >= 2 * WINDOW:
             return 0.0

@@ -1,10 +1,10 @@
-"""Say more of a channel than its name: its groups, and the consumer whose channel it is.
+"""Describe a channel by more than its name: by its groups and its consumer.
 
-For log lines that come once in some seconds. Nothing is kept for them; they look through what is
-there: the table of groups, and the tasks of the event loop. In Channels a consumer's task is in
-``__call__`` of the consumer, an object with the attribute ``channel_name``. A channel for which
-there is no such task has been left: its consumer has ended, and nobody took the channel out of its
-groups or stopped sending to it.
+This is for log lines that come once in some seconds. So no record is kept for them: each
+description looks through the table of groups and the tasks of the event loop. In Channels a
+consumer's task is in ``__call__`` of the consumer, an object with the attribute ``channel_name``.
+If a channel has no such task, its consumer has ended, but the channel is still in its groups or
+messages are still sent to it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .members import Members
 
 # How many groups of a channel are named.
 _SHOWN_GROUPS = 2
-# Coroutines within each other that are looked at in a task: middlewares are around a consumer.
+# How many nested coroutines of a task are looked at: middlewares are around a consumer.
 _DEEPEST = 50
 
 
@@ -29,9 +29,9 @@ class Culprits:
         self._loop = asyncio.get_running_loop()
 
     def describe(self, channels: Iterable[str]) -> Mapping[str, str]:
-        """Return a text about each of ``channels``, empty if there is nothing to say.
+        """Return a text about each of ``channels``, empty if nothing is known about it.
 
-        It looks at every group and every task of the event loop once.
+        One call looks at every group and at every task of the event loop.
         """
         names = set(channels)
         consumers = {name: consumer for name, consumer in self._consumers() if name in names}
@@ -54,7 +54,7 @@ class Culprits:
                 frame = getattr(coroutine, "cr_frame", None)
                 if frame is None:
                     break
-                # Only such frames: up to Python 3.12 f_locals makes a copy that stays.
+                # Read f_locals of such frames only: up to Python 3.12 that makes a copy that stays.
                 if frame.f_code.co_name == "__call__":
                     consumer = frame.f_locals.get("self")
                     name = getattr(consumer, "channel_name", None)

@@ -1,4 +1,4 @@
-"""``Inbox``: what has arrived for the channels of one event loop."""
+"""``Inbox``: the messages that have arrived for the channels of one event loop."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .ticker import Ticker
 
 
 class Inbox:
-    """The router of one event loop, and what brings deliveries to it.
+    """Decodes deliveries and puts them into the router of one event loop.
 
-    Decodes deliveries, and drops those that are not for the channels of this event loop.
+    Drops deliveries that are not for the channels of this event loop.
     """
 
     def __init__(
@@ -57,13 +57,14 @@ class Inbox:
             call_soon=loop.call_soon,
         )
         self._ticker = Ticker(self.router, settings.local_capacity, reporter.report_level)
-        # RabbitMQ drops what is older than expiry; a second for the way.
+        # RabbitMQ drops older messages. One second is for the way from the broker.
         self._oldest = expiry + 1.0
 
     def on_delivery(self, body: bytes, tag: int, published: int, acker: Acker) -> None:
-        """Put a delivery into the router, or ack it. ``published``: milliseconds since 1970, or 0.
+        """Put a delivery into the router; ack one that isn't for this event loop.
 
-        ``tag`` is what ``acker`` acks it by.
+        ``published`` is in milliseconds since 1970; 0 if unknown. ``acker`` acks the delivery by
+        its ``tag``.
         """
         self._counters.delivered += 1
         try:
@@ -80,7 +81,7 @@ class Inbox:
             self._on_misrouted(channel)
             acker.ack(tag)
             return
-        # An age that can't be comes from a clock that differs from ours.
+        # An impossible age means that the sender's clock differs from ours.
         age = time() - published / 1000 if published else 0.0
         self.router.deliver(envelope, tag, acker, age if 0 < age < self._oldest else 0.0)
         self._ticker.start()
@@ -91,7 +92,7 @@ class Inbox:
             self._reporter.report("misrouted", channel[:LONGEST_NAME])
 
     def requeue(self, handed_over: HandedOver) -> None:
-        """Put a message back that a receiver on another event loop won't have."""
+        """Put a message back that a receiver on another event loop didn't accept."""
         self.router.requeue(handed_over)
         self._ticker.start()
 

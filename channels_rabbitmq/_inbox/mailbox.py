@@ -1,12 +1,12 @@
-"""What the router keeps: a delivery of the broker, and the mailbox of one channel.
+"""The router's data: a delivery of the broker, and the mailbox of one channel.
 
-These are data and the questions one can ask of them. The rules are in ``router.py``.
+These classes hold data and answer questions about them. The rules are in ``router.py``.
 
-A delivery may be in many mailboxes: those of a group's members. So a delivery keeps nothing that
-differs from mailbox to mailbox. One number per mailbox, ``early_acked``, says how many of its
-messages, always the *oldest*, were acked early: the router acks all messages of a mailbox at once,
-and later ones come behind them. So a message in a mailbox costs one slot of a deque, or nothing if
-it is alone.
+A group's delivery may be in the mailboxes of many members. So a delivery keeps nothing that differs
+from mailbox to mailbox. Each mailbox has one number, ``early_acked``: how many of its messages were
+acked early. These are always the *oldest* ones, because the router acks all messages of a mailbox
+at once and later ones come behind them. So a message in a mailbox costs one slot of a deque, or
+nothing if it is alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Acker(Protocol):
-    """By whom a delivery is acked: it belongs to one connection."""
+    """Acks the deliveries of one connection."""
 
     def ack(self, delivery_tag: int) -> None:
         """Tell the broker that it may forget a delivery."""
@@ -51,26 +51,28 @@ class Delivery:
         number: int,
     ) -> None:
         self.envelope = envelope
-        # By which the broker is told that we are done
+        # The broker's number for this delivery, needed for the ack
         self.tag = tag
-        # None once it is told, or when the connection is lost
+        # None once the delivery is acked or its connection is lost
         self.acker: Acker | None = acker
-        # Both by the router's clock, in seconds; the same if nobody knows when it was published
+        # Both are by the router's clock, in seconds. They are equal if it isn't known when the
+        # message was published.
         self.arrived_at = arrived_at
         self.published_at = published_at
         # Deliveries are numbered in the order of their arrival.
         self.number = number
-        # How many mailboxes hold it and count it. When none does any more, it is acked.
+        # How many mailboxes hold and count this delivery. At 0 it is acked.
         self.unacked = 0
-        # How many mailboxes hold it without counting it
+        # How many mailboxes hold this delivery without counting it
         self.early_acked = 0
 
 
 class Mailbox:
     """The messages of one channel and the ``receive()`` calls that wait for them.
 
-    It exists while there is a message or a call. An idle websocket is a mailbox with one waiter.
-    There may be very many of them, so containers are made only when needed.
+    A mailbox exists while it holds a message or a call. The channel of an idle websocket has a
+    mailbox with one waiter. There may be very many mailboxes, so each makes its containers only
+    when it needs them.
     """
 
     __slots__ = (
@@ -86,33 +88,33 @@ class Mailbox:
 
     def __init__(self, channel: str) -> None:
         self.channel = channel
-        # The oldest message, and those behind it: None, or not empty.
+        # The oldest message, and the messages behind it. ``rest`` is None or not empty.
         self.first: Delivery | None = None
         self.rest: deque[Delivery] | None = None
-        # How many of the messages, the oldest, are acked although nobody has received them
+        # How many of the oldest messages were acked before they were received, and their bytes
         self.early_acked = 0
         self.early_acked_bytes = 0
-        # The receive() to wake next, and those behind it. Some may be cancelled already.
+        # The receive() to wake next, and the calls behind it. Some may be cancelled already.
         self.waiter: asyncio.Future[None] | None = None
         self.more_waiters: deque[asyncio.Future[None]] | None = None
-        # How many receive() calls were woken and haven't run yet; each has a message reserved.
+        # How many receive() calls were woken and haven't run yet. Each has a message reserved.
         self.reserved = 0
 
     @property
     def size(self) -> int:
-        """How many messages it holds."""
+        """How many messages the mailbox holds."""
         if self.first is None:
             return 0
         return 1 if self.rest is None else 1 + len(self.rest)
 
     @property
     def unacked(self) -> int:
-        """How many of them count against ``local_capacity``."""
+        """How many of its messages count against ``local_capacity``."""
         return self.size - self.early_acked
 
     @property
     def is_behind(self) -> bool:
-        """Whether it holds a message that no ``receive()`` is on its way to."""
+        """Whether the mailbox holds a message that isn't reserved for a woken ``receive()``."""
         return self.size > self.reserved
 
     @property
@@ -165,7 +167,7 @@ class Mailbox:
             self.more_waiters.append(waiter)
 
     def add_waiter_first(self, waiter: asyncio.Future[None]) -> None:
-        """Queue a ``receive()`` that has already been woken once, and in vain."""
+        """Queue a ``receive()`` that was woken and found no message, before all others."""
         if self.waiter is not None:
             if self.more_waiters is None:
                 self.more_waiters = deque()
@@ -173,7 +175,7 @@ class Mailbox:
         self.waiter = waiter
 
     def pop_waiter(self) -> asyncio.Future[None] | None:
-        """Take out the ``receive()`` to wake next, leaving out those that were cancelled."""
+        """Take out the ``receive()`` to wake next; skip those that were cancelled."""
         while (waiter := self.waiter) is not None:
             self.waiter = self.more_waiters.popleft() if self.more_waiters else None
             if not waiter.done():

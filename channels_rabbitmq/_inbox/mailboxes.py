@@ -1,4 +1,4 @@
-"""``Mailboxes``: those of all channels of one event loop that hold or await a message."""
+"""``Mailboxes``: the mailboxes of one event loop's channels that hold or await a message."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from .mailbox import Mailbox
 
 
 class Mailboxes:
-    """By channel; an idle one is forgotten, but for the one that handed out the last message."""
+    """Mailboxes by channel. Of the idle ones only the one that was read last is kept."""
 
     def __init__(self) -> None:
         self.by_channel: dict[str, Mailbox] = {}
-        # Those that hold messages (a dict for its order)
+        # The mailboxes that hold messages; a dict, for its order
         self.holding: dict[Mailbox, None] = {}
         self._just_idle: Mailbox | None = None
 
     def open(self, channel: str) -> Mailbox:
-        """Return the mailbox of a channel."""
+        """Return the mailbox of a channel; make it if there is none."""
         mailbox = self.by_channel.get(channel)
         if mailbox is None:
             mailbox = self.by_channel[channel] = Mailbox(channel)
         return mailbox
 
     def note_idle(self, mailbox: Mailbox) -> None:
-        """Forget a mailbox which has handed out its last message, once the next one is idle.
+        """Forget a mailbox that has handed out its last message, once another one is idle.
 
-        Most receivers come back at once and go on with it, as if it were new.
+        Most receivers come back at once. They then go on with this mailbox instead of a new one.
         """
         former, self._just_idle = self._just_idle, mailbox
         if former is not None and former is not mailbox:
@@ -37,7 +37,7 @@ class Mailboxes:
             del self.by_channel[mailbox.channel]
 
     def clear(self) -> list[Mailbox]:
-        """Forget all; return them."""
+        """Forget all mailboxes and return them."""
         mailboxes = list(self.by_channel.values())
         self.by_channel.clear()
         self.holding.clear()
@@ -45,18 +45,18 @@ class Mailboxes:
         return mailboxes
 
     def __len__(self) -> int:
-        """How many are not idle. From any thread."""
+        """Return how many mailboxes are not idle. Any thread may call."""
         idle = self._just_idle
         is_there = idle is not None and idle.is_idle and self.by_channel.get(idle.channel) is idle
         return len(self.by_channel) - is_there
 
     def fullest(self, count: int) -> list[tuple[str, int]]:
-        """The channels with the most messages that count, and how many."""
+        """Return the channels with the most messages that count, and their numbers."""
         held = ((mailbox.unacked, mailbox.channel) for mailbox in self.holding)
         return [(channel, n) for n, channel in heapq.nlargest(count, held) if n]
 
     def behind(self, since: float) -> list[tuple[str, int]]:
-        """The relieved channels that hold a message from before ``since``, and how many."""
+        """Return the relieved channels with a message from before ``since``, and their sizes."""
         return [
             (mailbox.channel, mailbox.size)
             for mailbox in self.holding

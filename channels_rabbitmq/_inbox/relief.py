@@ -1,6 +1,6 @@
-"""``Relief``: when and which channels are relieved, and the bounds of what was acked early.
+"""``Relief``: when and which channels are relieved, and the bounds of messages acked early.
 
-``router.py`` has the reasons of these rules.
+The head of ``router.py`` gives the reasons for these rules.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from .mailboxes import Mailboxes
 
 
 class Relief:
-    """Acks early what the fullest channels hold, as long as others are held up.
+    """Acks the messages of the fullest channels early, as long as other channels are held up.
 
-    ``capacity_of(channel)`` is how many messages a channel may hold acked early; ``drop(mailbox)``
-    drops the oldest of a channel; ``call_soon(callback)`` is the event loop's.
+    ``capacity_of(channel)`` is how many early acked messages a channel may hold. ``drop(mailbox)``
+    drops the oldest message of a channel. ``call_soon(callback)`` is the event loop's.
     """
 
     def __init__(
@@ -36,27 +36,28 @@ class Relief:
         self._capacity_of = capacity_of
         self._drop = drop
         self._call_soon = call_soon
-        # With so many deliveries that count, the fullest channels are relieved ...
+        # The number of deliveries that count at which the fullest channels are relieved
         self.threshold = (local_capacity + 1) // 2
-        # ... until no more than so many do.
+        # The number of deliveries that count at which relieving stops
         self._little = local_capacity // 4
-        # How many receive() calls wait and were not woken
+        # How many receive() calls wait and haven't been woken
         self.waiting = 0
         self._is_due = False
 
     def consider(self) -> None:
-        """Relieve in a moment, if others wait. For callers who saw ``threshold`` reached."""
+        """Relieve in a moment if other channels wait. Call it when ``threshold`` is reached."""
         if self.waiting and not self._is_due:
             self._is_due = True
             self._call_soon(self._relieve_next_turn)
 
     def _relieve_next_turn(self) -> None:
-        # Not yet. The first half of a burst has called for it, and the receivers that the second
-        # half has woken run after this. (26 of 100 messages to healthy channels were acked early.)
+        # One turn more: the first half of a burst has scheduled this call, and the receivers that
+        # the second half has woken run after it. With one turn only, 26 of 100 messages to healthy
+        # channels were acked early.
         self._call_soon(self.relieve)
 
     def relieve(self) -> None:
-        """If others are held up, stop counting what the fullest channels hold."""
+        """If others are held up, stop counting the messages of the fullest channels."""
         self._is_due = False
         if not self.waiting or self._accounting.unacked < self.threshold:
             return
@@ -71,7 +72,7 @@ class Relief:
         self.keep_bounds(relieved)
 
     def keep_bounds(self, mailboxes: Sequence[Mailbox]) -> None:
-        """Drop what is beyond the bounds, after more of ``mailboxes`` was acked early."""
+        """Drop messages beyond the bounds, after more in ``mailboxes`` were acked early."""
         for mailbox in mailboxes:
             capacity = self._capacity_of(mailbox.channel)
             while mailbox.early_acked > capacity:
@@ -80,10 +81,10 @@ class Relief:
             self._drop_bytes()
 
     def _drop_bytes(self) -> None:
-        """Drop the oldest of the channel that holds most, until the bytes are within their bound.
+        """Drop the oldest messages of the largest channels, until the bytes are within their bound.
 
-        That is the channel with the most bytes. Otherwise a channel with many small messages would
-        lose them because of another one's large ones.
+        The largest is the channel with the most bytes, not the most messages. Otherwise a channel
+        with many small messages would lose them because of another one's large ones.
         """
         largest = [
             (-mailbox.early_acked_bytes, n, mailbox)

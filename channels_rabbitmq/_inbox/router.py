@@ -1,52 +1,55 @@
 """Bring deliveries to the channels of this event loop, and say when the broker may forget them.
 
-Rules without I/O: clock, acks and ``call_soon`` are passed in, and nothing here awaits but
-``receive()``, at one place.
+This module has rules and no I/O: the clock, the acks and ``call_soon`` are passed in. Only
+``receive()`` awaits, at one place.
 
-**Receiving.** A waiting ``receive()`` is a future in the mailbox of its channel. Resolving it is
-only a wake-up; it carries no message. The message is taken by the coroutine that was woken, with
-no ``await`` between taking and returning, so a ``receive()`` that is cancelled on its way (Channels
-does that at each disconnect) has taken nothing, and passes its wake-up on. As many messages as
-receivers were woken are *reserved* for them: a new ``receive()`` takes one only if there are more.
+**Receiving.** A waiting ``receive()`` is a future in the mailbox of its channel. Resolving the
+future is only a wake-up; it carries no message. The woken coroutine takes the message itself, with
+no ``await`` between taking and returning. So a ``receive()`` that is cancelled after its wake-up
+has taken nothing, and it passes the wake-up on. Channels cancels one at each disconnect. One
+message is *reserved* for each woken receiver: a new ``receive()`` takes a message only if the
+mailbox holds more than the reserved ones.
 
 **Accounting.** A delivery *counts* against ``local_capacity`` from its arrival until the last
-mailbox that counts it has handed it out or dropped it; then it is acked, and the broker, whose
-prefetch limit is ``local_capacity``, sends another. ``unacked`` is the number of those that count.
-So if all consumers are slow, the backlog grows on the broker and senders come to know.
+mailbox that counts it has handed it out or dropped it. Then the delivery is acked, and the broker
+sends another one, since its prefetch limit is ``local_capacity``. ``unacked`` is the number of
+deliveries that count. So if all consumers are slow, the backlog grows on the broker, and senders
+notice it.
 
-**Relief.** But the backlog of one channel shall harm that channel only, whatever the reason: its
-consumer is stuck, slow or busy, or nobody reads it any more. Harm is what decides, not silence: as
-soon as half of ``local_capacity`` is in use *and* another channel's ``receive()`` waits, the
-channels that hold most are relieved, until a quarter is in use. What they hold is acked early and
-so stops counting. It is bounded in another way: ``capacity`` messages for a channel, and
-``EARLY_ACKED_BYTES`` in all; beyond either, the oldest are dropped, of the channel with the most
-messages or bytes. If nobody waits, everybody is
-slow, and all messages count as ever.
+**Relief.** The backlog of one channel must harm that channel only. It makes no difference whether
+its consumer is stuck, slow or busy, or whether no consumer reads the channel any more. The rule
+looks for harm, not for silence. As soon as half of ``local_capacity`` is in use *and* another
+channel's ``receive()`` waits, the channels that hold most are relieved, until a quarter is in use.
+The messages of a relieved channel are acked early, so they stop counting. They have other bounds:
+``capacity`` messages for a channel, and ``EARLY_ACKED_BYTES`` for all channels together. Beyond
+either bound the oldest messages are dropped, of the channel with the most messages or bytes. If no
+``receive()`` waits, all consumers are slow, and all messages go on counting.
 
-That is looked at once all who were woken have run, for until then every channel of a burst seems to
-be behind. What arrives afterwards counts again, until the next relief. What is held when the
-connection is lost is treated as acked early, too: its acks have nowhere to go.
+Relief waits until all woken receivers have run, because before that every channel of a burst seems
+to be behind. Messages that arrive after a relief count again, until the next one. Messages that are
+held when the connection is lost are treated as acked early, too, since they can't be acked any
+more.
 
-By simulation (``tests/unit/test_flow.py``): 50 channels that are stuck, leaked or slow among 1,000 cost
-the others no message and no millisecond; a burst to 1,000 channels with a message each relieves
-none; ten times what all consumers together can take drops nothing, and senders are refused. (After
-minutes of that, with recipients chosen at random, some messages expire here, counted and logged:
-6 to 9 for each 100 received. Without relief they expire on the broker, unseen.) A burst of 1,000 to
-one consumer that works for half a millisecond, while others wait, lost 879 with a ``capacity`` of
-100: hence the default of 10,000, as many as the broker holds. The bytes bound what a process pays
-for that.
+Simulations (``tests/unit/test_flow.py``) showed this. Among 1,000 channels, 50 that are stuck,
+leaked or slow cost the others no message and no millisecond. A burst of one message each to 1,000
+channels relieves none. With ten times the load that all consumers together can take, nothing is
+dropped, and senders are refused. After minutes of such a load, with recipients chosen at random,
+some messages expire here, counted and logged: 6 to 9 for each 100 received. Without relief they
+expire on the broker, unseen. A burst of 1,000 messages to one consumer that works for half a
+millisecond, while others wait, lost 879 with a ``capacity`` of 100. Hence the default is 10,000, as
+many as the broker holds; the bound in bytes limits the memory that this takes.
 
-**Handing over.** A receiver on another event loop can't take a message in the moment of its
-wake-up: until it hears of it, it may be cancelled. So the message is handed over: it leaves its
-mailbox and is acked, and the receiver either *accepts* it or has it *requeued*, to where it was:
-before all that arrived after it, as acked early. What is under way has no bound here: it is at most
-one message for each pending ``receive()``, and how many of these there are is up to those who call.
+**Handing over.** A receiver on another event loop can't take a message at the moment of its
+wake-up: it may be cancelled before it hears of the message. So the message is handed over: it
+leaves its mailbox and is acked. Then the receiver either *accepts* the message or has it
+*requeued*. A requeued message goes before all that arrived after it, and is treated as acked early.
+The messages that are being handed over have no bound here. There is at most one for each pending
+``receive()``, and the application decides how many of these there are.
 
-**Time.** Nothing waits in a mailbox longer than ``local_expiry``. ``receive()`` checks that itself;
-``tick()`` sees to the channels that nobody reads.
+**Time.** No message waits in a mailbox longer than ``local_expiry``. ``receive()`` checks that for
+its own channel; ``tick()`` checks it for channels that are not read.
 
-A channel that holds nothing and for which nobody waits leaves nothing behind (but for an empty
-mailbox of the one that was read last).
+Idle channels keep no state: only the mailbox that was read last stays, empty.
 """
 
 from __future__ import annotations
@@ -68,7 +71,7 @@ if TYPE_CHECKING:
     from .ages import Ages
     from .members import Members
 
-# Seconds after which a channel that was relieved is worth a word: its consumer isn't just busy.
+# Seconds after which a relieved channel is reported: by then its consumer isn't just busy.
 BEHIND = 1.0
 # Seconds between two looks at what has expired.
 TICK_INTERVAL = 0.25
@@ -84,9 +87,10 @@ class HandedOver:
         self.delivery = delivery
 
     def message(self) -> dict[str, Any]:
-        """The message: the same at each call if it is a channel's.
+        """Return the message.
 
-        So whoever has it requeued must not have shown it to anybody.
+        For a direct message every call returns the same object. So the receiver may have it
+        requeued only if no other code has seen it.
         """
         return self.delivery.envelope.message()
 
@@ -97,10 +101,10 @@ class Router:
     - ``local_capacity``: the consumer's prefetch count;
     - ``local_expiry``: seconds a message may wait here;
     - ``capacity_of(channel)``: messages kept for a channel beyond those that count;
-    - ``ages`` is told how old messages are that are received;
+    - ``ages`` gets the age of each received message;
     - ``report(reason, channel)`` is called for each message dropped: ``"expired"`` or
       ``"overflowed"``;
-    - ``clock()``: seconds, never going back;
+    - ``clock()``: seconds; it never goes back;
     - ``create_future()`` and ``call_soon(callback)``: the event loop's.
 
     None of these callables, nor any ``ack()``, may raise or call the router.
@@ -131,10 +135,11 @@ class Router:
         self._clock = clock
         self._create_future = create_future
         self._closed = False
-        self._closed_exc: type[BaseException] = StopConsumer  # for receivers, then
+        # What receive() raises once the router is closed
+        self._closed_exc: type[BaseException] = StopConsumer
         self._mailboxes = Mailboxes()
         self._mailbox_of = self._mailboxes.by_channel.get
-        # Channels in which messages or receivers wait: so their names were checked before.
+        # Channels in which messages or receivers wait. Their names were checked before.
         self.known_channels: Container[str] = self._mailboxes.by_channel
         self._accounting = Accounting()
         self._relief = Relief(
@@ -149,7 +154,7 @@ class Router:
         self._handed_over: set[HandedOver] = set()
         # Deliveries so far; numbers them
         self._deliveries = 0
-        # When tick() wants to be called, if anything is held
+        # The clock's time of the next tick(), if anything is held
         self._next_tick_at = 0.0
 
     # From the broker
@@ -157,11 +162,11 @@ class Router:
     def deliver(self, envelope: Envelope, tag: int, acker: Acker, age: float = 0.0) -> None:
         """Put a delivery into the mailbox of its channel, or of each member of its group.
 
-        To be called for each delivery, in the broker's order; ``age`` is how many seconds ago it
-        was published. ``acker.ack(tag)`` is called once, perhaps before this returns (nobody wants
-        it), or never if the connection is lost or the router closed before. The caller makes sure
-        that a direct message is for a channel of this event loop. Afterwards :meth:`next_tick_at`
-        may have changed from None to a moment.
+        The caller calls this for each delivery, in the broker's order. ``age`` is how many seconds
+        ago the message was published. The caller makes sure that a direct message is for a channel
+        of this event loop. The router calls ``acker.ack(tag)`` once, and before this returns if no
+        channel wants the message. It never calls it if the connection is lost or the router is
+        closed before that. Afterwards :meth:`next_tick_at` may have changed from None to a moment.
         """
         if self._closed:
             return
@@ -186,8 +191,8 @@ class Router:
     def connection_lost(self) -> None:
         """Forget the acks of what is held; the messages stay, as if acked early.
 
-        To be called once a connection is gone and before the next one delivers. Nothing that came
-        before is acked after this.
+        The caller calls this after a connection is gone and before the next one delivers. No
+        earlier delivery is acked after this call.
         """
         held = list(self._mailboxes.holding)
         for mailbox in held:
@@ -218,7 +223,8 @@ class Router:
             if not mailbox.is_behind:
                 return None
         elif (rest := mailbox.rest) is not None and len(rest) > 1 and not mailbox.early_acked:
-            # What _hand_out() does in a burst, without the calls: a quarter of a member's copy.
+            # This does what _hand_out() does in a burst, without its calls. They would take a
+            # quarter of the time that a member's copy takes.
             mailbox.first = rest.popleft()
             delivery.unacked -= 1
             if not delivery.unacked:
@@ -233,11 +239,11 @@ class Router:
     async def receive(
         self, channel: str, hand_out: Callable[[Mailbox, float], Any] | None = None
     ) -> Any:
-        """Wait for the next message of ``channel``: the receiver's own copy.
+        """Wait for the next message of ``channel`` and return the receiver's own copy.
 
-        Either returns a message or changes nothing, whenever it is cancelled. Messages of a
-        channel come in the order of their arrival; of several calls that wait on one channel,
-        each gets another message. Raises ``StopConsumer`` once the router is closed.
+        A call that is cancelled, at any moment, has changed nothing. Messages of a channel come in
+        the order of their arrival. If several calls wait on one channel, each gets another message.
+        Raises ``StopConsumer`` once the router is closed.
 
         ``hand_out(mailbox, now)`` takes the message out of its mailbox. Only ``hand_over`` passes
         one, when no message is there.
@@ -269,13 +275,13 @@ class Router:
                 self._drop_expired(mailbox, now)
             if mailbox.first is not None:
                 return hand_out(mailbox, now)
-            # The message was dropped meanwhile: wait again, as the first in line.
+            # The message was dropped meanwhile. Wait again, as the first in line.
             waiter = self._create_future()
             mailbox.add_waiter_first(waiter)
             self._relief.waiting += 1
 
     def _discard_waiter(self, mailbox: Mailbox, waiter: asyncio.Future[None]) -> None:
-        """Clean up after a receiver that won't come back, whether it was woken or not."""
+        """Clean up after a cancelled receiver, whether it was woken or not."""
         if self._closed:
             return
         if waiter.done() and not waiter.cancelled():
@@ -289,10 +295,10 @@ class Router:
     # Handing over to another event loop
 
     async def hand_over(self, channel: str) -> HandedOver:
-        """As :meth:`receive`, for a receiver on another event loop.
+        """Wait like :meth:`receive`, for a receiver on another event loop.
 
-        What it returns ends by :meth:`accept` or :meth:`requeue`, which do nothing once the router
-        is closed.
+        The caller ends the returned hand-over by :meth:`accept` or :meth:`requeue`. These do
+        nothing once the router is closed.
         """
         mailbox = self._mailbox_of(channel)
         if mailbox is not None:
@@ -304,7 +310,7 @@ class Router:
         return handed_over
 
     def accept(self, handed_over: HandedOver) -> None:
-        """The receiver has the message."""
+        """End a hand-over: the receiver has the message."""
         if handed_over in self._handed_over:
             self._handed_over.remove(handed_over)
             self._counters.consumed += 1
@@ -314,7 +320,7 @@ class Router:
                 self._ages.note(age, handed_over.channel, now)
 
     def requeue(self, handed_over: HandedOver) -> None:
-        """The receiver won't have the message: put it back where it was.
+        """End a hand-over without a receiver: put the message back where it was.
 
         Afterwards :meth:`next_tick_at` may have changed from None to a moment.
         """
@@ -327,7 +333,7 @@ class Router:
             self._next_tick_at = self._clock() + TICK_INTERVAL
         self._mailboxes.holding[mailbox] = None
         place = mailbox.insert(delivery)
-        # What is before it was requeued, too.
+        # All messages before it were requeued, too.
         assert place <= mailbox.early_acked, "the oldest are those acked early"
         self._accounting.note_early_acked(mailbox, delivery)
         self._relief.keep_bounds([mailbox])
@@ -345,7 +351,7 @@ class Router:
     def close(self) -> None:
         """End every pending and later ``receive()`` with ``StopConsumer``; forget all messages.
 
-        Acks nothing: the queue goes with its connection. Calling it again changes nothing.
+        Acks nothing, since the queue is deleted with its connection. A second call changes nothing.
         """
         self._closed = True
         mailboxes = self._mailboxes.clear()
@@ -361,16 +367,16 @@ class Router:
     # Time
 
     def next_tick_at(self) -> float | None:
-        """The moment at which :meth:`tick` wants to be called; None if nothing is held.
+        """Return the clock's time of the next :meth:`tick`; None if no message is held.
 
-        Only :meth:`deliver` and :meth:`requeue` change it from None to a moment. So the caller asks
-        after it while it has no timer running, starts one then, and goes on with what :meth:`tick`
-        returns until that is None. A tick that comes late does no harm but that.
+        Only :meth:`deliver` and :meth:`requeue` change it from None to a moment. The caller starts
+        a timer when it isn't None, and re-arms the timer with the result of :meth:`tick` until that
+        is None. A late tick only delays expiry and relief.
         """
         return self._next_tick_at if self._mailboxes.holding else None
 
     def tick(self) -> float | None:
-        """Drop what has expired, and see whether somebody is held up. Returns next_tick_at()."""
+        """Drop expired messages, relieve channels if others wait; return next_tick_at()."""
         now = self._clock()
         for mailbox in [
             mailbox for mailbox in self._mailboxes.holding if self._has_expired(mailbox, now)
@@ -382,7 +388,7 @@ class Router:
         self._next_tick_at = now + TICK_INTERVAL
         return self.next_tick_at()
 
-    # For operators: what counts may be read on any thread, and costs the same whatever is held
+    # For operators. Any thread may read the numbers; that costs the same however much is held.
 
     @property
     def unacked(self) -> int:
@@ -420,15 +426,15 @@ class Router:
 
     @property
     def early_acked_bytes(self) -> int:
-        """Size in memory of what was acked early and not received; see ``MESSAGE_OVERHEAD``."""
+        """Bytes in memory of messages acked early and not received; see ``MESSAGE_OVERHEAD``."""
         return self._accounting.early_acked_bytes
 
     def fullest_channels(self, count: int = 5) -> list[tuple[str, int]]:
-        """The channels with the most messages that count, and how many."""
+        """Return the channels with the most messages that count, and their numbers."""
         return self._mailboxes.fullest(count)
 
     def channels_behind(self) -> list[tuple[str, int]]:
-        """The relieved channels that hold a message for more than ``BEHIND``, and how many."""
+        """Return the relieved channels with a message older than ``BEHIND``, and their sizes."""
         return self._mailboxes.behind(self._clock() - BEHIND)
 
     @property
@@ -445,7 +451,7 @@ class Router:
             f" in hand-off={len(self._handed_over)}, receivers waiting={self._relief.waiting}>"
         )
 
-    # Mailboxes: what comes in and what goes out
+    # Mailboxes: putting messages in and taking them out
 
     def _put_into_all(self, channels: Collection[str], delivery: Delivery) -> None:
         counters = self._counters
@@ -455,8 +461,8 @@ class Router:
         mailbox_of, simple = self._mailbox_of, 0
         for channel in channels:
             mailbox = mailbox_of(channel)
-            # What _put() does where more is waiting, without the call: a burst to a large group is
-            # put 1.8 times as fast.
+            # This does what _put() does for a mailbox that holds several messages, without the
+            # call. A burst to a large group is put 1.8 times as fast.
             if mailbox is not None and mailbox.rest is not None and mailbox.waiter is None:
                 mailbox.rest.append(delivery)
                 simple += 1
@@ -470,14 +476,14 @@ class Router:
             self._mailboxes.holding[mailbox] = None
         mailbox.append(delivery)
         delivery.unacked += 1
-        # Who waits has waited for this one: those before it are reserved.
+        # A waiter in the mailbox gets this message: those before it are reserved.
         if mailbox.waiter is not None and (waiter := mailbox.pop_waiter()) is not None:
             mailbox.reserved += 1
             self._relief.waiting -= 1
             _wake_up(waiter)
 
     def _pop(self, mailbox: Mailbox) -> Delivery:
-        """Take out the oldest message, whatever becomes of it."""
+        """Take out the oldest message, to be handed out, handed over or dropped."""
         delivery = mailbox.popleft()
         if mailbox.first is None:
             del self._mailboxes.holding[mailbox]
@@ -501,7 +507,7 @@ class Router:
         return handed_over
 
     def _has_expired(self, mailbox: Mailbox, now: float) -> bool:
-        """Whether its oldest message has."""
+        """Return whether the mailbox's oldest message has expired."""
         first = mailbox.first
         return first is not None and first.arrived_at + self._local_expiry <= now
 
@@ -530,7 +536,7 @@ class Router:
 
 
 def _wake_up(waiter: asyncio.Future[None]) -> None:
-    try:  # noqa: SIM105 - suppress() is a call more for each message
+    try:  # noqa: SIM105 - suppress() would cost one more call for each message
         waiter.set_result(None)
     except RuntimeError:
-        pass  # Its loop was closed under it, and runs nobody any more.
+        pass  # The waiter's event loop is closed.

@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 from .router import TICK_INTERVAL, Router
 
-# Seconds by which a tick is late if something has held up the event loop.
+# A tick that is late by more seconds shows that the event loop was held up.
 _STANDSTILL = 0.5
 
 
 class Ticker:
     """The timer of one router, on the running event loop.
 
-    ``report_level(reason, channel, messages)`` is called at each tick for the channels that are
-    behind, and for the fullest ones while all of ``local_capacity`` is in use.
+    ``report_level(reason, channel, messages)`` is called at each tick for channels that are behind.
+    While all of ``local_capacity`` is in use, it is called for the fullest channels, too.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Ticker:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Tick as long as the router holds messages. To be called when it may have got one."""
+        """Tick as long as the router holds messages. Call this when it may have got one."""
         if self._timer is None:
             self._schedule(self._router.next_tick_at())
 
@@ -48,7 +48,7 @@ class Ticker:
         at = self._router.tick()
         self._timer.cancel()
         self._schedule(at)
-        # After a standstill of the loop every channel is behind.
+        # After the loop has stood still, every channel is behind: that says nothing.
         if late_by < _STANDSTILL:
             self._report_backlogs()
 
