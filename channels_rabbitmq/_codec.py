@@ -1,24 +1,24 @@
-"""The wire format: a message and its recipient as the body of an AMQP message, and back.
+"""The wire format: write a message and its recipient as the body of an AMQP message, and read it.
 
-A body is one msgpack map: the message itself plus one more key, which is the
+A body is one msgpack map: the message and one more key, which names the
 recipient: ``"__asgi_group__"`` or ``"__asgi_channel__"``. With encryption the
-map holds the recipient's key and ``"__asgi_encrypted__"``, a Fernet token over
-the msgpack map of the message; the recipient stays readable.
+map holds the recipient's key and ``"__asgi_encrypted__"``, a Fernet token of
+the message's msgpack map. The recipient stays readable.
 
-Encoding is strict, so that an unsuitable message fails where it is sent and
-not in the processes that receive it. msgpack's C code does the work and
-refuses most of what can't be carried; a quick walk over the containers finds
-what it lets pass (keys that aren't strings, ``bytearray``, integers above 63
-bits, its own extension types). Only a message that failed is looked at in
-detail (``_plain_messages``): a proxy in it is replaced by what it stands for,
-or the error names the place.
+Encoding is strict, so an unsuitable message fails where it is sent and not in
+the processes that receive it. msgpack's C code does the work and refuses most
+unsuitable values. A quick walk over the containers finds the ones that msgpack
+accepts: keys that aren't strings, ``bytearray``, integers above 63 bits, and
+msgpack's own extension types. ``_plain_messages`` looks at a message in detail
+only if it failed. It replaces each proxy by the object behind it, or raises an
+error that names the place.
 
-Decoding is lenient about what other programs may send (keys that aren't
-strings below or beside the recipient). It is total: any bytes give an
-``Envelope`` or ``MalformedBody``.
+Decoding accepts more, for the sake of other programs: keys that aren't strings,
+below or beside the recipient. Any bytes give an ``Envelope`` or raise
+``MalformedBody``.
 
-No error holds a value of a message, nor chains one that does: msgpack's and
-the codecs' own often carry the whole text.
+No error holds a value of a message, or chains an error that does. The errors of
+msgpack and of Python's codecs often hold the whole text.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ _RESERVED_KEYS = frozenset({GROUP_KEY, CHANNEL_KEY, ENCRYPTED_KEY})
 
 _ATOMS = frozenset({str, bytes, float, bool, type(None)})
 _FLAT_TYPES = _ATOMS | {int}
-# A message without containers and with so few keys takes no more than its size and some overhead.
+# A message without containers and with at most so many keys takes its size and some overhead.
 _FEW_KEYS = 16
 _CONTAINERS = frozenset({dict, list, tuple})
 
 
 class MalformedBody(ValueError):
-    """A body that isn't a channel-layer message; the text says why, never what it held."""
+    """A body that isn't a channel-layer message. The text gives the reason, no part of the body."""
 
 
 class Envelope:
-    """A decoded body: the message and who it is for."""
+    """A decoded body: the message and its recipient."""
 
     __slots__ = ("_message", "_packed", "channel", "flat", "group", "size")
 
-    # Exactly one of the two is set, and not empty.
+    # One of the two is set, and not empty; the other is None.
     group: str | None
     channel: str | None
-    # Bytes of the body, as it came.
+    # Bytes of the body as received.
     size: int
 
     def __init__(
@@ -71,17 +71,17 @@ class Envelope:
         packed: bytes,
         message: dict[str, Any],
     ) -> None:
-        """``packed`` is what ``message`` came from; it may hold the recipient, too."""
+        """``message`` was unpacked from ``packed``, which may hold the recipient, too."""
         self.group = group
         self.channel = channel
         self.size = size
-        # None once this very object was handed out and further calls need copies.
+        # None once this object was handed out and further calls need copies.
         self._message: dict[str, Any] | None = message
-        # A group's message without containers: a shallow copy is as good as unpacking it again, at
-        # a tenth of the price.
+        # A group's message without containers. A shallow copy is as good as unpacking the message
+        # again, and takes a tenth of the time.
         self.flat: dict[str, Any] | None = None
-        # Kept for a group's other messages, whose further copies are unpacked from it. (For all
-        # else it would double the memory that a waiting message takes.)
+        # Kept for a group's other messages: further copies are unpacked from it. For all other
+        # messages it would only double the memory.
         self._packed: bytes | None = None
         if group is not None:
             if _FLAT_TYPES.issuperset(map(type, message.values())):
@@ -92,25 +92,25 @@ class Envelope:
     def message(self) -> dict[str, Any]:
         """Return the message without its recipient.
 
-        A group's message has many receivers, so each call returns a copy of its own. A channel's
-        has one receiver: repeated calls may return the same object.
+        A group's message has many receivers, so each call returns a copy of its own. A direct
+        message has one receiver, so repeated calls may return the same object.
         """
         if self.flat is not None:
             return self.flat.copy()
         message = self._message
         if message is None:
             again: dict[str, Any] = msgpack.unpackb(self._packed, strict_map_key=False)
-            again.pop(GROUP_KEY, None)  # An encrypted one never held it.
+            again.pop(GROUP_KEY, None)  # An encrypted message doesn't hold it.
             return again
         if self._packed is not None:
             self._message = None
         return message
 
     def compact(self) -> None:
-        """Keep the message packed only, because it may wait long.
+        """Keep only the packed message, because it may wait long.
 
-        Unpacked, a list of small values takes up to 75 times its size. The bound for channels that
-        are behind goes by that size.
+        An unpacked list of small values takes up to 75 times its packed size. The bound for
+        channels that are behind counts the packed size.
         """
         message = self._message
         if message is None or (
@@ -121,7 +121,7 @@ class Envelope:
             try:
                 self._packed = msgpack.packb(message)
             except (ValueError, RecursionError):
-                return  # Others may nest deeper than msgpack packs.
+                return  # Other programs may nest deeper than msgpack packs.
         self._message = self.flat = None
 
     def __repr__(self) -> str:
@@ -130,11 +130,11 @@ class Envelope:
 
 
 class MessageCodec:
-    """Bodies from messages, and messages from bodies. Holds no state; any thread may use it.
+    """Makes bodies from messages and messages from bodies. Any thread may use it.
 
-    ``max_message_size`` is the largest body, in bytes, that encoding makes;
-    decoding takes any size. With ``symmetric_encryption_keys`` (which need the
-    package ``cryptography``) the first key encrypts and all of them decrypt.
+    ``max_message_size`` is the largest body, in bytes, that encoding makes.
+    Decoding takes any size. Of ``symmetric_encryption_keys`` the first encrypts
+    and all decrypt; they need the package ``cryptography``.
     """
 
     def __init__(
@@ -144,19 +144,19 @@ class MessageCodec:
         self._fernet = _make_fernet(symmetric_encryption_keys)
 
     def encode_for_channel(self, channel: str, message: dict[str, Any]) -> bytes:
-        """Return the body that brings ``message`` to ``channel``; the message isn't changed.
+        """Return the body that brings ``message`` to ``channel``; don't change the message.
 
-        Raises ``TypeError``, which names the place in the message, for what a
-        message can't hold, and ``channels.exceptions.MessageTooLarge``.
+        Raises ``TypeError`` for a value that a message can't hold, naming its
+        place, or ``channels.exceptions.MessageTooLarge``.
         """
         return self._encode(CHANNEL_KEY, channel, message)
 
     def encode_for_group(self, group: str, message: dict[str, Any]) -> bytes:
-        """Return the body that brings ``message`` to the members of ``group``; same errors."""
+        """Return the body for all members of ``group``; raise like ``encode_for_channel``."""
         return self._encode(GROUP_KEY, group, message)
 
     def decode(self, body: bytes) -> Envelope:
-        """Read a body; raises ``MalformedBody`` and nothing else, whatever the bytes."""
+        """Read a body. For any bytes, the only exception is ``MalformedBody``."""
         content = _unpack_map(body)
         is_for_group = GROUP_KEY in content
         if is_for_group == (CHANNEL_KEY in content):
@@ -198,7 +198,7 @@ class MessageCodec:
         return body
 
     def _decrypt(self, content: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
-        """The packed message and the message, from the map that holds the token."""
+        """Return the packed and the unpacked message of the map that holds the token."""
         assert self._fernet is not None
         if ENCRYPTED_KEY not in content:
             raise MalformedBody("not encrypted, but symmetric_encryption_keys are set")
@@ -208,7 +208,7 @@ class MessageCodec:
         packed: bytes | None
         try:
             packed = self._fernet.decrypt(token)
-        except Exception:  # It documents InvalidToken only. Any error means: not with our keys.
+        except Exception:  # InvalidToken is documented, but any error means: not with our keys.
             packed = None
         if packed is None:
             raise MalformedBody("encrypted with a key that symmetric_encryption_keys lacks")
@@ -223,34 +223,34 @@ def _make_fernet(keys: Sequence[str | bytes]) -> MultiFernet | None:
         return None
     from cryptography.fernet import Fernet, MultiFernet  # an extra
 
-    # Fernet wants 32 bytes in base64. Keys of any length are stretched to them
+    # Fernet wants 32 bytes in base64. Keys of any length are made into 32 bytes
     # as in channels_redis, so that a project may keep its keys.
     digests = [hashlib.sha256(key.encode() if isinstance(key, str) else key) for key in keys]
     return MultiFernet([Fernet(base64.urlsafe_b64encode(digest.digest())) for digest in digests])
 
 
 def _pack(content: dict[str, Any]) -> bytes | None:
-    """Return ``content`` as msgpack; None if it holds a value that can't be sent as it is."""
+    """Return ``content`` as msgpack; None if a value in it can't be sent as it is."""
     try:
-        packed: bytes = msgpack.Packer().pack(content)  # as packb(), a call and a dict later
-        # Packing first: it ends soon if the message contains itself, the walk would not.
+        packed: bytes = msgpack.Packer().pack(content)  # as packb(), without a call and a dict
+        # Pack first: packing ends soon if the message contains itself. The walk would not end.
         if _is_flat(content) or _is_carriable(content):
             return packed
     except MemoryError:
         raise
-    except Exception:  # msgpack without its C code asks proxies, which may raise anything
+    except Exception:  # Without its C code msgpack uses proxies, which may raise any exception.
         return None
     return None
 
 
 def _pack_plain(message: dict[str, Any], recipient: dict[str, str]) -> bytes:
-    """Pack a message that ``_pack`` refused; raises TypeError if a message can't hold a value."""
+    """Pack a message that ``_pack`` refused; raise TypeError if it can't hold one of its values."""
     message = plain_copy(message)
     if not _RESERVED_KEYS.isdisjoint(message):
         raise _reserved_key(message)
     packed = _pack({**message, **recipient})
     if packed is None:
-        raise TypeError("message can't be encoded by msgpack")  # a str of 4 GiB, for instance
+        raise TypeError("message can't be encoded by msgpack")  # It has a str of 4 GiB, say.
     return packed
 
 
@@ -260,9 +260,9 @@ def _reserved_key(message: dict[str, Any]) -> TypeError:
 
 
 def _is_flat(message: dict[str, Any]) -> bool:
-    """Whether a message that msgpack took holds only keys and values of the exact plain types.
+    """Whether a message that msgpack packed has only keys and values of the exact plain types.
 
-    Most messages have no containers and no subclasses. The whole check takes twice the time.
+    Most messages have no containers and no subclasses. ``_is_carriable`` takes twice the time.
     """
     for key, value in message.items():
         value_type = type(value)
@@ -274,9 +274,9 @@ def _is_flat(message: dict[str, Any]) -> bool:
 
 
 def _is_carriable(message: dict[str, Any]) -> bool:
-    """Whether a message that msgpack took holds only what the specification allows.
+    """Whether a message that msgpack packed holds only values that the specification allows.
 
-    It runs for each send with containers, so it makes as few calls as it can.
+    This runs for each message with containers, so it makes as few calls as it can.
     """
     level: list[Any] = [message]
     for _ in range(MAX_DEPTH):
@@ -298,7 +298,7 @@ def _is_carriable(message: dict[str, Any]) -> bool:
                         return False
                 elif value_type in _CONTAINERS:
                     next_level.append(value)
-                # From here on subclasses, such as enumerations and Django's SafeString.
+                # The rest are subclasses, such as enumerations and Django's SafeString.
                 elif isinstance(value, int):
                     if value > MAX_INT:
                         return False
@@ -313,22 +313,22 @@ def _is_carriable(message: dict[str, Any]) -> bool:
 
 
 def _unpack_map(packed: bytes) -> dict[str, Any]:
-    """One msgpack map, whatever its values; raises MalformedBody and nothing else."""
+    """Unpack one msgpack map, of any values. The only exception is MalformedBody."""
     content: Any
     try:
         content = msgpack.unpackb(packed, strict_map_key=False, ext_hook=_refuse_extension)
-    # Besides its own errors msgpack lets others pass: UnicodeDecodeError, TypeError for a key
-    # that can't be hashed, MemoryError for a header that promises too much.
+    # msgpack raises other errors than its own, too: UnicodeDecodeError, TypeError for a key that
+    # can't be hashed, MemoryError for a header that announces too much.
     except Exception as exc:
         problem = str(exc) if isinstance(exc, MalformedBody) else "not msgpack"
     else:
         if not isinstance(content, dict):
             problem = "not a map"
-        # Up to 15 keys the first byte tells how many.
+        # The first byte holds the number of keys up to 15.
         elif len(content) != (packed[0] - 0x80 if packed[0] < 0x90 else _map_length(packed)):
             problem = "a key comes twice"
-        # A timestamp doesn't go through ext_hook. Its type code is the byte 255,
-        # which text and most numbers don't hold, so few bodies need the search.
+        # msgpack doesn't call ext_hook for a timestamp. Its type code is the byte 255.
+        # Text and most numbers don't hold that byte, so few bodies need the search.
         elif b"\xff" in packed and _holds_timestamp(content):
             problem = "a msgpack extension type"
         else:
@@ -341,7 +341,7 @@ def _refuse_extension(code: int, data: bytes) -> NoReturn:
 
 
 def _map_length(packed: bytes) -> int:
-    """Return how many keys the header of a map with more than 15 announces."""
+    """Return how many keys a map's header announces, if they are more than 15."""
     return int.from_bytes(packed[1:3] if packed[0] == 0xDE else packed[1:5], "big")
 
 

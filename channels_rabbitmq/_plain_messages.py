@@ -1,22 +1,23 @@
-"""Messages that msgpack didn't take as they are: a plain copy, or the place of what can't be sent.
+"""Copy messages that msgpack refused: make them plain, or name the value that can't be sent.
 
-Django's code has values that stand for others: a ``SimpleLazyObject``, a text that is translated
-when it is used, the ``memoryview`` of a ``BinaryField``. What a receiver wants is what they stand
-for, so they are replaced by it.
+Django's code has values that stand for other values: a ``SimpleLazyObject``, a text that is
+translated when it is used, the ``memoryview`` of a ``BinaryField``. The receiver needs the other
+value, so this module puts that in place of the proxy.
 
-*Which ones stand for others.* A proxy reports the class of its object as ``__class__``, so
-``isinstance()`` takes it for that, and msgpack's C code, which goes by the true type, does not.
-Django's lazy texts report their own class; they are known by their base class, if Django is there
-at all. Here everything goes by the true type.
+*How a proxy is recognised.* A proxy reports the class of its object as ``__class__``. So
+``isinstance()`` accepts it as that class. msgpack's C code looks at the true type and refuses it.
+Django's lazy texts report their own class; they are recognised by their base class, if Django has
+been imported. All other checks in this module look at the true type.
 
-*How they are asked.* By an operation whose result is the true thing, whatever forwards it: a slice,
-``__mul__``, ``copy``. (``str()`` has an answer for everything, also for a test's ``Mock`` that only
-says that it is a ``str``.) The result is looked at. Asking runs code of others, which may raise
-anything, for instance because it would ask a database on an event loop. The error names the place
-and the exception's class; its text may hold what must not be in a log.
+*How a proxy is asked for its object.* By an operation whose result is the object itself, whichever
+way the proxy forwards it: a slice, ``__mul__``, ``copy``. ``str()`` wouldn't do, because it gives a
+text for every object, also for a test's ``Mock`` that only claims to be a ``str``. The result is
+checked, too. The operation runs code of the project, which may raise any exception, for instance
+because it would query a database on an event loop. The error names the place and the exception's
+class, but not the exception's text, which may hold a value that must not be in a log.
 
-Nothing here is on the path of a message that msgpack takes. No recursion: the caller may have used
-up most of the stack.
+A message that msgpack packs never comes here. The functions use no recursion, since the caller may
+have used up most of the stack.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ import msgpack
 
 from ._names import is_encodable
 
-# Containers within each other, the message itself included. msgpack's own limit
-# differs between its releases (511, 1024, less without its C code), and sender
-# and receiver needn't have the same one.
+# How many containers may be nested, the message itself included. msgpack's own
+# limit differs between its releases (511, 1024, less without its C code), and
+# sender and receiver may have different releases.
 MAX_DEPTH = 256
 MAX_INT = 2**63 - 1
 _MIN_INT = -(2**63)
@@ -41,7 +42,7 @@ _T = TypeVar("_T")
 
 _ALLOWED = "a message can hold bytes, str, int, float, bool, None, list, tuple and dict"
 
-# How to ask a proxy for its object, by the class that it reports; the first that fits.
+# How to ask a proxy for its object, by the class that it reports. The first match counts.
 _ASK: dict[type, Callable[[Any], object]] = {
     bool: lambda proxy: proxy.__and__(True),
     int: lambda proxy: proxy.__mul__(1),
@@ -58,11 +59,11 @@ _ASK: dict[type, Callable[[Any], object]] = {
 
 
 class _Level(NamedTuple):
-    """A container of the message, half copied."""
+    """A container of the message that is being copied."""
 
-    # To find out whether it contains itself: the container, or its proxy.
+    # The container, or its proxy: shows whether a container contains itself.
     original: object
-    # Path, key and value of what is still to come; a list has no keys.
+    # Path, key and value of each item that isn't copied yet. A list has no keys.
     rest: Iterator[tuple[str, str, object]]
     copy: dict[str, Any] | list[Any]
 
@@ -74,9 +75,9 @@ class _Level(NamedTuple):
 
 
 def plain_copy(message: object) -> dict[str, Any]:
-    """Copy a message, with what its proxies stand for; tuples become lists, views bytes.
+    """Return a copy of a message without proxies; tuples become lists, and views become bytes.
 
-    Raises ``TypeError``, which names the place, for what a message can't hold.
+    Raises ``TypeError`` for a value that a message can't hold, and names its place.
     """
     content = _resolve("message", message)
     if not _is_a(content, dict):
@@ -104,13 +105,13 @@ def plain_copy(message: object) -> dict[str, Any]:
 
 
 def is_container(value: object) -> bool:
-    """Whether it is a container by its true type."""
-    # msgpack's ExtType is a tuple, but one that it packs as something else.
+    """Whether ``value`` is a container by its true type."""
+    # msgpack's ExtType is a tuple, but msgpack doesn't pack it as one.
     return _is_a(value, dict, list, tuple) and not _is_a(value, msgpack.ExtType)
 
 
 def _resolve(path: str, value: Any) -> Any:
-    """What a value stands for; most often itself."""
+    """Return the value that ``value`` stands for, most often itself."""
     if _is_a(value, bytearray, memoryview):
         return _ask(path, value, lambda view: memoryview(view).tobytes())
     if _is_a(value, *_ASK):
@@ -132,7 +133,10 @@ def _resolve(path: str, value: Any) -> Any:
 
 
 def _ask(path: str, value: object, how: Callable[[Any], _T]) -> _T:
-    """Run what is the project's code, perhaps. Nothing is chained: it may hold values."""
+    """Return ``how(value)``, which may run code of the project.
+
+    Raises TypeError, which chains no exception: that could hold values.
+    """
     try:
         return how(value)
     except Exception as exc:
@@ -144,14 +148,14 @@ def _ask(path: str, value: object, how: Callable[[Any], _T]) -> _T:
 
 
 def _is_lazy_text(cls: object) -> bool:
-    """Whether it is the class of a lazy text of Django's, by ``gettext_lazy`` for instance."""
-    # What nobody has imported nobody has made an object of.
+    """Whether ``cls`` is the class of Django's lazy texts, such as ``gettext_lazy`` returns."""
+    # If the module hasn't been imported, no such object exists.
     promise = getattr(sys.modules.get("django.utils.functional"), "Promise", None)
     return promise is not None and _is_class(cls, promise) and hasattr(cls, "encode")
 
 
 def _children(path: str, container: Any) -> Iterator[tuple[str, str, object]]:
-    """Path, key and value of each thing in a container; raises TypeError at a bad key."""
+    """Yield path, key and value of each item in a container; raise TypeError at a bad key."""
     if not _is_a(container, dict):
         for index, value in enumerate(_ask(path, container, list)):
             yield f"{path}[{index}]", "", value
@@ -178,12 +182,12 @@ def _items(mapping: Any) -> list[tuple[object, object]]:
 
 
 def _check_atom(path: str, value: Any) -> object:
-    """Return a value that isn't a container; raise TypeError for what can't be sent."""
+    """Return a value that isn't a container; raise TypeError if it can't be sent."""
     problem = f"is of type {_type_name(value)}; {_ALLOWED}"
     if _is_a(value, str):
         problem = "" if is_encodable(value) else "is a str with a lone surrogate"
     elif _is_a(value, int) and not _is_a(value, bool):
-        original, value = value, int.__index__(value)  # A subclass may compare as it likes.
+        original, value = value, int.__index__(value)  # A subclass may compare in its own way.
         problem = ""
         if not _MIN_INT <= value <= MAX_INT:
             problem = f"is of type {_type_name(original)} and beyond 64 bits (signed)"
@@ -195,7 +199,7 @@ def _check_atom(path: str, value: Any) -> object:
 
 
 def _is_a(value: object, *classes: type) -> bool:
-    """``isinstance()`` without belief in what the value reports."""
+    """``isinstance()`` by the true type, not by the class that ``value`` reports."""
     return issubclass(type(value), classes)
 
 

@@ -1,1 +1,1 @@
-"""The options of a layer: read, checked, and told what is wrong with them."""
+"""Reads and checks the options of a layer, and describes the mistakes in them."""

@@ -1,7 +1,7 @@
-"""Options that other channel layers and RabbitMQ's other clients have, and what to write here.
+"""Options of other channel layers and other RabbitMQ clients, and what to write here instead.
 
-Most of the unknown options in a ``CONFIG`` are those of ``channels_redis``, of kombu and Celery, or
-of pika; "unknown" alone would leave a project to look for each of them in the manual.
+Most unknown options in a ``CONFIG`` are those of ``channels_redis``, of kombu and Celery, or of
+pika. An error that says only "unknown" would send the user to the manual for each of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 _FORM = "amqp://user:password@host:port/vhost"
 
-# By what they answer. All in lower case.
+# Names of options, in lower case, by the answer that they get.
 _ANSWERS = {
     f'host takes its place: a URL, such as "{_FORM}", or a list of URLs, one for each node of a '
     "cluster": (
@@ -79,9 +79,9 @@ _OF_CHANNELS_REDIS = {"hosts", "prefix", "random_prefix_length", "serializer_for
 
 
 def describe_unknown(option: object, known: Collection[str]) -> str:
-    """Say what to write in place of an option that isn't among the ``known`` ones.
+    """Return what to write in place of an option that isn't among the ``known`` ones.
 
-    A name is shown if it looks like one: it could be a URL.
+    The text shows the option only if it looks like a name: it could be a URL with a password.
     """
     everything = f"known are {', '.join(known)}"
     if not isinstance(option, str):
@@ -96,7 +96,7 @@ def describe_unknown(option: object, known: Collection[str]) -> str:
 
 
 def notes_for(config: Mapping[str, object]) -> Iterator[str]:
-    """What to know of options that are taken, if another one in ``CONFIG`` is a mistake."""
+    """Return remarks on valid options, for an error about other options in ``CONFIG``."""
     if "group_expiry" in config:
         yield "group_expiry is ignored, a membership needs none here; remove it"
     capacities = " and ".join(name for name in ("capacity", "channel_capacity") if name in config)

@@ -1,10 +1,10 @@
-"""The option ``host``, as projects and other tools write it, made into URLs.
+"""Read the option ``host``, as projects and other tools write it, into URLs.
 
-A URL often comes from an environment variable that other programs read, too. What such a text can
-only mean is taken: blanks and quotes around it, which an env file has left; several URLs, as kombu
-has them, or several hosts in one URL, since the nodes of a cluster are what ``host`` may list.
-Everything else is a mistake, told with the form that is right. No error quotes any of the text: a
-part of it is a password, and in a text of the wrong form one can't tell which.
+A URL often comes from an environment variable that other programs read, too. A text with only one
+possible meaning is accepted. It may have blanks and quotes around it, as an env file leaves them.
+It may be several URLs, as in kombu, or one URL with several hosts: both list the nodes of a
+cluster. All other texts are mistakes, and the error shows the right form. No error quotes any of
+the text, because a part of it is a password and a text of the wrong form doesn't show which part.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from .mistakes import read_each
 
 _LIST = f'several URLs go into a list: ["{FORM}", "{FORM}"]'
 
-# With the mark that Windows' editors put at the beginning of a file.
+# The last one is the mark that Windows editors put at the beginning of a file.
 _BLANKS = " \t\r\n\v\f\xa0\ufeff"
-# The last two are a word processor's.
+# Word processors write the last two.
 _QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u2018": "\u2019"}
-# Between two URLs; a scheme must follow, so none of a vhost's name is taken for it.
+# Between two URLs. A scheme must follow, so no part of a vhost's name counts as a separator.
 _BETWEEN_URLS = re.compile(r"[\s;,|]+(?=[\"'`\u201c\u2018]?[A-Za-z][A-Za-z0-9+.-]*://)")
 _BETWEEN_HOSTS = re.compile("[,;]")
-# "@a,bob:" in "alice:secret@a,bob:secret@b". Not in "alice:p@ss,word@a": that is a password.
+# Finds "@a,bob:" in "alice:secret@a,bob:secret@b". Finds nothing in "alice:p@ss,word@a", where
+# the comma belongs to a password.
 _SECOND_CREDENTIALS = re.compile(r"@[^@,;]+[,;][^@:]*:")
 _ENDS_IN_SEPARATOR = re.compile(r"[\s;,|]+$")
 
@@ -38,9 +39,9 @@ _HINTS = {
 
 
 def read_hosts(name: str, value: object) -> tuple[BrokerUrl, ...]:
-    """Read a URL or a list of them; raises ValueError, or Mistakes if there are several.
+    """Read a URL or a list of URLs; errors call the option ``name``.
 
-    Errors call it by ``name``. Nothing is looked up.
+    Raises ValueError, or Mistakes if there are several. It makes no look-up.
     """
     if isinstance(value, str):
         return tuple(_read_text(name, value))
@@ -63,7 +64,7 @@ def _describe_type(value: object) -> str:
 
 
 def _read_text(name: str, value: object) -> list[BrokerUrl]:
-    """The URLs in a text, which most often is one."""
+    """Return the URLs in a text, most often one."""
     if not isinstance(value, str):
         raise ValueError(f"{name} must be a URL, a str, {_describe_type(value)}")
     text = _tidy(value)
@@ -76,14 +77,14 @@ def _read_text(name: str, value: object) -> list[BrokerUrl]:
     numbered = [(f"{name} (URL {number})", url) for number, url in enumerate(urls, start=1)]
     found = list(chain.from_iterable(read_each(_read_url, numbered)))
     if len({url.virtual_host for url in found}) > 1:
-        # "amqp://a,amqp://b/vhost" may mean one virtual host, for both. Processes in different
-        # ones would not hear each other.
+        # "amqp://a,amqp://b/vhost" may mean the same virtual host for both. Processes on different
+        # virtual hosts would not get each other's messages.
         raise ValueError(f"{name}: the URLs have different virtual hosts; write it behind each")
     return found
 
 
 def _tidy(text: str) -> str:
-    """The text without blanks and quotes around it, if these enclose the whole."""
+    """Return the text without blanks around it, and without quotes that enclose all of it."""
     text = text.strip(_BLANKS)
     while len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
         text = text[1:-1].strip(_BLANKS)
@@ -91,7 +92,7 @@ def _tidy(text: str) -> str:
 
 
 def _read_url(name: str, text: object) -> list[BrokerUrl]:
-    """The URL in a text, or one for each of its hosts."""
+    """Return the URL in a text, or one URL for each of its hosts."""
     assert isinstance(text, str)
     problem = _describe_start(text)
     if problem is None:
@@ -104,7 +105,7 @@ def _read_url(name: str, text: object) -> list[BrokerUrl]:
 
 
 def _describe_start(text: str) -> str | None:
-    """What is wrong with a text that begins as no URL does."""
+    """Return what is wrong with the beginning or the end of a text; None if nothing is."""
     if text[0] in "[(":
         return f"the text holds a list; {_LIST}"
     if text[0] in "${%<":
@@ -119,7 +120,7 @@ def _describe_start(text: str) -> str | None:
 
 
 def _for_each_host(url: str) -> list[str]:
-    """``amqp://a,b/vhost`` as ``amqp://a/vhost`` and ``amqp://b/vhost``."""
+    """Split ``amqp://a,b/vhost`` into ``amqp://a/vhost`` and ``amqp://b/vhost``."""
     scheme, separator, rest = url.partition("://")
     end = END_OF_AUTHORITY.search(rest)
     authority, tail = (rest[: end.start()], rest[end.start() :]) if end else (rest, "")

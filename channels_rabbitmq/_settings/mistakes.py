@@ -1,4 +1,4 @@
-"""Several mistakes in one error, so that nobody has to mend them one at a time."""
+"""Put several mistakes into one error, so that the user can mend all of them at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _T = TypeVar("_T")
 
 
 class Mistakes(ValueError):
-    """One mistake or several, and notes about what is no mistake; the text has a line for each."""
+    """One or several mistakes, and notes about valid options; the text has a line for each."""
 
     def __init__(self, found: Sequence[str], notes: Sequence[str] = ()) -> None:
         self.found = tuple(found)
@@ -24,7 +24,7 @@ class Mistakes(ValueError):
 
 @contextlib.contextmanager
 def collected(mistakes: list[str]) -> Iterator[None]:
-    """Add the text of a ``ValueError`` to ``mistakes``, and go on behind the block."""
+    """Add the text of a ``ValueError`` in the block to ``mistakes`` instead of raising it."""
     try:
         yield
     except Mistakes as exc:
@@ -36,7 +36,7 @@ def collected(mistakes: list[str]) -> Iterator[None]:
 def read_each(
     read: Callable[[_Name, object], _T], named_values: Iterable[tuple[_Name, object]]
 ) -> list[_T]:
-    """What ``read`` returns for each name and value; raises the ``Mistakes`` of all."""
+    """Return the results of ``read`` for all names and values; raise all ``Mistakes`` at once."""
     mistakes: list[str] = []
     results: list[_T] = []
     for name, value in named_values:

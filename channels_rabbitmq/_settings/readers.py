@@ -1,7 +1,7 @@
-"""What reads the value of one option, or raises ``ValueError`` in words that name it.
+"""Functions that read the value of one option, or raise ``ValueError`` that names the option.
 
-Each is called with the option's name and the value as the project wrote it. No error quotes a value
-that may be secret: see ``_settings``.
+Each gets the option's name and the value as the project wrote it. No error quotes a value that may
+be secret: see ``settings.py``.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .mistakes import read_each
 
 _LONGEST_EXCHANGE_NAME = 127
 
-# What channels_redis has under these names.
+# channels_redis has other values under the names of the hooks.
 NO_MESSAGE_TYPE = "in channels_redis it is the type of a message, here a function that may send one"
 
-# Called with the id of a LoopLayer and a reason; what an async one returns is awaited.
+# Gets the id of a LoopLayer and a reason. If it returns an awaitable, that is awaited.
 HookFunction = Callable[[str, str], object]
-# Returns what the option ``host`` may be, or an awaitable of it.
+# Returns a URL or a list of URLs, as the option ``host`` may be, or an awaitable of these.
 HostFunction = Callable[[], object]
 
 _DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
@@ -48,7 +48,7 @@ def read_host(name: str, value: object) -> tuple[BrokerUrl, ...] | HostFunction 
 
 
 def check_host_function(name: str, value: object) -> HostFunction:
-    """Return what can be called without arguments; else raise ValueError."""
+    """Return ``value`` if it can be called without arguments; else raise ValueError."""
     return _check_function(name, value, (), "without arguments")
 
 
@@ -61,14 +61,14 @@ def read_ssl_context(name: str, value: object) -> ssl.SSLContext | None:
 def seconds(
     shortest: float, longest: float, *, or_zero: bool = False
 ) -> Callable[[str, object], float]:
-    """``shortest`` itself is allowed, but 0 only with ``or_zero``."""
+    """Make a reader of seconds. ``shortest`` itself is allowed, but 0 only with ``or_zero``."""
     first = f"from {shortest:g}" if shortest or or_zero else "above 0"
     limits = f"{first} up to {longest:.0f}"
 
     def read(name: str, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"{name} must be a number of seconds {limits}, not {type_name(value)}")
-        # False for NaN, too.
+        # The comparison is False for NaN, too.
         if not (shortest <= value <= longest and (value or or_zero)):
             raise ValueError(f"{name} must be a number of seconds {limits}, not {_show(value)}")
         return float(value)
@@ -121,7 +121,7 @@ def read_exchange_name(name: str, value: object) -> str:
         raise ValueError(f"{name} must not be empty")
     if value.startswith("amq."):
         raise ValueError(f"{name} must not start with amq., which the broker reserves")
-    # What pamqp lets pass; AMQP allows even less.
+    # pamqp refuses other characters. AMQP allows even fewer.
     if not re.fullmatch("[a-zA-Z0-9-_.:@#,/ ]+", value):
         raise ValueError(f"{name} must hold nothing but ASCII letters, digits, spaces and -_.:@#,/")
     if len(value) > _LONGEST_EXCHANGE_NAME:
@@ -175,14 +175,14 @@ def read_hook(name: str, value: object) -> HookFunction | str | None:
 
 
 def _has_module(path: str) -> bool:
-    """Whether a dotted path can be right. Nothing is imported now (see _hooks)."""
+    """Whether a dotted path begins with a module. Imports nothing (``_hooks`` says why)."""
     module = path.partition(".")[0]
-    # To look for a top-level module imports nothing.
+    # A search for a top-level module imports nothing.
     return module in sys.modules or importlib.util.find_spec(module) is not None
 
 
 def check_hook(name: str, value: object) -> HookFunction:
-    """Return what can be called with two arguments; else raise ValueError."""
+    """Return ``value`` if it can be called with two arguments; else raise ValueError."""
     return _check_function(name, value, ("id", "reason"), "with two arguments, an id and a reason")
 
 
@@ -196,7 +196,7 @@ def _check_function(
     try:
         signature = inspect.signature(value)
     except (TypeError, ValueError):
-        return value  # Some that are built in have none.
+        return value  # Some built-in functions have no signature.
     try:
         signature.bind(*arguments)
     except TypeError as err:

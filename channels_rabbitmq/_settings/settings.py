@@ -1,12 +1,14 @@
-"""``CONFIG``, as a project writes it, made into one frozen and validated value.
+"""Make ``CONFIG``, as a project writes it, into one frozen and validated value.
 
-All mistakes that can be seen without a broker are told here, in words that
-name the option: at construction, instead of in a log line an hour later, and
-all in one error. An option is a line of ``OPTIONS``, a field of ``Settings``
-and a parameter of ``RabbitmqChannelLayer``; ``readers`` holds what reads it.
-No error and no ``repr`` shows a password or a key. So errors quote only
-numbers and names of types, and what can only be a module's name; a value that
-is in the wrong place may be secret.
+This module finds all mistakes that can be found without a broker, and raises
+one error that names each option. So a mistake shows when the layer is made,
+and not in a log line an hour later. Each option is a line of ``OPTIONS``, a
+field of ``Settings`` and a parameter of ``RabbitmqChannelLayer``; the module
+``readers`` has the function that reads it.
+
+No error and no ``repr`` shows a password or a key. A value in the wrong place
+may be a secret. So errors quote only numbers, names of types, and texts that
+can only be the name of a module.
 """
 
 from __future__ import annotations
@@ -41,31 +43,31 @@ from .readers import (
     type_name,
 )
 
-# As a new RabbitMQ has it.
+# The broker, user and virtual host of a new RabbitMQ.
 DEFAULT_HOST = "amqp://guest:guest@127.0.0.1/"
 
 # The broker counts x-message-ttl in milliseconds, in 32 bits.
 _SHORTEST_EXPIRY = 0.001
 _LONGEST_EXPIRY = (2**32 - 1) / 1000
 # Brokers up to 4.2 close a consumer that leaves a delivery unacked for half an
-# hour; what waits in memory is unacked.
+# hour. Messages that wait in memory are unacked.
 _LONGEST_LOCAL_EXPIRY = 1500.0
 # A day: no call may wait without limit.
 _LONGEST_TIMEOUT = 86400.0
 # The prefetch count has 16 bits, and 0 would mean no limit.
 _LARGEST_LOCAL_CAPACITY = 2**16 - 1
 _LARGEST_REMOTE_CAPACITY = 2**31 - 1
-# RabbitMQ takes 64 bits; nobody's queue holds a tebibyte.
+# RabbitMQ takes 64 bits, but no real queue holds a tebibyte.
 _LARGEST_REMOTE_CAPACITY_BYTES = 2**40
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a layer is to do. Times are in seconds, sizes in bytes."""
+    """The options of a layer. Times are in seconds, sizes in bytes."""
 
-    # At least one, the nodes of one cluster; none if a function is asked for them.
+    # The nodes of one cluster, at least one. Empty if host_function returns them.
     urls: tuple[BrokerUrl, ...]
-    # None: made from each URL's parameters, if that is amqps://.
+    # None: an amqps:// URL's parameters say how to make one.
     ssl_context: ssl.SSLContext | None
     # How long a message may wait on the broker; None: without limit.
     expiry: float | None
@@ -73,34 +75,34 @@ class Settings:
     local_expiry: float
     # Messages waiting on the broker for one process; None: without limit.
     remote_capacity: int | None
-    # The same in bytes of bodies. At least max_message_size: RabbitMQ refuses a larger message for
-    # ever, also into an empty queue.
+    # The same limit in bytes of bodies. It is at least max_message_size: an empty queue, too,
+    # refuses a larger message for ever.
     remote_capacity_bytes: int | None
     # Unacked messages held by one process.
     local_capacity: int
-    # Messages kept for one channel that is behind, and overrides by glob or pattern of its name.
+    # Messages kept for one channel that is behind; other limits by glob or pattern of its name.
     capacity: int
     channel_capacity: Mapping[str | re.Pattern[str], int]
     groups_exchange: str
-    # For TCP, TLS, handshake and set-up together.
+    # The limit for TCP, TLS, handshake and set-up together.
     connect_timeout: float
-    # For any call's wait for the broker.
+    # The limit of any call's wait for the broker.
     operation_timeout: float
-    # Of silence, before the process sends itself a message; 0: it doesn't.
+    # How long a process receives nothing before it sends itself a message; 0: it never does.
     watchdog_interval: float
     # The largest encoded message.
     max_message_size: int
-    # The first encrypts, all decrypt; empty: no encryption.
+    # The first key encrypts, all keys decrypt; empty: no encryption.
     symmetric_encryption_keys: tuple[str | bytes, ...] = field(repr=False)
-    # What to call, or its dotted path, which is imported later; None: nothing.
+    # A function, or its dotted path, which is imported later; None: no function.
     on_disconnect: HookFunction | str | None
     on_reconnect: HookFunction | str | None
-    # Whom to ask for the URLs (see ``_broker.host_function``), or its dotted path, to be imported later.
+    # The function that returns the URLs, or its dotted path, which is imported later.
     host_function: HostFunction | str | None = None
 
     @property
     def host(self) -> str:
-        """Where the broker is, for people, without passwords."""
+        """A text for people that says where the broker is, without passwords."""
         function = self.host_function
         if function is None:
             return ", ".join(map(str, self.urls))
@@ -111,7 +113,7 @@ class Settings:
 
     @cached_property
     def codec(self) -> MessageCodec:
-        """Encodes and decodes as these settings say; made once, its keys take a while."""
+        """The codec for these settings. It is made once, because its keys take time."""
         return MessageCodec(
             max_message_size=self.max_message_size,
             symmetric_encryption_keys=self.symmetric_encryption_keys,
@@ -119,11 +121,11 @@ class Settings:
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> Settings:
-        """Read ``CONFIG``; what it leaves out has its default.
+        """Read ``CONFIG``; an option that it leaves out has its default.
 
-        Raises ``ValueError``, which names the option and what is wrong with
-        it. Warns with ``DeprecationWarning`` of ``group_expiry``, at the
-        caller's caller. Touches no network and no event loop.
+        Raises ``ValueError``, which names each wrong option and the mistake.
+        Warns with ``DeprecationWarning`` of ``group_expiry``, at the caller's
+        caller. Uses no network and no event loop.
         """
         mistakes: list[str] = []
         values: dict[str, Any] = {}
@@ -158,11 +160,11 @@ class Settings:
         return self
 
     def __deepcopy__(self, memo: object) -> Settings:
-        """Itself: nothing in it changes, and an ``ssl.SSLContext`` can't be copied."""
+        """Return itself: nothing in it changes, and an ``ssl.SSLContext`` can't be copied."""
         return self
 
     def __reduce__(self) -> tuple[Callable[..., Settings], tuple[dict[str, object]]]:
-        """For pickle; raises ``PicklingError``, which names the option."""
+        """Serve pickle; raise ``PicklingError``, which names the option, if that can't be."""
         values: dict[str, object] = {
             each.name: getattr(self, each.name) for each in dataclasses.fields(self)
         }
@@ -172,7 +174,7 @@ class Settings:
         return _unpickle, (values,)
 
 
-# Fields that aren't called like their option.
+# The options of fields that have another name.
 _OPTION_OF_FIELD = {"urls": "host", "host_function": "host"}
 
 
@@ -198,7 +200,7 @@ def _require_picklable(name: str, value: object) -> None:
     )
 
 
-# Options that must go together; what has a mistake of its own is left out.
+# Options that must fit each other. ``values`` lacks the options that have a mistake themselves.
 
 
 def _check_remote_capacity_bytes(values: Mapping[str, Any]) -> None:
@@ -217,7 +219,7 @@ def _check_ssl_context(values: Mapping[str, Any]) -> None:
 
 
 def check_ssl_context(context: ssl.SSLContext | None, urls: tuple[BrokerUrl, ...]) -> None:
-    """Raise ValueError if a context doesn't go with these URLs."""
+    """Raise ValueError if ``context`` doesn't fit these URLs."""
     for url in urls if context is not None else ():
         if not url.tls:
             raise ValueError(f"ssl_context needs amqps:// in host, but that has {url}")
@@ -228,7 +230,7 @@ def check_ssl_context(context: ssl.SSLContext | None, urls: tuple[BrokerUrl, ...
             )
 
 
-# What a project may set: the default, and what reads a value.
+# The options that a project may set: the default, and the function that reads a value.
 OPTIONS: Mapping[str, tuple[object, Callable[[str, object], object]]] = {
     "host": (DEFAULT_HOST, read_host),
     "ssl_context": (None, read_ssl_context),
