@@ -1,4 +1,4 @@
-"""Functions of a project's that ``CONFIG`` names: imported, and told apart by how to call them."""
+"""Import the project's functions that ``CONFIG`` names, and tell async ones from sync ones."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ F = TypeVar("F", bound=Callable[..., object])
 def import_function(
     option: str, path: str, check: Callable[[str, object], F], *, note: str = ""
 ) -> F:
-    """Return what a dotted path names, if ``check`` has nothing against it.
+    """Return the function that a dotted path names, after ``check`` has accepted it.
 
-    Raises InvalidChannelLayerError, which ends in ``note``.
+    Raises InvalidChannelLayerError, whose text ends in ``note``.
     """
     module_name, _, name = path.rpartition(".")
     try:
         return check(option, getattr(importlib.import_module(module_name), name))
-    except Exception as err:  # whatever the module does
+    except Exception as err:  # The module may raise any exception.
         raise InvalidChannelLayerError(
             f"{option}: cannot use {path!r}: {type(err).__name__}: {err}{note}"
         ) from err
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Whether a call returns at once, and what it returns is to be awaited."""
+    """Whether a call of ``function`` returns at once, and returns an awaitable."""
     return iscoroutinefunction(function) or iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - the method itself: of an object
+        getattr(function, "__call__", None)  # noqa: B004 - an object's method
     )

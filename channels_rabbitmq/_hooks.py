@@ -1,19 +1,20 @@
-"""``on_disconnect`` and ``on_reconnect``: a project's functions, told when messages may be missed.
+"""Call the project's functions ``on_disconnect`` and ``on_reconnect`` if messages may be missed.
 
-**When.** What matters to an application is the connection that receives: while it is down, what is
-sent to this event loop's groups is lost. So a ``Hook`` is called when that one was lost, and when
-it is back *and* each group that had members is bound again (or refused, which the log tells). What
-is fetched then, from a database perhaps, misses nothing, since later changes come as messages. The
-two take turns: a connection that is lost again before all groups are bound calls neither.
+**When.** While the connection that receives is down, messages to this event loop's groups are lost.
+So ``on_disconnect`` is called when that connection is lost. ``on_reconnect`` is called when it is
+back *and* each group that had members is bound again, or its bind was refused and logged. A client
+that then fetches its data, perhaps from a database, misses nothing, since later changes come as
+messages. The two hooks take turns: a connection that is lost again before all groups are bound
+calls neither.
 
-**How.** A project's function is not trusted to be quick or right. Each call runs in a task of its
-own, in an empty context; sync functions in a thread, where ``async_to_sync`` uses this event loop.
-While a call runs its hook isn't called again; what is due by then is, once, with the last reason.
-So a hook that hangs leaves one task behind, or one thread, and not one for each reconnect. The
-threads are daemons: unlike those of an executor they don't hold up the end of the process.
+**How.** A project's function may be slow or fail. Each call runs in a task of its own, in an empty
+context. Sync functions run in a thread, where ``async_to_sync`` uses this event loop. At most one
+call of a hook runs at a time. If the hook becomes due meanwhile, it is called once more, with the
+latest reason. So a hook that hangs leaves one task or one thread behind, and not one for each
+reconnect. The threads are daemons: unlike an executor's they don't hold up the end of the process.
 
-**Import.** A dotted path is imported when the first event loop begins to use the layer, and not
-when the layer is made: that may be while Django still loads the very module.
+**Import.** A dotted path is imported when the first event loop begins to use the layer. It isn't
+imported when the layer is made, because Django may still be loading that very module.
 """
 
 from __future__ import annotations
@@ -33,20 +34,20 @@ from ._threads import DaemonThreads
 
 logger = logging.getLogger("channels_rabbitmq.hooks")
 
-# Seconds that a hook may take to end when it was cancelled.
+# Seconds that a cancelled hook may take to end.
 _CANCEL_TIMEOUT = 1.0
 
 
 @dataclass(frozen=True)
 class HookFunctions:
-    """What to call, imported; None: nothing."""
+    """The imported functions; None: there is none."""
 
     on_disconnect: HookFunction | None
     on_reconnect: HookFunction | None
 
     @classmethod
     def load(cls, settings: Settings) -> HookFunctions:
-        """Import what the settings name. Raises InvalidChannelLayerError."""
+        """Import the functions that the settings name. Raises InvalidChannelLayerError."""
         return cls(
             on_disconnect=_load("on_disconnect", settings.on_disconnect),
             on_reconnect=_load("on_reconnect", settings.on_reconnect),
@@ -66,12 +67,12 @@ class Hook:
         self._option = option
         self._function = function
         self._id = id_
-        self._due: str | None = None  # a call, with this reason
+        self._due: str | None = None  # the reason of the call that is due
         self._task: asyncio.Task[None] | None = None  # the call that is running
         self._is_closed = False
 
     def call(self, reason: str) -> None:
-        """Have it called, soon. Raises nothing."""
+        """Have the function called soon. Raises nothing."""
         if self._function is None or self._is_closed:
             return
         self._due = reason
@@ -101,18 +102,18 @@ class Hook:
             result = await in_thread(self._id, reason)
         else:
             result = function(self._id, reason)
-        if inspect.isawaitable(result):  # also of a lambda
+        if inspect.isawaitable(result):  # A lambda, too, may return an awaitable.
             await result
 
     def close(self) -> None:
-        """Call nothing more, and cancel what runs."""
+        """Cancel the running call and make no more."""
         self._is_closed = True
         self._due = None
         if self._task is not None:
             self._task.cancel()
 
     async def wait_closed(self) -> None:
-        """Wait for what ``close`` has cancelled, about a second at most."""
+        """Wait for the call that ``close`` has cancelled, about a second at most."""
         task = self._task
         if task is not None and task is not asyncio.current_task():
             await asyncio.wait([task], timeout=_CANCEL_TIMEOUT)
@@ -126,11 +127,11 @@ class Hooks:
         self.on_reconnect = Hook("on_reconnect", functions.on_reconnect, id_)
 
     def close(self) -> None:
-        """Call nothing more, and cancel what runs."""
+        """Cancel the running calls and make no more."""
         self.on_disconnect.close()
         self.on_reconnect.close()
 
     async def wait_closed(self) -> None:
-        """Wait for what ``close`` has cancelled."""
+        """Wait for the calls that ``close`` has cancelled."""
         await self.on_disconnect.wait_closed()
         await self.on_reconnect.wait_closed()

@@ -10,8 +10,8 @@ from functools import partial
 
 from ._futures import call_at
 
-# Seconds between two lines about the same reason, and before the first line: so an incident is one
-# line.
+# Seconds between two lines about the same reason, and before the first line. The delay before the
+# first line makes one line of an incident with many events.
 INTERVAL = 5.0
 _FIRST_INTERVAL = 0.1
 # How many names a line shows.
@@ -35,15 +35,15 @@ _SENTENCES = {
 }
 
 
-# Reasons whose names are channels of this event loop, so that ``describe`` can say more of them.
+# Reasons whose names are channels of this event loop. ``describe`` can say more about these.
 _OF_OWN_CHANNELS = frozenset({"back-pressure", "behind", "expired", "late", "overflowed"})
 
 
 class Reporter:
     """Logs a warning soon after an event, and one line every few seconds about more of its kind.
 
-    Serves one event loop; ``owner``, its id, begins each line. ``describe(channels)`` returns a
-    text about each channel, perhaps an empty one.
+    A reporter serves one event loop. ``owner``, that loop's id, begins each line.
+    ``describe(channels)`` returns a text about each channel, which may be empty.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class Reporter:
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def report(self, reason: str, name: str, times: int = 1) -> None:
-        """Count an event, or several, about the channel or group ``name``."""
+        """Count one or several events about the channel or group ``name``."""
         self._counts_for(reason)[name] += times
 
     def report_level(self, reason: str, name: str, level: int) -> None:
-        """Note a level of ``name``. The line says the highest."""
+        """Note a level of ``name``. The log line shows the highest level."""
         counts = self._counts_for(reason)
         counts[name] = max(counts[name], level)
 
@@ -80,7 +80,7 @@ class Reporter:
         self._timers.pop(reason, None)
         counts = self._counts.pop(reason, None)
         if counts is None:
-            return  # quiet again
+            return  # There were no more events.
         self._log(reason, counts)
         self._schedule(reason, INTERVAL)
 
@@ -99,7 +99,7 @@ class Reporter:
         self._logger.warning("%s: %s: %s%s", self._owner, text, worst, more)
 
     def close(self) -> None:
-        """Log what is left and stop the timers."""
+        """Log the events that aren't logged yet, and stop the timers."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -109,6 +109,6 @@ class Reporter:
 
 
 def _plain(name: str) -> str:
-    """Return a name, shortened and escaped where others chose it so that a line can't hold it."""
+    """Return a name that fits a log line: shortened, and escaped if it has strange characters."""
     shown = name[:_LONGEST_NAME]
     return shown if shown.isascii() and shown.isprintable() else ascii(shown)

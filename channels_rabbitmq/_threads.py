@@ -1,12 +1,12 @@
-"""Calls that block, in daemon threads of our own.
+"""Run calls that block in daemon threads of our own.
 
-Not in the event loop's default executor. That one belongs to the application: a few calls that hang
-would fill it, and hold up its own ``asyncio.to_thread``. And its threads are waited for, first by
-``asyncio.run``, then by the interpreter: with a name server that doesn't answer, a process ended
-25 to 45 seconds late. Daemon threads hold up neither.
+The event loop's default executor won't do, for two reasons. It belongs to the application: a few
+calls that hang would fill it and hold up the application's ``asyncio.to_thread``. And first
+``asyncio.run`` and then the interpreter wait for its threads: with a name server that didn't
+answer, a process ended 25 to 45 seconds late. Daemon threads hold up neither.
 
-A call that hangs is not made again: who asks for the same waits for the one that runs. So what
-hangs costs one thread, however often it is tried.
+A call that hangs is not made again: later callers wait for the call that runs. So it costs one
+thread, however often it is tried.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class _Future(concurrent.futures.Future[T]):
-    """One whose end may find that the event loop which waited for it is closed."""
+    """A future that may end after the event loop that waits for it was closed."""
 
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> None:
         def call(future: concurrent.futures.Future[T]) -> None:
@@ -44,7 +44,7 @@ class DaemonThreads(concurrent.futures.Executor):
     def submit(
         self, fn: Callable[..., T], /, *args: Any, **kwargs: Any
     ) -> concurrent.futures.Future[T]:
-        """Raises RuntimeError if no thread can be started."""
+        """Run a call. Raises RuntimeError if no thread can be started."""
         future = _Future[T]()
         _start(self._kind, lambda: _run(future, lambda: fn(*args, **kwargs)))
         return future
@@ -65,16 +65,17 @@ def _run(future: concurrent.futures.Future[T], function: Callable[[], T]) -> Non
         future.set_result(result)
 
 
-# The calls that run, of all event loops: by process, since a fork's child inherits this and not
-# the threads; and by what they do. Without a lock, which a fork could leave taken for ever.
+# The running calls of all event loops, by process, kind and key. The process is in the key because
+# a fork's child inherits this dict but not the threads. There is no lock, since a fork could leave
+# it taken for ever.
 _running: dict[tuple[Hashable, ...], concurrent.futures.Future[Any]] = {}
 
 
 async def call_once(kind: str, key: Hashable, function: Callable[[], T]) -> T:
-    """Return ``function()``, called in a daemon thread; or the result of such a call that runs.
+    """Return ``function()``, called in a daemon thread; share the call if it already runs.
 
-    ``kind`` and ``key`` tell which calls are the same. Cancelled, it leaves the call to itself.
-    Raises what the function does, and OSError if no thread can be started.
+    Calls with the same ``kind`` and ``key`` are the same. If the caller is cancelled, the call in
+    the thread goes on. Raises the function's exceptions, and OSError if no thread can be started.
     """
     own: concurrent.futures.Future[T] = _Future()
     whole_key = (os.getpid(), kind, key)
@@ -94,10 +95,10 @@ async def call_once(kind: str, key: Hashable, function: Callable[[], T]) -> T:
                 del _running[whole_key]
                 own.set_exception(OSError(f"no thread can be started: {err}"))
             else:
-                # Once the main thread has ended, none can be. Other threads may go on for long,
-                # and would rather wait here than not at all.
+                # Once the main thread has ended, no thread can be started. Other threads may go on
+                # for long. For them a call that blocks is better than none.
                 _run(own, call)
     result = asyncio.wrap_future(future)
     result.add_done_callback(look_at)
-    # Not the future itself: whoever is cancelled would cancel it for the others.
+    # Don't await the future itself: a caller that is cancelled would cancel it for the others.
     return await asyncio.shield(result)
