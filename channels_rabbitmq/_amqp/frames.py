@@ -1,23 +1,24 @@
-"""AMQP 0-9-1 frames as bytes: those of every message by hand, the rest by pamqp.
+"""AMQP 0-9-1 frames as bytes: this module handles those of every message, pamqp all others.
 
 A frame is a type (1 byte), an AMQP channel number (2), the payload's size (4), the payload and an
-end byte (AMQP 0-9-1, section 4.2.3). A method's payload begins with its class (2) and method (2);
-here the two are one number, as in pamqp: the method's *index*.
+end byte (AMQP 0-9-1, section 4.2.3). A method's payload begins with its class (2) and method (2).
+Here, as in pamqp, the two are one number, the method's *index*.
 
-pamqp needs about 12 µs for a delivery, ``struct`` less than one. So what comes with every message
-(publish, deliver, ack, nack, content header and body) is written and read here; for all else
-``decode`` asks pamqp.
+pamqp needs about 12 µs for a delivery, ``struct`` less than one. So this module writes and reads
+the frames that every message needs: publish, deliver, ack, nack, content header and body. For all
+other frames ``decode`` calls pamqp.
 
-Each value that is read here is checked against the end of its payload, since the bytes behind
-belong to the next frame. Only ``find_delivery`` reads the frames behind, and checks all that
-``Protocol`` would check: types, AMQP channel, sizes, ends.
+Each function checks the values that it reads against the end of their payload, since the bytes
+behind belong to the next frame. Only ``find_delivery`` reads the next frames, too. It checks
+everything that ``Protocol`` would check: types, AMQP channel, sizes, ends.
 
-pamqp isn't given any table, nor the properties of a message. Over a table that ends amid an array
-it loops for ever and takes all memory; over flags that announce more flags it loops for ever.
-Nothing of what a broker sends in these is used.
+pamqp gets no table, and no properties of a message. A table that ends amid an array makes it loop
+for ever and take all memory. Flags that announce more flags make it loop for ever. The layer uses
+nothing that a broker sends in tables and properties but what this module reads itself.
 
-Texts that are for people (why something was closed or blocked) need not be UTF-8: RabbitMQ cuts a
-long one between two bytes, also of one character. They are made readable before pamqp sees them.
+Texts for people, which say why something was closed or blocked, need not be UTF-8: RabbitMQ cuts a
+long text between two bytes, even within one character. ``decode`` makes them readable before pamqp
+sees them.
 """
 
 from __future__ import annotations
@@ -34,14 +35,15 @@ import pamqp.header
 
 METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 FRAME_END = 0xCE
-# What a frame takes beyond its payload: 7 bytes before, 1 after.
+# Bytes of a frame around its payload: 7 before, 1 after.
 OVERHEAD = 8
-# Bytes: to copy a body that isn't larger costs less than to write it in pieces.
+# Bytes. Copying a body up to this size costs less than writing it in pieces.
 _SMALL_BODY = 1024
-# That of all the layer's consumers: each has an AMQP channel of its own.
+# All consumers of the layer have this tag, since each has an AMQP channel of its own.
 CONSUMER_TAG = "channels"
 
-# The entry "version" (a long string) in the server's properties; and its first two numbers.
+# The entry "version", a long string, in the server's properties; a pattern for its first two
+# numbers.
 _VERSION_KEY = b"\x07versionS"
 _version = re.compile(re.escape(_VERSION_KEY) + rb"\0\0\0.(\d{1,4}\.\d{1,4})", re.DOTALL)
 
@@ -62,16 +64,16 @@ _tag = struct.Struct(">Q")
 _ack = struct.Struct(">BHIIQBB")
 # class (basic), weight, size of the body, flags that tell which properties follow
 _content_header = struct.Struct(">HHQH")
-# A header frame up to its properties; and from a header's end up to the body
+# A header frame up to its properties; the bytes from a header's end up to the body
 _header_frame = struct.Struct(">BHIHHQH")
 _end_and_frame_head = struct.Struct(">BBHI")
-# The header by which a message tells when it was published: its name (RabbitMQ's own message
-# interceptors use it) and type, and the milliseconds since 1970. Other readers ignore it.
+# The header with the time of publishing: its name and type, and the milliseconds since 1970.
+# RabbitMQ's own message interceptors use the same name. Other readers ignore it.
 _PUBLISHED = b"\x0ftimestamp_in_ms" + b"l"
 _milliseconds = struct.Struct(">q")
 _PUBLISHED_SIZE = len(_PUBLISHED) + _milliseconds.size
-# A header frame with a table that holds this and nothing else; and with a correlation-id behind it,
-# a short string, up to that string's text
+# A header frame whose table holds only this header; the same with a correlation-id, a short string,
+# up to that string's text
 _our_header_frame = struct.Struct(f">BHIHHQHI{len(_PUBLISHED)}sq")
 _numbered_header_frame = struct.Struct(f">BHIHHQHI{len(_PUBLISHED)}sqB")
 _OUR_HEADER_SIZE = _our_header_frame.size - 7  # bytes of its payload
@@ -82,8 +84,8 @@ _short_consumer_tag = bytes([len(CONSUMER_TAG)]) + CONSUMER_TAG.encode()
 # The flags of two properties: headers (the third of basic's, counted from bit 15), correlation-id
 _HAS_HEADERS = 1 << 13
 _HAS_CORRELATION_ID = 1 << 10
-# Those that come before it: content-type, content-encoding, headers, delivery-mode, priority; and
-# the bytes of their length, 0: they are one byte.
+# The properties before correlation-id: content-type, content-encoding, headers, delivery-mode,
+# priority. With each flag, the number of bytes of the value's length; 0: the value is one byte.
 _BEFORE_CORRELATION_ID = (
     (1 << 15, 1),
     (1 << 14, 1),
@@ -92,7 +94,7 @@ _BEFORE_CORRELATION_ID = (
     (1 << 11, 0),
 )
 
-# Methods with tables: only clients send them, but for connection.start.
+# Methods with tables. Only clients send them, except for connection.start.
 _METHODS: dict[int, Any] = pamqp.commands.INDEX_MAPPING
 _WITH_TABLES = frozenset(
     index
@@ -100,7 +102,7 @@ _WITH_TABLES = frozenset(
     if any(method.amqp_type(argument) == "table" for argument in method.__slots__)
 )
 
-# Methods with a text for people, and where in the payload that begins, with its length.
+# Methods with a text for people, and where in the payload its length begins.
 _TEXT_AT = {CONNECTION_CLOSE: 6, CHANNEL_CLOSE: 6, BLOCKED: 4}
 
 read_frame_head = _frame_head.unpack_from
@@ -154,7 +156,8 @@ def read_body_size(data: bytes, start: int, end: int) -> int:
 def read_published(data: bytes, start: int, end: int) -> int:
     """Return when a message was published, in milliseconds since 1970, by its content header.
 
-    0 if it doesn't say. (It is searched for: the broker may have added headers of its own.)
+    Returns 0 if the header doesn't say. The entry is searched for, since the broker may have added
+    headers of its own.
     """
     at = data.find(_PUBLISHED, start, end)
     if at < 0 or at + _PUBLISHED_SIZE > end:
@@ -164,23 +167,24 @@ def read_published(data: bytes, start: int, end: int) -> int:
 
 
 def is_for_our_consumer(data: bytes, start: int) -> bool:
-    """Whether a Basic.Deliver has our consumer tag."""
+    """Whether the Basic.Deliver at ``start`` has our consumer tag."""
     return data.startswith(_short_consumer_tag, start + 4)
 
 
 def find_delivery(
     data: bytes, at: int, amqp_channel_id: int, max_payload: int
 ) -> tuple[int, int, int, int] | None:
-    """Return delivery tag, time of publishing (as ``read_published``), start and end of the body.
+    """Return delivery tag, time of publishing, and start and end of the body of a whole delivery.
 
-    That is of a whole delivery which begins at ``at``. None unless that is the frame of a
-    Basic.Deliver for our consumer tag, and header and body are one whole frame each, here, in order
-    and as agreed: then all are to be read one by one.
+    The delivery begins at ``at``. The time is as in ``read_published``. Returns None unless the
+    first frame is a Basic.Deliver for our consumer tag, and header and body follow at once, each
+    complete, in one frame and within the agreed size. Otherwise the caller reads the frames one by
+    one.
     """
     if at + _deliver_frame.size > len(data):
         return None
     frame_type, number, size, index, consumer_tag, tag = _deliver_frame.unpack_from(data, at)
-    at += OVERHEAD + size  # of the header's frame
+    at += OVERHEAD + size  # the start of the header's frame
     if (
         index != DELIVER
         or frame_type != METHOD
@@ -211,9 +215,10 @@ def find_delivery(
 
 
 def read_correlation_id(data: bytes, start: int, end: int) -> int | None:
-    """Return the publish sequence number that we wrote into a message, as the broker returns it.
+    """Return the publish sequence number of a returned message; None if it has none.
 
-    The broker may have added properties of its own (RabbitMQ's message interceptors do).
+    The layer wrote it as the correlation-id. The broker may have added other properties: RabbitMQ's
+    message interceptors do.
     """
     if end - start < _content_header.size:
         raise _truncated()
@@ -230,7 +235,7 @@ def read_correlation_id(data: bytes, start: int, end: int) -> int | None:
 
 
 def _skip(data: bytes, at: int, end: int, length_size: int) -> int:
-    """Return where a value ends that begins with its length in so many bytes; 0: it is a byte."""
+    """Return where a value ends. Its length takes ``length_size`` bytes; 0: it is one byte."""
     length = int.from_bytes(data[at : at + length_size], "big") if length_size else 1
     at += length_size + length
     if at > end:
@@ -246,7 +251,7 @@ def encode_ack(amqp_channel_id: int, tag: int, multiple: bool) -> bytes:
 def encode_publish_method(
     amqp_channel_id: int, exchange: str, routing_key: str, mandatory: bool
 ) -> bytes:
-    """Return the frame of a Basic.Publish, which is the same for all messages to one key."""
+    """Return the frame of a Basic.Publish. It is the same for all messages to one key."""
     name = exchange.encode()
     key = routing_key.encode()
     payload = b"".join(
@@ -271,13 +276,13 @@ def encode_publish(
     sequence_number: int | None,
     max_payload: int,
 ) -> Sequence[bytes]:
-    """Return all frames of one published message: a few pieces, to be written one after the other.
+    """Return all frames of one published message, as pieces to be written one after the other.
 
-    ``method`` is from ``encode_publish_method``, ``published`` as in ``read_published``. With a
-    ``sequence_number`` the message carries that as its correlation-id, by which a Basic.Return is
-    told.
-    No body frame's payload is longer than ``max_payload`` (frame_max less the 8 bytes around it:
-    AMQP 0-9-1, section 4.2.3; an empty body has no frame at all).
+    ``method`` is from ``encode_publish_method``; ``published`` is as in ``read_published``. The
+    message carries a ``sequence_number`` as its correlation-id, by which ``read_correlation_id``
+    recognises it in a Basic.Return.
+    No body frame's payload is longer than ``max_payload``, which is frame_max less the 8 bytes
+    around it (AMQP 0-9-1, section 4.2.3). An empty body has no frame.
     """
     size = len(body)
     # fmt: off
@@ -319,20 +324,20 @@ def _body_frames(amqp_channel_id: int, body: bytes, max_payload: int) -> Iterato
 
 
 def encode(frame: Any, amqp_channel_id: int) -> bytes:
-    """Return the bytes of a frame of pamqp's."""
+    """Return the bytes of a pamqp frame."""
     return pamqp.frame.marshal(frame, amqp_channel_id)
 
 
 def encode_all(methods: Iterable[Any], amqp_channel_id: int) -> bytes:
-    """Return the frames of these methods: all, or none if one can't be written."""
+    """Return the frames of all these methods. Raises if one of them can't be written."""
     return b"".join(encode(method, amqp_channel_id) for method in methods)
 
 
 def decode(data: bytes) -> Any:
-    """Return pamqp's object for one whole frame; without tables and the properties of messages.
+    """Return pamqp's object for one whole frame, without tables and properties of messages.
 
-    Raises ``carehare.BadBytesFromServer`` for whatever pamqp makes of damaged bytes (it raises a
-    dozen different errors); their text is left out, since it may hold a part of a message.
+    Raises ``carehare.BadBytesFromServer`` for damaged bytes, for which pamqp has a dozen different
+    errors. Their text is left out, since it may hold a part of a message.
     """
     frame_type, _, size = read_frame_head(data, 0)
     end = 7 + size
@@ -355,7 +360,7 @@ def decode(data: bytes) -> Any:
 
 
 def _with_readable_text(frame: bytes, at: int, end: int) -> bytes:
-    """Return the frame with nothing but printable characters in the text at ``at``."""
+    """Return the frame with only printable characters in the text at ``at``."""
     text_end = _skip(frame, at, end, 1)
     characters = frame[at + 1 : text_end].decode(errors="surrogateescape")
     text = "".join(c if c.isprintable() else "?" for c in characters).encode()
@@ -364,9 +369,9 @@ def _with_readable_text(frame: bytes, at: int, end: int) -> bytes:
 
 
 def _without_properties_of_server(start: bytes, end: int) -> bytes:
-    """Return the frame of a Connection.Start with the version alone in its table.
+    """Return the frame of a Connection.Start whose table holds only the version.
 
-    That follows six bytes.
+    The table comes after the first six bytes of the payload.
     """
     table_end = _skip(start, 13, end, 4)
     found = _version.search(start, 17, table_end)

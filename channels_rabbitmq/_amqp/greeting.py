@@ -1,20 +1,20 @@
-"""Which server answers at the port if it isn't RabbitMQ: its first bytes tell.
+"""Tell from a server's first bytes whether it is RabbitMQ, and which server it is if not.
 
-A client of AMQP 0-9-1 speaks first, and the broker answers by a frame: a method (1) on AMQP channel
-0. No other kind of server begins so. Some servers just close. Some wait for the end of a line or of
-a request (HTTP); they get it before the attempt is given up. Redis doesn't answer even then, since
-it looks for the line's end before our first zero byte.
+A client of AMQP 0-9-1 speaks first. The broker answers with a frame: a method (1) on AMQP channel
+0. No other kind of server begins so. Some servers close the connection. Some wait for the end of a
+line or of an HTTP request: the layer sends that before it gives the attempt up. Redis doesn't
+answer even then, since it looks for the line's end before our first zero byte.
 """
 
 from __future__ import annotations
 
-# It makes some HTTP servers answer; RabbitMQ would take it for a broken frame.
+# Some HTTP servers answer to this. RabbitMQ would take it for a broken frame.
 PROVOCATION = b"\r\n\r\n"
-# The first bytes of a Connection.Start's frame.
+# The first bytes of the frame of a Connection.Start.
 _EXPECTED = b"\x01\x00\x00"
-# Bytes by which protocols can be told apart.
+# So many bytes are enough to tell protocols apart.
 _ENOUGH = 8
-# Characters of an answer that are shown.
+# So many characters of an answer are shown.
 _SHOWN = 60
 
 _PREFIXES = (
@@ -36,7 +36,7 @@ _MYSQL_VERSION = 10  # of its protocol, in its greeting
 
 
 def is_rabbitmq(start: bytes) -> bool | None:
-    """Return whether these first bytes are a broker's; None: more are needed to tell."""
+    """Return whether these first bytes are RabbitMQ's; None if more bytes are needed."""
     if start.startswith(_EXPECTED):
         return True
     if _EXPECTED.startswith(start):
@@ -68,7 +68,7 @@ def _name(start: bytes) -> str:
 
 
 def _describe_amqp(start: bytes) -> str:
-    """Servers that don't speak a client's version of AMQP answer by the header of theirs."""
+    """Name the server by its header. It sends that if it speaks another version of AMQP."""
     header = start[:8]
     if header == _OURS:
         return "a server that sends back what it is sent"
@@ -77,6 +77,6 @@ def _describe_amqp(start: bytes) -> str:
     kind, major, minor, revision = header[4:]
     if major == 1 and minor == revision == 0:  # also with SASL (3) or TLS (2)
         return "a server of AMQP 1.0 (the layer speaks AMQP 0-9-1)"
-    # The older ones have the version in the last two bytes.
+    # Older versions have their number in the last two bytes.
     version = f"{major}-{minor}-{revision}" if kind == 0 else f"{minor}-{revision}"
     return f"a server of AMQP {version} (the layer speaks AMQP 0-9-1)"

@@ -1,22 +1,22 @@
-"""Heartbeats (AMQP 0-9-1, section 4.2.7): sent to the broker, and expected from it.
+"""Send heartbeats to the broker and expect its own (AMQP 0-9-1, section 4.2.7).
 
-**Silence.** The broker counts as dead after an interval and a half without a byte. But the loop
-itself may have been held up, by a blocking call in a handler or a suspended laptop. Then the bytes
-that came meanwhile aren't read yet, so after a late tick the broker has until the next one.
+**Silence.** The broker counts as dead after an interval and a half without a byte. But a blocking
+call in a handler, or a suspended laptop, may have held up the event loop. Then the bytes that came
+meanwhile aren't read yet. So after a late tick the broker has time until the next tick.
 
-**Beats.** A broker that is heard and still doesn't answer has lost something. One that isn't heard
-may be frozen, and answers everything when it goes on. So the time for an answer is counted in
-*beats*: reads from the socket, each almost half an interval or more after the one before, which is
-how often RabbitMQ sends a heartbeat (measured on 3.10 and 4.0: every 2.00 s with an interval of 4;
-the first after other traffic takes up to an interval). Other traffic counts like a heartbeat,
-because RabbitMQ sends none while it sends something else. At an interval of 20 s an AMQP channel
-that hung was left after 34.6 s.
-Without heartbeats a broker that is frozen looks like one that is not: then the time counts.
+**Beats.** If the broker sends bytes and still doesn't answer, no answer will come. If it sends
+nothing, it may be frozen, and answers everything when it goes on. So the time for an answer is
+counted in *beats*. A beat is a read from the socket, almost half an interval or more after the
+beat before it. That is how often RabbitMQ sends a heartbeat: measured on 3.10 and 4.0, every 2.00 s
+with an interval of 4 s; the first one after other traffic takes up to an interval. Other traffic
+counts like a heartbeat, because RabbitMQ sends none while it sends something else. At an interval
+of 20 s the layer left an AMQP channel that hung after 34.6 s.
+Without heartbeats a frozen broker looks like any other, so the time counts instead.
 
-**Standstill.** A loop that didn't run for a while doesn't know what has become of its connection.
-By ``fresh_until`` a sender sees, for one look at the clock, that the socket must be read before it
-writes. It is a time of the wall clock, which goes on while a machine sleeps; a clock that is set
-costs one needless read.
+**Standstill.** After the loop has stood still for a while, it doesn't know whether its connection
+is still open. A sender compares the clock with ``fresh_until`` to see whether the socket must be
+read before it writes. ``fresh_until`` is a time of the wall clock, which goes on while a machine
+sleeps. If the clock is set, that costs one needless read.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ from .frames import FRAME_END, HEARTBEAT
 
 _FRAME = bytes([HEARTBEAT, 0, 0, 0, 0, 0, 0, FRAME_END])
 
-# Seconds: the interval by which ticks and standstill are measured if there are no heartbeats.
+# The interval in seconds by which ticks and standstill are measured without heartbeats.
 _INTERVAL_WITHOUT_HEARTBEATS = 20.0
-# Intervals between two beats: half a one, and a little less for a heartbeat that comes early.
+# The least time between two beats, in intervals: a little less than half a one, since a heartbeat
+# may come early.
 _BEAT = 0.4
-# How many beats an answer may take. And seconds, without heartbeats: as long as a silence may last
-# with those of the default interval.
+# How many beats an answer may take, and how many seconds without heartbeats. The seconds are as
+# many as a silence may last with the default interval.
 _PATIENCE = 2
 _PATIENCE_WITHOUT_HEARTBEATS = 30.0
 
-# It goes on while the machine is suspended, as loop.time() doesn't. (On macOS the second does.)
+# A clock that goes on while the machine is suspended, unlike loop.time(). On macOS the second one
+# goes on.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
 
 
@@ -48,7 +50,7 @@ def _time_awake_or_asleep() -> float:
 
 
 class Mark(NamedTuple):
-    """A moment from which an answer is waited for."""
+    """The moment at which the wait for an answer began."""
 
     beats: int
     at: float  # loop time
@@ -57,7 +59,7 @@ class Mark(NamedTuple):
 class Heartbeat:
     """Sends a heartbeat twice an interval, and calls ``on_dead`` after a silence.
 
-    ``on_tick`` is called four times an interval, also if that is 0 (then every 5 s).
+    ``on_tick`` is called four times an interval; without heartbeats (interval 0), every 5 s.
     """
 
     def __init__(
@@ -78,12 +80,12 @@ class Heartbeat:
         self._on_tick = on_tick
         self._clock = clock
         self._heard_at = self._loop.time()
-        self._was_heard = True  # since the last tick
+        self._was_heard = True  # whether bytes came since the last tick
         self._beats = 0
         self._next_beat_at = self._heard_at
         self._asleep = self._time_asleep()
         self._ticks = 0
-        self.fresh_until = 0.0  # time.time() from which the socket is to be read before a write
+        self.fresh_until = 0.0  # time.time() after which the socket must be read before a write
         self.refresh()
         self._timer: asyncio.TimerHandle | None = self._schedule()
 
@@ -92,7 +94,7 @@ class Heartbeat:
         return self._loop.call_at(self._tick_deadline, self._tick)
 
     def _time_asleep(self) -> float:
-        """Return seconds, from any moment on, that loop.time() has missed."""
+        """Return the seconds that loop.time() has missed, plus a constant."""
         return self._clock() - self._loop.time()
 
     def received(self) -> None:
@@ -104,32 +106,32 @@ class Heartbeat:
             self._next_beat_at = now + self._interval * _BEAT
 
     def mark(self) -> Mark:
-        """Begin to wait for an answer."""
+        """Return the mark for a wait that begins now."""
         return Mark(self._beats, self._loop.time())
 
     def is_overdue(self, mark: Mark) -> bool:
-        """Whether an answer that is waited for since ``mark`` will not come any more."""
+        """Whether the answer has taken too long since ``mark``, so that none will come."""
         if self.has_heartbeats:
             return self._beats - mark.beats >= _PATIENCE
         return self._loop.time() - mark.at >= _PATIENCE_WITHOUT_HEARTBEATS
 
     def refresh(self) -> None:
-        """Note that the loop runs, so that all that came has been read."""
+        """Note that the loop runs, so all bytes that came have been read."""
         self.fresh_until = time.time() + self._interval
 
     @property
     def late_by(self) -> float:
-        """Seconds for which the next tick has been due. From any thread."""
+        """Seconds since the next tick was due; negative before. Any thread may read it."""
         return self._loop.time() - self._tick_deadline
 
     def is_silent_for(self, intervals: float) -> bool:
-        """Whether the broker hasn't been heard for so long; never without heartbeats."""
+        """Whether no byte came for so many intervals. Without heartbeats it is False."""
         silence = self._loop.time() - self._heard_at + self._time_asleep() - self._asleep
         return self.has_heartbeats and silence > intervals * self._interval
 
     def _tick(self) -> None:
         late = self._is_late()
-        if not late:  # else what came meanwhile isn't read yet
+        if not late:  # If it is late, bytes that came meanwhile aren't read yet.
             if self._was_heard or not self.has_heartbeats:
                 self.refresh()
             elif self.is_silent_for(1.5):
@@ -147,12 +149,12 @@ class Heartbeat:
         """Whether the loop, or the whole machine, stood still before this tick."""
         before, self._asleep = self._asleep, self._time_asleep()
         slept = max(0.0, self._asleep - before)
-        if not self._was_heard:  # else that may have been after it woke up
+        if not self._was_heard:  # Bytes may have come after the machine woke up.
             self._heard_at -= slept
         return self._loop.time() - self._tick_deadline + slept > self._tick_length
 
     def cancel(self) -> None:
-        """Stop; ``on_dead`` and ``on_tick`` are not called any more."""
+        """Stop. ``on_dead`` and ``on_tick`` are not called after this."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

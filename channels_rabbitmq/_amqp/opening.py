@@ -1,8 +1,8 @@
-"""From a URL to an open ``Protocol``: addresses, TCP, TLS, the AMQP handshake.
+"""Open a ``Protocol`` from a URL: addresses, TCP, TLS, the AMQP handshake.
 
-The addresses of a host race until one has done all of it: an address that accepts connections and
-says nothing (a load balancer, a frozen broker) is no better than one that swallows packets. The
-winner is the first in the next race, so that a dead address costs a process its moment only once.
+The addresses of a host race until one attempt has done all these steps. A load balancer or a frozen
+broker that accepts connections and says nothing is no better than an address that swallows packets.
+The winner starts first in the next race, so a process waits for a dead address only once.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from .resolving import Address, resolve
 from .tls import Tls, explain, explain_end, read_tls
 from .url import BrokerUrl
 
-# Seconds before the deadline, but no larger a part of the time, at which a server that hasn't
-# greeted is provoked to say what it is.
+# When a server that hasn't greeted is provoked to say what it is: so many seconds before the
+# deadline, but at most this share of the time before it.
 _PROVOKE_BEFORE = 0.5
 _PROVOKE_SHARE = 0.2
-# By host and port, of hosts with several addresses: the one that won last.
+# The address that won last, by host and port, for hosts with several addresses.
 _last_winners: dict[tuple[str, int], Address] = {}
 _MOST_HOSTS = 1000
 
-# Makes a protocol; called with ``Tls.problem``.
+# Makes a protocol from ``Tls.problem``.
 MakeProtocol = Callable[[str], Protocol]
 
 
@@ -43,9 +43,9 @@ async def open_protocol(
 ) -> Protocol:
     """Connect, log in, and open the virtual host, by ``deadline`` (loop time).
 
-    ``on_answer`` is called when a server has accepted a connection. Raises OSError (TimeoutError,
-    ssl.SSLError) or an exception of carehare's. If it raises or is cancelled, no socket is left
-    open.
+    ``on_answer`` is called when a server has accepted a connection. Raises OSError (TimeoutError
+    and ssl.SSLError are such) or an exception of carehare's. If this raises or is cancelled, no
+    socket is left open.
     """
     begun_at = asyncio.get_running_loop().time()
     addresses = await resolve(url.host, url.port, deadline)
@@ -60,14 +60,14 @@ async def open_protocol(
             _Attempt(address, url, tls, make_protocol, provoke_at, on_answer)
             for address in addresses
         ],
-        # The broker would refuse the login or the virtual host at each address.
+        # A broker that refuses the login or the virtual host does so at each address.
         final=(carehare.ConnectionClosedByServer,),
     )
     try:
         winner = await race.run(deadline)
     except TimeoutError as err:
         if err.args:
-            raise  # an attempt's own
+            raise  # It comes from an attempt and has a text.
         seen = [*(attempt.silence for attempt in race.unfinished), *map(str, race.errors)]
         within = f"no answer from {url} within {round(deadline - begun_at, 2):g} s"
         raise TimeoutError(": ".join([within, *dict.fromkeys(filter(None, seen))])) from None
@@ -84,7 +84,7 @@ def _remember(url: BrokerUrl, winner: Address) -> None:
 
 
 class _Attempt:
-    """At one address."""
+    """One attempt to open a ``Protocol``, at one address."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class _Attempt:
         self.has_answered = False
 
     async def run(self) -> None:
-        """Have ``protocol`` open, or leave no socket open."""
+        """Open ``protocol``; leave no socket open if that fails."""
         tcp = socket.socket(self.address.family, socket.SOCK_STREAM)
         try:
             tcp.setblocking(False)
@@ -116,7 +116,7 @@ class _Attempt:
             self._on_answer()
             await self._shake_hands(tcp)
         finally:
-            if self.protocol is None:  # else the socket is its transport's
+            if self.protocol is None:  # Otherwise the protocol's transport owns the socket.
                 tcp.close()
 
     async def _shake_hands(self, tcp: socket.socket) -> None:
@@ -125,7 +125,7 @@ class _Attempt:
             protocol = await self._start(tcp)
             loop = asyncio.get_running_loop()
             provoking = loop.call_at(self._provoke_at, protocol.provoke)
-            # Not `await protocol.open`: cancelling that would cancel the protocol's own future.
+            # `await protocol.open` would cancel the protocol's own future if it is cancelled.
             await asyncio.wait([protocol.open])
             provoking.cancel()
             protocol.open.result()
@@ -135,7 +135,7 @@ class _Attempt:
                 self.abort()
 
     async def _start(self, tcp: socket.socket) -> Protocol:
-        """Return the protocol when it can write: after the handshake of TLS."""
+        """Return the protocol when it can write, which is after the TLS handshake."""
         url = self._url
         context = self._tls.context if self._tls else None
         try:
@@ -162,7 +162,7 @@ class _Attempt:
 
     @property
     def silence(self) -> str:
-        """Up to which step the server answered; "": no server was there."""
+        """The step after which the server was silent, in words; "" if no server was there."""
         if not self.has_answered:
             return ""
         if self.protocol is not None and self.protocol.is_greeted:

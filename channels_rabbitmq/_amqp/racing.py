@@ -1,9 +1,10 @@
-"""Attempts side by side, of which the first that succeeds counts (the idea of RFC 8305).
+"""Run attempts side by side and use the first that succeeds (the idea of RFC 8305).
 
 If attempts ran one after the other, an address that swallows packets would cost each connection a
 share of its time limit. So the next attempt starts when the newest one has failed, or hasn't been
-answered for a moment. An attempt that was answered has longer, since each one costs a busy broker a
-login; but not all the time, for a server that accepts a connection and says nothing isn't a broker.
+answered for a moment. An attempt that was answered gets more time, since each attempt costs a busy
+broker a login. It doesn't get all the time: a server that accepts a connection and then says
+nothing isn't a broker.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
-# Seconds; the first is RFC 8305's recommendation. The second lets a crowd in: of 200 processes that
-# reconnected at once to a broker on two cores, all had their connections after 1.6 s.
+# Seconds. RFC 8305 recommends the first. The second is long enough for many processes at once: when
+# 200 processes reconnected to a broker on two cores, all had their connections after 1.6 s.
 _PATIENCE = 0.25
 PATIENCE_ONCE_ANSWERED = 2.0
 
@@ -24,35 +25,40 @@ class Attempt(Protocol):
 
     @property
     def has_answered(self) -> bool:
-        """Whether a server is there."""
+        """Whether a server has accepted the connection."""
 
     async def run(self) -> None:
-        """Try; raises if that fails. Cancelled, it soon ends and leaves nothing behind."""
+        """Try, and raise if that fails. A cancelled attempt ends soon and leaves nothing open."""
 
     def abort(self) -> None:
-        """Close at once what ``run`` has opened."""
+        """Close at once the connection that ``run`` has opened."""
 
 
 A = TypeVar("A", bound=Attempt)
 
 
 class Race(Generic[A]):
-    """Runs attempts, the likeliest first. ``final`` are the errors that all would end in."""
+    """Runs attempts, the likeliest first. An error in ``final`` ends the race.
+
+    All attempts would end in such an error.
+    """
 
     def __init__(self, attempts: Sequence[A], *, final: tuple[type[Exception], ...] = ()) -> None:
         self._untried = list(reversed(attempts))
         self._final = final
         self._running: dict[asyncio.Task[None], A] = {}
-        self._newest: A | None = None  # unless it has failed
-        # Loop time: when the next one starts, if the newest has not been answered, or has.
+        self._newest: A | None = None  # None if it has failed
+        # Loop times at which the next attempt starts: if no server has answered the newest one, and
+        # if one has.
         self._next_at = self._next_at_once_answered = 0.0
-        self.errors: list[Exception] = []  # of those that have failed
+        self.errors: list[Exception] = []  # of the attempts that have failed
 
     async def run(self, deadline: float) -> A:
         """Return the first attempt that succeeds.
 
-        Raises a final error, the most telling one if all have failed, or TimeoutError at
-        ``deadline`` (loop time). Then, or cancelled, all attempts have ended.
+        Raises a final error at once, the most telling error if all attempts have failed, or
+        TimeoutError at ``deadline`` (loop time). If this raises or is cancelled, all attempts have
+        ended before.
         """
         try:
             winner = await self._find_winner(deadline)
@@ -68,7 +74,7 @@ class Race(Generic[A]):
 
     @property
     def unfinished(self) -> list[A]:
-        """Those that the deadline has ended."""
+        """The attempts that the deadline has ended."""
         return list(self._running.values())
 
     async def _find_winner(self, deadline: float) -> A:
@@ -98,7 +104,7 @@ class Race(Generic[A]):
         return self._next_at_once_answered if self._newest.has_answered else self._next_at
 
     def _start_next(self, now: float, deadline: float) -> None:
-        # Each has its share of the time at least.
+        # With little time left, the next attempt starts after an equal share of it.
         share = (deadline - now) / len(self._untried)
         self._next_at = now + min(_PATIENCE, share)
         self._next_at_once_answered = now + min(PATIENCE_ONCE_ANSWERED, share)
@@ -106,7 +112,7 @@ class Race(Generic[A]):
         self._running[asyncio.get_running_loop().create_task(self._newest.run())] = self._newest
 
     def _has_won(self, task: asyncio.Task[None]) -> bool:
-        """Look at an attempt that has ended; raise its error if that is final."""
+        """Return whether an attempt that has ended succeeded; raise its error if that is final."""
         if not task.cancelled() and task.exception() is None:
             del self._running[task]
             return True
@@ -132,7 +138,10 @@ def _abort_if_done(attempt: Attempt, task: asyncio.Task[None]) -> None:
 
 
 def most_telling(errors: Sequence[Exception]) -> Exception:
-    """Return one error for all, if possible one that says more than that no server is there."""
+    """Return one error for all attempts.
+
+    If there is one that says more than that no server is there, return that one.
+    """
     for exc in errors:
         if type(exc) not in (OSError, ConnectionRefusedError, TimeoutError):
             return exc

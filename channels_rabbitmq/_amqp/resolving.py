@@ -1,7 +1,7 @@
-"""The addresses of a host, found without holding up other callers if the name server is away.
+"""Find the addresses of a host, also if the name server is away, without holding up other callers.
 
-A look-up can't be cancelled, and takes up to half a minute if no name server answers. So it is made
-in a thread of ours (see ``_threads``), one at a time for a host.
+A look-up can't be cancelled, and takes up to half a minute if no name server answers. So it runs in
+a thread of ours (see ``_threads``), one at a time for each host.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any, NamedTuple
 from .._futures import run_until
 from .._threads import call_once
 
-# The name server, or the way to it, has failed. Other errors are its answers.
+# The name server, or the way to it, has failed. All other errors are answers of the name server.
 _NO_ANSWER = (socket.EAI_AGAIN, socket.EAI_FAIL)
 
 
 class Address(NamedTuple):
-    """Where to connect to, as ``socket`` has it."""
+    """Where to connect to, in the form of the module ``socket``."""
 
     family: int
     socket_address: tuple[Any, ...]
 
 
 async def resolve(host: str, port: int, deadline: float) -> list[Address]:
-    """Return the addresses of a host name, or the one that ``host`` is, without duplicates.
+    """Return the addresses of a host, without duplicates. ``host`` is a name or an IP address.
 
     Raises OSError, or TimeoutError at ``deadline`` (loop time); their texts name the host.
     """
@@ -42,7 +42,7 @@ async def resolve(host: str, port: int, deadline: float) -> list[Address]:
         raise TimeoutError(f"no answer from the name server about the host {host}") from None
     if not found:
         raise OSError(f"the name server knows no address of the host {host}")
-    # Link-local addresses have a zone in their text, which is a number behind it too.
+    # A link-local address has its zone twice: in its text, and as a number behind the text.
     return [
         Address(family, (address[0].partition("%")[0], port, *address[2:]))
         for family, address in dict.fromkeys(found)
@@ -55,7 +55,7 @@ def _look_up(host: str) -> list[tuple[int, Any]]:
 
 
 def _read_literal(host: str, port: int) -> Address | None:
-    """Return an IP address as it is: it needs no look-up, nor a thread for it."""
+    """Return the address if ``host`` is an IP address, which needs no look-up; else None."""
     text, _, zone = host.partition("%")
     try:
         version = ipaddress.ip_address(text).version

@@ -1,11 +1,12 @@
-"""TLS as an ``amqps://`` URL asks for it, and in words what its errors mean.
+"""Make the TLS settings of an ``amqps://`` URL, and explain TLS errors in words.
 
-The files are read anew for each connection, in a thread of ours: so certificates that were renewed
-count, and a slow file system doesn't hold up the event loop.
+The certificate files are read anew for each connection, so renewed certificates are used. A thread
+of ours reads them, so a slow file system doesn't hold up the event loop.
 
-With TLS 1.3 a client has finished the handshake before the broker has looked at the client's
-certificate. So the client writes. If the broker then closes the connection, unread bytes turn that
-into a reset, which may swallow the broker's reason. So we look at our certificate's dates, too.
+With TLS 1.3 a client finishes the handshake before the broker has checked the client's certificate,
+and begins to write. If the broker then closes the connection, the unread bytes turn that into a
+reset, and the broker's reason may be lost. So the layer checks the dates of its own certificate,
+too.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from .._futures import run_until
 from .._threads import call_once
 from .url import BrokerUrl
 
-# OpenSSL's names for bytes of a server that doesn't speak TLS; the newer OpenSSL, the less it says.
+# OpenSSL's names for the bytes of a server without TLS. Newer OpenSSLs have less telling names.
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
-# OpenSSL's names for what the broker says of our certificate, behind "ALERT_".
+# OpenSSL's names, behind "ALERT_", for the broker's answers to our certificate.
 _ALERTS = {
     "CERTIFICATE_EXPIRED": "the client certificate has expired",
     "CERTIFICATE_REVOKED": "the client certificate was revoked",
@@ -35,7 +36,7 @@ _ALERTS = {
     "CERTIFICATE_REQUIRED": "RabbitMQ wants a client certificate (certfile)",
 }
 _PEM_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
-# Tags of DER: the optional first field of a certificate; a time with two digits for the year
+# DER tags: the optional first field of a certificate; a time with a year of two digits
 _VERSION, _UTC_TIME = 0xA0, 0x17
 
 
@@ -44,7 +45,7 @@ class Tls:
     """How a connection is secured."""
 
     context: ssl.SSLContext
-    # What is wrong with our own certificate, or "". The broker may take it all the same.
+    # What is wrong with our own certificate, or "". The broker may accept it all the same.
     problem: str = ""
 
 
@@ -64,10 +65,10 @@ async def read_tls(url: BrokerUrl, deadline: float) -> Tls:
 
 
 def make_tls(url: BrokerUrl) -> Tls:
-    """As ``read_tls``, without a time limit."""
+    """Do the work of ``read_tls``, which blocks, without a time limit."""
     for path in filter(None, (url.cacertfile, url.certfile, url.keyfile)):
         with open(path, "rb"):
-            pass  # so that the error for a missing file names it, which ssl's doesn't
+            pass  # This error names a missing file. ssl's own error doesn't.
     try:
         context = ssl.create_default_context(cafile=url.cacertfile)
     except ssl.SSLError as err:
@@ -84,7 +85,7 @@ def make_tls(url: BrokerUrl) -> Tls:
 
 def _load_client_certificate(context: ssl.SSLContext, certfile: str, keyfile: str | None) -> None:
     try:
-        # Without a way to ask, OpenSSL would ask for a passphrase on the terminal.
+        # Without this function OpenSSL would ask for a passphrase on the terminal.
         context.load_cert_chain(certfile, keyfile, password=_have_no_passphrase)
     except (ssl.SSLError, OSError) as err:
         files = f"{certfile} and {keyfile or 'the key in it'}"
@@ -96,7 +97,7 @@ def _have_no_passphrase() -> str:
 
 
 def _error(text: str) -> ssl.SSLError:
-    # With one argument alone its text would be that of a tuple.
+    # With the text as the only argument, str() of the error would show a tuple.
     return ssl.SSLError(ssl.SSL_ERROR_SSL, text)
 
 
@@ -104,7 +105,10 @@ def _error(text: str) -> ssl.SSLError:
 
 
 def explain(err: Exception, problem: str) -> Exception:
-    """Return an error in words, if it is one of TLS; ``problem`` is that of ``Tls``."""
+    """Return a TLS error with an explanation, other errors as they are.
+
+    ``problem`` is that of ``Tls``.
+    """
     if not isinstance(err, ssl.SSLError) or isinstance(err, ssl.SSLCertVerificationError):
         return err
     reason: str = getattr(err, "reason", None) or ""
@@ -117,7 +121,10 @@ def explain(err: Exception, problem: str) -> Exception:
 
 
 def explain_end(exc: Exception | None, *, tls: bool, problem: str) -> Exception:
-    """Return why the connection ended before the broker said anything; None: without an error."""
+    """Return why a connection ended before the broker greeted.
+
+    ``exc`` is asyncio's error; None if the connection ended without one.
+    """
     if exc is not None and (explained := explain(exc, problem)) is not exc:
         return explained
     if tls:
@@ -132,14 +139,14 @@ def explain_end(exc: Exception | None, *, tls: bool, problem: str) -> Exception:
 
 
 def _problem_of(certfile: str) -> str:
-    """Return what is wrong with the dates of a certificate, in one sentence; "": nothing."""
+    """Return what is wrong with a certificate's dates, in one sentence, or ""."""
     try:
         with open(certfile, encoding="ascii", errors="replace") as file:
             found = _PEM_CERTIFICATE.search(file.read())
         assert found is not None, "OpenSSL has found one"
         begins_at, ends_at = _read_validity(ssl.PEM_cert_to_DER_cert(found.group()))
     except Exception:
-        return ""  # It is for an explanation only.
+        return ""  # The result only improves an error's text.
     if ends_at < time.time():
         return f"the client certificate in {certfile} has expired"
     if begins_at > time.time():
@@ -148,9 +155,9 @@ def _problem_of(certfile: str) -> str:
 
 
 def _read_validity(der: bytes) -> tuple[float, float]:
-    """Return from when until when a certificate (RFC 5280, section 4.1) is valid."""
-    _, at, _ = _read_element(der, 0)  # the certificate: to its first field
-    _, at, _ = _read_element(der, at)  # what is signed: to its first field
+    """Return when a certificate (RFC 5280, section 4.1) begins and ends to be valid."""
+    _, at, _ = _read_element(der, 0)  # enter the certificate
+    _, at, _ = _read_element(der, at)  # enter its first field, the signed part
     tag, _, end = _read_element(der, at)
     if tag == _VERSION:
         at = end
@@ -170,9 +177,9 @@ def _read_time(der: bytes, at: int) -> tuple[float, int]:
 
 
 def _read_element(der: bytes, at: int) -> tuple[int, int, int]:
-    """Return the tag of what begins at ``at``, and where its content starts and ends."""
+    """Return the tag of the element at ``at``, and where its content starts and ends."""
     length, start = der[at + 1], at + 2
-    if length & 0x80:  # so many bytes of length follow
+    if length & 0x80:  # The other bits say how many bytes of length follow.
         start += length & 0x7F
         length = int.from_bytes(der[at + 2 : start], "big")
     return der[at], start, start + length

@@ -1,4 +1,4 @@
-"""One write for each turn of the event loop, and no more than the peer takes."""
+"""Write once in each turn of the event loop, and make writers wait if the peer doesn't read."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 
-# Bytes that may wait to be written before senders have to wait. It is enough for a busy broker to
-# have something to read at any time.
+# Senders have to wait if more bytes wait to be written. With so many bytes a busy broker has
+# something to read at any time.
 HIGH_WATER = 1024 * 1024
 
-# TCP keepalive, in seconds: where no heartbeats pass, the kernel notices within a minute that the
-# other side is gone. (macOS calls the first one otherwise.)
+# TCP keepalive, in seconds and probes. Without heartbeats the kernel then notices within a minute
+# that the other side is gone. TCP_KEEPALIVE is macOS's name for TCP_KEEPIDLE.
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
 
 def keep_alive(transport: asyncio.Transport) -> None:
-    """Have the system notice when the other side is gone."""
+    """Let the system notice when the other side is gone."""
     tcp = transport.get_extra_info("socket")
-    if tcp is None:  # in tests
+    if tcp is None:  # only in tests
         return
     tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE.items():
         option = getattr(socket, name, None)
         if option is not None:
-            with contextlib.suppress(OSError):  # The system knows it and doesn't have it.
+            with contextlib.suppress(OSError):  # The system knows the option but refuses it.
                 tcp.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class CoalescingTransport:
     """An asyncio transport for writers that write frame by frame.
 
-    One ``send()`` system call for each frame costs the client and the broker about twice the CPU
-    of one for each turn of the loop. But waiting for the end of the turn costs a tenth of a round
-    trip: ``write_now`` is for a message that is probably alone.
+    One ``send()`` system call for each frame costs the client and the broker about twice the CPU of
+    one call for each turn of the loop. But waiting for the end of the turn costs a tenth of a round
+    trip. So ``write_now`` is for a message that is probably alone.
 
-    ``write`` and ``write_at_flush`` are never refused: replies and acks must not be held up. A
-    writer that can wait asks ``is_full`` before, and waits by ``call_when_writable``. Otherwise
-    memory would fill up with messages to a peer that doesn't read.
+    ``write`` and ``write_at_flush`` always accept bytes, because replies and acks must not be held
+    up. A writer that can wait first asks ``is_full``, and waits by ``call_when_writable``.
+    Otherwise memory would fill up with messages to a peer that doesn't read.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -48,11 +48,11 @@ class CoalescingTransport:
         self._loop = asyncio.get_running_loop()
         self._chunks: list[bytes] = []
         self._size = 0  # of all chunks
-        self._last: list[Callable[[], bytes]] = []  # each makes bytes behind them
+        self._last: list[Callable[[], bytes]] = []  # each makes bytes that go behind the chunks
         self._is_flush_due = False
         self._is_paused = False  # asyncio's own buffer is above HIGH_WATER
         self._on_writable: Callable[[], None] | None = None
-        self._is_held = False  # it is to be read before anything is written
+        self._is_held = False  # writers wait until the socket has been read
 
     def flush_soon(self) -> None:
         """Schedule a flush for the loop's next turn, unless one is scheduled.
@@ -63,7 +63,7 @@ class CoalescingTransport:
         """
         if not self._is_flush_due:
             self._loop.call_soon(self._flush)
-            # Not before: asyncio's debug mode refuses a call from another thread.
+            # Set this afterwards: call_soon() raises in asyncio's debug mode from another thread.
             self._is_flush_due = True
 
     def write(self, data: bytes) -> None:
@@ -72,7 +72,7 @@ class CoalescingTransport:
         self._size += len(data)
 
     def write_now(self, pieces: Sequence[bytes]) -> None:
-        """Write without waiting for the end of the turn, unless something waits for it already."""
+        """Write at once, or behind the bytes that already wait for the end of the turn."""
         if self._chunks or self._last:
             for piece in pieces:
                 self.write(piece)
@@ -80,11 +80,11 @@ class CoalescingTransport:
             self._transport.write(b"".join(pieces))
 
     def write_at_flush(self, make: Callable[[], bytes]) -> None:
-        """Have the next flush write what ``make()`` returns, behind all other bytes.
+        """Let the next flush write the bytes that ``make()`` returns, behind all other bytes.
 
-        For bytes that depend on the whole turn, such as acks: a callback of its own would take the
-        loop another turn. ``make`` must not raise. It isn't called after :meth:`abort`, and its
-        bytes don't count in :meth:`is_full`.
+        This is for bytes that depend on the whole turn, such as acks. A callback of their own would
+        take the loop another turn. ``make`` must not raise. It isn't called after :meth:`abort`,
+        and its bytes don't count in :meth:`is_full`.
         """
         self.flush_soon()
         self._last.append(make)
@@ -107,7 +107,8 @@ class CoalescingTransport:
     def call_when_writable(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` once when there is room, or when the connection is closed.
 
-        For a writer that has found it full. It replaces the callback that was given before.
+        This is for a writer to which ``is_full`` returned True. The new callback replaces a former
+        one.
         """
         self._on_writable = callback
 
@@ -117,36 +118,36 @@ class CoalescingTransport:
             callback()
 
     def pause(self) -> None:
-        """asyncio's buffer is full."""
+        """Note that asyncio's buffer is full."""
         self._is_paused = True
 
     def resume(self) -> None:
-        """asyncio's buffer has drained, or the connection has ended."""
+        """Note that asyncio's buffer has drained, or that the connection has ended."""
         self._is_paused = False
         self._wake_writer()
 
     def hold_writers(self) -> None:
-        """Have writers that can wait do so, whatever room there is."""
+        """Make writers that can wait do so, even if there is room."""
         self._is_held = True
 
     def release_writers(self) -> None:
-        """The opposite of ``hold_writers``."""
+        """Undo ``hold_writers``."""
         self._is_held = False
         self._wake_writer()
 
     def close(self) -> None:
-        """Close once everything that was written has gone out."""
+        """Close once all written bytes have been sent."""
         self._flush()
         self._transport.close()
 
     def shut_down(self) -> None:
-        """Have the system close the connection. From any thread.
+        """Let the system close the connection. Any thread may call this.
 
-        asyncio's objects aren't touched: they find it closed when the loop runs again.
+        This doesn't touch asyncio's objects. They notice when the loop runs again.
         """
         tcp = self._transport.get_extra_info("socket")
         with (
-            contextlib.suppress(OSError, ValueError),  # It is closed already.
+            contextlib.suppress(OSError, ValueError),  # The socket is closed already.
             socket.socket(fileno=os.dup(tcp.fileno())) as duplicate,
         ):
             duplicate.shutdown(socket.SHUT_RDWR)

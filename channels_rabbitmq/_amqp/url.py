@@ -1,13 +1,15 @@
 """The URL of a broker: RabbitMQ's URI specification and its query parameters.
 
-Parsed by hand rather than by ``urllib.parse``: that one drops some characters
-unseen and quotes the whole authority, so the password too, in some of its
-errors. Here no error quotes what could be a part of the password. A password
-that holds an unescaped ``/``, ``?`` or ``#`` ends the authority too early and
-leaves an ``@`` behind it, which no other part may hold; so that is looked at
-first, and from then on the password can only be in the authority, before its
-last ``@``. Host and port aren't quoted either: the user may have left out the
-``@host`` behind the password.
+The URL is parsed by hand and not by ``urllib.parse``. That drops some
+characters unseen, and some of its errors quote the whole authority, and so the
+password. No error of this module quotes a text that could be a part of the
+password.
+
+A password that holds an unescaped ``/``, ``?`` or ``#`` ends the authority too
+early and leaves an ``@`` behind it. No other part may hold an ``@``, so that is
+checked first. After this check the password can only be in the authority,
+before its last ``@``. Errors don't quote the host and port either, because the
+user may have left out the ``@host`` behind the password.
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 
-# How to write a URL, for errors.
+# The form of a URL, for errors.
 FORM = "amqp://user:password@host:port/vhost"
 
 DEFAULT_HEARTBEAT = 20
 """Seconds; RabbitMQ's own 60 would notice a half-open connection after minutes."""
-# Characters: what pamqp lets pass.
+# In characters: pamqp refuses longer ones.
 _LONGEST_VIRTUAL_HOST = 127
 
-# Whether it is TLS. Besides RabbitMQ's own: those of kombu, of .NET, and of hosted RabbitMQs.
+# Schemes, and whether they mean TLS: RabbitMQ's own, and those of kombu, .NET and hosted RabbitMQs.
 _SCHEMES = {
     "amqp": False,
     "amqps": True,
@@ -46,7 +48,7 @@ _OTHER_SCHEMES = {
     "mqtts": "is for MQTT",
     "stomp": "is for STOMP",
 }
-# Milliseconds. A smaller number is meant as seconds.
+# Milliseconds. Users mean a smaller number as seconds.
 _SHORTEST_CONNECTION_TIMEOUT = 100
 _TLS_PARAMETERS = ("cacertfile", "certfile", "keyfile", "verify", "server_name_indication")
 _PARAMETERS = (
@@ -65,7 +67,7 @@ _NOT_IN_HOST = re.compile(r"[\x00-\x20\x7f/?#@:\[\]<>\\^`{|}\"%]")
 
 @dataclass(frozen=True)
 class BrokerUrl:
-    """Where a broker is, and how to log in to it.
+    """The place of a broker and the login.
 
     ``str()`` and ``repr()`` leave the password out; ``==`` compares it.
     """
@@ -77,9 +79,9 @@ class BrokerUrl:
     username: str
     password: str = field(repr=False)
     virtual_host: str
-    # Seconds between signs of life, to be negotiated; 0: none.
+    # Seconds between heartbeats, before the negotiation with the broker; 0: none.
     heartbeat: int = DEFAULT_HEARTBEAT
-    # Seconds for the TCP connection; None: whatever the caller allows.
+    # Seconds for one attempt to connect; None: the caller's limit.
     connection_timeout: float | None = None
     # AMQP channels of one connection; None: as many as the broker allows.
     channel_max: int | None = None
@@ -96,15 +98,15 @@ class BrokerUrl:
     def parse(cls, url: str) -> BrokerUrl:
         """Read ``amqp[s]://[user[:password]@]host[:port][/vhost][?parameter=value&...]``.
 
-        User, password, host and virtual host are percent-decoded. Left out,
-        they are ``guest``, ``guest`` and ``/``, and the port is 5672, or 5671
-        with TLS. A path of ``/`` also means the virtual host ``/``: the
-        specification's reading of it, a virtual host with an empty name, is
-        never meant. So does ``//``, as kombu writes it. Schemes that other
-        tools have for the same are taken, too.
+        User, password, host and virtual host are percent-decoded. If they are
+        left out, the user and the password are ``guest``, the virtual host is
+        ``/``, and the port is 5672, or 5671 with TLS. A path of ``/`` also means
+        the virtual host ``/``, and so does ``//``, as kombu writes it. By the
+        specification a path of ``/`` means a virtual host with an empty name,
+        but no user means that. Schemes of other tools are accepted, too.
 
-        Raises ``ValueError``, whose text never holds the password, for
-        anything else. Nothing is looked up and no file is opened.
+        Raises ``ValueError`` for any other text. The error never holds the
+        password. This makes no look-up and opens no file.
         """
         scheme, separator, rest = url.partition("://")
         tls = _SCHEMES.get(scheme.lower()) if separator else None
@@ -173,8 +175,8 @@ def _describe_unprintable(rest: str) -> str:
 
 
 def _parse_authority(authority: str, default_port: int) -> tuple[str, str, str, int]:
-    """User name, password, host and port."""
-    # The last @, as a password with an unescaped one is common and can be told from the host.
+    """Return user name, password, host and port."""
+    # Split at the last @: an unescaped @ in a password is common, and a host can't hold one.
     credentials, separator, address = authority.rpartition("@")
     username = password = "guest"
     if separator:
@@ -183,7 +185,7 @@ def _parse_authority(authority: str, default_port: int) -> tuple[str, str, str, 
         if colon:
             password = _decode(raw_password, "password")
         if "\0" in username or "\0" in password:
-            # SASL PLAIN separates them by it.
+            # SASL PLAIN separates user name and password by a zero byte.
             raise ValueError("the URL's user name or password holds a zero byte")
 
     if address.startswith("["):
@@ -218,7 +220,7 @@ def _check_host_name(host: str) -> str:
     if not host:
         raise ValueError("the URL names no host")
     try:
-        # What socket does with it later; an empty or overlong label is refused.
+        # The module socket does this later. It refuses an empty or overlong label.
         host.encode("idna")
         is_name = len(host) <= 255 and _NOT_IN_HOST.search(host) is None
     except UnicodeError:
@@ -264,7 +266,7 @@ def _parse_query(query: str, *, tls: bool) -> dict[str, str]:
             continue
         name, separator, raw_value = piece.partition("=")
         if name not in _PARAMETERS:
-            # Only what looks like a name is one.
+            # Quote only a text that looks like a name.
             quoted = f" {name}" if separator and re.fullmatch("[A-Za-z_]{1,40}", name) else ""
             raise ValueError(
                 f"the URL has an unknown query parameter{quoted}; "
@@ -273,7 +275,7 @@ def _parse_query(query: str, *, tls: bool) -> dict[str, str]:
         value = _decode(raw_value, f"query parameter {name}")
         if not value or "\0" in value:
             raise ValueError(f"the URL's query parameter {name} is empty or holds a zero byte")
-        # The specification lets only auth_mechanism come more than once.
+        # By the specification only auth_mechanism may come more than once.
         if name in parameters and name != "auth_mechanism":
             raise ValueError(f"the URL's query parameter {name} is given more than once")
         if name == "auth_mechanism" and value.lower() != "plain":
@@ -311,7 +313,7 @@ def _parse_connection_timeout(parameters: dict[str, str]) -> int | None:
 
 
 def _decode(text: str, what: str) -> str:
-    """Percent-decode strictly. No error is chained: those of the codecs hold the text."""
+    """Percent-decode strictly. Errors chain no error of a codec, which would hold the text."""
     if _BAD_PERCENT.search(text):
         raise ValueError(
             f"the URL's {what} holds a % without two hexadecimal digits; "
