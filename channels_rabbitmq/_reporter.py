@@ -13,12 +13,12 @@ from ._futures import call_at
 # Seconds between two lines about the same reason, and before the first line. The delay before the
 # first line makes one line of an incident with many events.
 INTERVAL = 5.0
-_FIRST_INTERVAL = 0.1
+FIRST_INTERVAL = 0.1
 # How many names a line shows.
 _SHOWN = 5
 _LONGEST_NAME = 100
 
-_SENTENCES = {
+SENTENCES = {
     "back-pressure": "all of local_capacity is in use by %d messages: receivers are too slow",
     "behind": "%d messages waiting in memory for receivers that are stuck or too slow",
     "blocked": "%d group messages dropped: RabbitMQ blocks publishers",
@@ -69,7 +69,7 @@ class Reporter:
 
     def _counts_for(self, reason: str) -> Counter[str]:
         if reason not in self._timers:
-            self._schedule(reason, _FIRST_INTERVAL)
+            self._schedule(reason, FIRST_INTERVAL)
         return self._counts.setdefault(reason, Counter())
 
     def _schedule(self, reason: str, delay: float) -> None:
@@ -93,7 +93,7 @@ class Reporter:
         )
         more = f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else ""
         total = max(counts.values()) if reason == "late" else sum(counts.values())
-        text = _SENTENCES[reason] % total
+        text = SENTENCES[reason] % total
         if total == 1 and reason != "late":
             text = text.replace("messages", "message", 1)
         self._logger.warning("%s: %s: %s%s", self._owner, text, worst, more)

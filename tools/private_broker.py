@@ -48,7 +48,7 @@ _LOG_TAIL = 10_000  # characters of the log shown when a start fails
 _PORT_TAKEN = re.compile("eaddrinuse|port .* in use|epmd error|nodistribution")
 
 _COMMANDS = ("rabbitmq-server", "rabbitmqctl")
-_COMMAND_FOLDERS = (
+COMMAND_FOLDERS = (
     "/usr/lib/rabbitmq/bin",  # Debian, Fedora
     "/opt/rabbitmq/sbin",  # the Docker image, generic builds
     "/opt/homebrew/sbin",  # Homebrew on Apple silicon; often not on PATH
@@ -112,7 +112,7 @@ def find_broker_commands() -> Path | None:
         if not _has_commands(Path(named)):
             raise FileNotFoundError(f"$RABBITMQ_BIN: no {' and '.join(_COMMANDS)} in {named}")
         return Path(named).absolute()
-    folders = [*os.environ.get("PATH", "").split(os.pathsep), *_COMMAND_FOLDERS]
+    folders = [*os.environ.get("PATH", "").split(os.pathsep), *COMMAND_FOLDERS]
     return next((Path(f).absolute() for f in folders if f and _has_commands(Path(f))), None)
 
 
@@ -350,7 +350,7 @@ class PrivateBroker:
         rows: list[dict[str, Any]] = json.loads(self.ctl(*args, "--formatter", "json") or "[]")
         return rows
 
-    def _choose_ports(self) -> None:
+    def choose_ports(self) -> None:
         # All at once, so that they differ.
         ports: set[int] = set()
         while len(ports) < 4:
@@ -390,7 +390,7 @@ class PrivateBroker:
 
     def _start_once(self) -> None:
         if self._folder is None:
-            self._choose_ports()
+            self.choose_ports()
             self._folder = Path(tempfile.mkdtemp(prefix=f"{self._short_name}-", dir="/tmp"))
             self._write_files()
             atexit.register(self._stop_at_exit, os.getpid())

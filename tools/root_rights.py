@@ -12,8 +12,8 @@ from tools import interrupts
 # policy-rc.d keeps Debian from starting the services of what is installed, and disabling keeps
 # them from starting with the machine: nobody asked for a service. Services that were there before
 # are left alone.
-_POLICY = "/usr/sbin/policy-rc.d"
-_UNITS = "/lib/systemd/system"
+POLICY = "/usr/sbin/policy-rc.d"
+UNITS = "/lib/systemd/system"
 _INSTALL = """\
 set -e
 policy=$1 units=$2
@@ -56,7 +56,7 @@ def install(*packages: str) -> bool:
     # how to stop.
     with interrupts.held():
         done = subprocess.run(
-            [*sudo, "sh", "-c", _INSTALL, "sh", _POLICY, _UNITS, *packages],
+            [*sudo, "sh", "-c", _INSTALL, "sh", POLICY, UNITS, *packages],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

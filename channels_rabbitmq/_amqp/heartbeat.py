@@ -31,14 +31,14 @@ from .frames import FRAME_END, HEARTBEAT
 _FRAME = bytes([HEARTBEAT, 0, 0, 0, 0, 0, 0, FRAME_END])
 
 # The interval in seconds by which ticks and standstill are measured without heartbeats.
-_INTERVAL_WITHOUT_HEARTBEATS = 20.0
+INTERVAL_WITHOUT_HEARTBEATS = 20.0
 # The least time between two beats, in intervals: a little less than half a one, since a heartbeat
 # may come early.
 _BEAT = 0.4
 # How many beats an answer may take, and how many seconds without heartbeats. The seconds are as
 # many as a silence may last with the default interval.
 _PATIENCE = 2
-_PATIENCE_WITHOUT_HEARTBEATS = 30.0
+PATIENCE_WITHOUT_HEARTBEATS = 30.0
 
 # A clock that goes on while the machine is suspended, unlike loop.time(). On macOS the second one
 # goes on.
@@ -73,7 +73,7 @@ class Heartbeat:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.has_heartbeats = interval > 0
-        self._interval = interval or _INTERVAL_WITHOUT_HEARTBEATS
+        self._interval = interval or INTERVAL_WITHOUT_HEARTBEATS
         self._tick_length = self._interval / 4
         self._write = write
         self._on_dead = on_dead
@@ -113,7 +113,7 @@ class Heartbeat:
         """Whether the answer has taken too long since ``mark``, so that none will come."""
         if self.has_heartbeats:
             return self._beats - mark.beats >= _PATIENCE
-        return self._loop.time() - mark.at >= _PATIENCE_WITHOUT_HEARTBEATS
+        return self._loop.time() - mark.at >= PATIENCE_WITHOUT_HEARTBEATS
 
     def refresh(self) -> None:
         """Note that the loop runs, so all bytes that came have been read."""

@@ -26,7 +26,7 @@ from .url import BrokerUrl
 _PROVOKE_BEFORE = 0.5
 _PROVOKE_SHARE = 0.2
 # The address that won last, by host and port, for hosts with several addresses.
-_last_winners: dict[tuple[str, int], Address] = {}
+last_winners: dict[tuple[str, int], Address] = {}
 _MOST_HOSTS = 1000
 
 # Makes a protocol from ``Tls.problem``.
@@ -49,7 +49,7 @@ async def open_protocol(
     """
     begun_at = asyncio.get_running_loop().time()
     addresses = await resolve(url.host, url.port, deadline)
-    last = _last_winners.get((url.host, url.port))
+    last = last_winners.get((url.host, url.port))
     addresses.sort(key=lambda address: address != last)
     tls = None
     if url.tls:
@@ -78,9 +78,9 @@ async def open_protocol(
 
 
 def _remember(url: BrokerUrl, winner: Address) -> None:
-    if len(_last_winners) >= _MOST_HOSTS:
-        _last_winners.clear()
-    _last_winners[url.host, url.port] = winner
+    if len(last_winners) >= _MOST_HOSTS:
+        last_winners.clear()
+    last_winners[url.host, url.port] = winner
 
 
 class _Attempt:

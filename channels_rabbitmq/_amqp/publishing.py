@@ -21,7 +21,7 @@ from .methods import Confirm
 
 # Seconds for which publishers are blocked before a ping is written, and for which the ping may wait
 # for its confirm: an alarm may last until an operator ends it.
-_BLOCKED_BEFORE_PING = 5.0
+BLOCKED_BEFORE_PING = 5.0
 _PING_TIMEOUT = 86400.0
 
 # Frames of Basic.Publish that are kept (keys have at most 255 bytes)
@@ -224,7 +224,7 @@ class PublisherChannel(CallChannel):
         blocked_since = self._host.blocked_since
         if blocked_since is not None:
             # By then the broker has answered what it had read before it blocked publishers.
-            if self._loop.time() - blocked_since >= _BLOCKED_BEFORE_PING:
+            if self._loop.time() - blocked_since >= BLOCKED_BEFORE_PING:
                 self._publish_ping(blocked_since)
             return self._answers.look(is_due=False)
         is_due = bool(self._calls or self._unconfirmed or self._has_expired)

@@ -76,7 +76,7 @@ def make_tls(url: BrokerUrl) -> Tls:
     problem = ""
     if url.certfile is not None:
         _load_client_certificate(context, url.certfile, url.keyfile)
-        problem = _problem_of(url.certfile)
+        problem = problem_of(url.certfile)
     if not url.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -138,7 +138,7 @@ def explain_end(exc: Exception | None, *, tls: bool, problem: str) -> Exception:
     )
 
 
-def _problem_of(certfile: str) -> str:
+def problem_of(certfile: str) -> str:
     """Return what is wrong with a certificate's dates, in one sentence, or ""."""
     try:
         with open(certfile, encoding="ascii", errors="replace") as file:

@@ -28,7 +28,7 @@ DEFAULT_HEARTBEAT = 20
 _LONGEST_VIRTUAL_HOST = 127
 
 # Schemes, and whether they mean TLS: RabbitMQ's own, and those of kombu, .NET and hosted RabbitMQs.
-_SCHEMES = {
+SCHEMES = {
     "amqp": False,
     "amqps": True,
     "pyamqp": False,
@@ -49,9 +49,9 @@ _OTHER_SCHEMES = {
     "stomp": "is for STOMP",
 }
 # Milliseconds. Users mean a smaller number as seconds.
-_SHORTEST_CONNECTION_TIMEOUT = 100
+SHORTEST_CONNECTION_TIMEOUT = 100
 _TLS_PARAMETERS = ("cacertfile", "certfile", "keyfile", "verify", "server_name_indication")
-_PARAMETERS = (
+PARAMETERS = (
     "heartbeat",
     "connection_timeout",
     "channel_max",
@@ -109,7 +109,7 @@ class BrokerUrl:
         password. This makes no look-up and opens no file.
         """
         scheme, separator, rest = url.partition("://")
-        tls = _SCHEMES.get(scheme.lower()) if separator else None
+        tls = SCHEMES.get(scheme.lower()) if separator else None
         if tls is None:
             raise ValueError(_describe_scheme(scheme.lower()))
         if _UNPRINTABLE.search(rest):
@@ -265,12 +265,11 @@ def _parse_query(query: str, *, tls: bool) -> dict[str, str]:
         if not piece:
             continue
         name, separator, raw_value = piece.partition("=")
-        if name not in _PARAMETERS:
+        if name not in PARAMETERS:
             # Quote only a text that looks like a name.
             quoted = f" {name}" if separator and re.fullmatch("[A-Za-z_]{1,40}", name) else ""
             raise ValueError(
-                f"the URL has an unknown query parameter{quoted}; "
-                f"known are {', '.join(_PARAMETERS)}"
+                f"the URL has an unknown query parameter{quoted}; known are {', '.join(PARAMETERS)}"
             )
         value = _decode(raw_value, f"query parameter {name}")
         if not value or "\0" in value:
@@ -309,7 +308,7 @@ def _parse_connection_timeout(parameters: dict[str, str]) -> int | None:
             f"the URL's query parameter {name} is in milliseconds, and {value} are too few; "
             f"for {value} seconds write {name}={value}000"
         )
-    return _parse_number(parameters, name, _SHORTEST_CONNECTION_TIMEOUT, 2**32 - 1)
+    return _parse_number(parameters, name, SHORTEST_CONNECTION_TIMEOUT, 2**32 - 1)
 
 
 def _decode(text: str, what: str) -> str:

@@ -13,19 +13,19 @@ from .outage import SHORTEST_DELAY_FOR_CALLS
 # within three seconds of the broker's return, and trying a port where nobody listens costs nothing.
 # Once it is back, the jitter spreads all processes over a second. 200 of them with 400 connections
 # all had theirs after 1.6 s, on two cores (with 10 s: 7.7 s); no attempt failed for the crowd.
-_FIRST_DELAY = 0.1
-_LONGEST_DELAY = 2.0
+FIRST_DELAY = 0.1
+LONGEST_DELAY = 2.0
 # The longest one while the broker answers each attempt with a refusal: each time that takes it a
 # login, or more, and the reason won't pass by itself.
-_LONGEST_DELAY_IF_REFUSED = 10.0
+LONGEST_DELAY_IF_REFUSED = 10.0
 
 
 def doubling_delays() -> Iterator[float]:
     """Yield delays in seconds, with jitter so that the processes don't all try at once."""
-    delay = _FIRST_DELAY
+    delay = FIRST_DELAY
     while True:
         yield _with_jitter(delay)
-        delay = min(delay * 2, _LONGEST_DELAY_IF_REFUSED)
+        delay = min(delay * 2, LONGEST_DELAY_IF_REFUSED)
 
 
 def _with_jitter(delay: float) -> float:
@@ -58,7 +58,7 @@ class BackOff:
             self._delays = doubling_delays()
         self._delay = next(self._delays)
         if not is_refused:
-            self._delay = min(self._delay, _with_jitter(_LONGEST_DELAY))
+            self._delay = min(self._delay, _with_jitter(LONGEST_DELAY))
         return self._delay
 
     async def wait(self) -> None:

@@ -14,7 +14,7 @@ from .outage import KnownOutage
 logger = logging.getLogger("channels_rabbitmq.connection")
 
 # Seconds for which the same reason for not connecting isn't logged as a warning again.
-_REMINDER_INTERVAL = 60.0
+REMINDER_INTERVAL = 60.0
 # Characters of an error's text.
 _LONGEST_REASON = 1000
 # The codes of refusals that won't pass by themselves (AMQP 0-9-1, section 1.2): access refused, not
@@ -87,7 +87,7 @@ class Reasons:
         """Warn of an attempt that has failed, if that is news; or as a reminder."""
         # Numbers don't matter: the queue of each attempt has another one in its name.
         news = (self._role, url, re.sub(r"\d+", "0", self.last))
-        if self._known_outage.is_news(news, _REMINDER_INTERVAL):
+        if self._known_outage.is_news(news, REMINDER_INTERVAL):
             logger.warning("%s: cannot connect to %s: %s", self._name, url, self.last)
 
     def log_loss(self, url: str) -> None:

@@ -22,7 +22,7 @@ UNREACHABLE_TIMEOUT = 60.0
 # Seconds of tries for all processes of which nothing is known, and how long it takes until they
 # are there again. A process that starts has its queue after 0.02 to 0.1 s.
 STRANGERS_TIMEOUT = 0.6
-_STRANGERS_INTERVAL = 10.0
+STRANGERS_INTERVAL = 10.0
 _MOST_ROUTES = 1000  # that are noted as alive
 
 
@@ -35,7 +35,7 @@ class Allowance:
 
     def spend(self, seconds: float, now: float) -> bool:
         """Take so many; False if there aren't as many left."""
-        self.give_back((now - self._at) * STRANGERS_TIMEOUT / _STRANGERS_INTERVAL)
+        self.give_back((now - self._at) * STRANGERS_TIMEOUT / STRANGERS_INTERVAL)
         self._at = now
         if seconds > self._left:
             return False

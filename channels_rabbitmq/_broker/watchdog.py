@@ -31,7 +31,7 @@ from .subscriber import Subscriber
 logger = logging.getLogger("channels_rabbitmq.watchdog")
 
 # Seconds between two looks whether the probe has arrived
-_LOOK_INTERVAL = 0.25
+LOOK_INTERVAL = 0.25
 
 
 class Watchdog:
@@ -123,7 +123,7 @@ class Watchdog:
         ):
             if connection.is_overdue(mark):
                 return False
-            await asyncio.sleep(_LOOK_INTERVAL)
+            await asyncio.sleep(LOOK_INTERVAL)
         return True
 
     def _reconnect(self, connection: Connection, reason: str) -> None:

@@ -39,7 +39,7 @@ from .._loop_layer import LoopLayer
 from ..exceptions import BrokerUnavailable
 
 # Seconds between two looks at whether the owner's loop was closed.
-_WATCH_INTERVAL = 1.0
+WATCH_INTERVAL = 1.0
 
 
 class Call:
@@ -104,7 +104,7 @@ class Call:
             error = BrokerUnavailable("The event loop that serves this call is busy")
             self._set_answer(None, error)
         else:
-            at = now + _WATCH_INTERVAL
+            at = now + WATCH_INTERVAL
             if self._deadline is not None:
                 at = min(at, self._deadline)
             self._timer = self._caller.call_at(at, self._watch)

@@ -20,7 +20,7 @@ from .calls import Call, ReceiveCall, SyncReceivers
 T = TypeVar("T")
 
 # Seconds that a call may take beyond its own limit, since the owner's loop may be busy.
-_GRACE = 5.0
+GRACE = 5.0
 
 
 class Forwarder:
@@ -47,7 +47,7 @@ class Forwarder:
         self, make: Callable[[LoopLayer], Coroutine[Any, Any, T]], *, cancellable: bool = True
     ) -> T:
         call = Call(self._owner, lambda: make(self._get_loop_layer()), cancellable=cancellable)
-        result: T = await call.run(self._settings.operation_timeout + _GRACE)
+        result: T = await call.run(self._settings.operation_timeout + GRACE)
         return result
 
     async def receive(self, channel: str) -> dict[str, Any]:

@@ -32,12 +32,12 @@ from .service import ChannelService, Service
 
 # Seconds after which a loop that has stopped, and was not closed, loses its connections: as long as
 # RabbitMQ is patient by default. Checked when another loop begins to use the layer.
-_LONGEST_STANDSTILL = 60.0
+LONGEST_STANDSTILL = 60.0
 # Up to Python 3.11 get_running_loop() asks the system for the process's id each time, which takes a
 # quarter of a member's copy in a burst. asyncio's own loops know the thread in which they run.
 _ASKING_IS_SLOW = sys.version_info < (3, 12)
 # How many ids of loops that have ended are remembered, for the sake of the error's text.
-_REMEMBERED_IDS = 1000
+REMEMBERED_IDS = 1000
 
 
 class LoopLayers:
@@ -129,12 +129,12 @@ class LoopLayers:
             if loop_layer.loop.is_closed() or loop_layer.is_closed:
                 del self._by_id[id_]
                 self._ended_ids[id_] = loop_layer.is_closed
-        while len(self._ended_ids) > _REMEMBERED_IDS:
+        while len(self._ended_ids) > REMEMBERED_IDS:
             del self._ended_ids[next(iter(self._ended_ids))]
         if self.process.is_current():  # else the sockets are its parent's
             for loop_layer in self.all():
                 if not loop_layer.loop.is_running():
-                    loop_layer.shut_down_if_stopped(_LONGEST_STANDSTILL)
+                    loop_layer.shut_down_if_stopped(LONGEST_STANDSTILL)
 
     def owner(self, channel: str) -> ChannelService:
         """Return the service of a channel, whichever event loop of this process has made it.

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 _FORM = "amqp://user:password@host:port/vhost"
 
 # Names of options, in lower case, by the answer that they get.
-_ANSWERS = {
+ANSWERS = {
     f'host takes its place: a URL, such as "{_FORM}", or a list of URLs, one for each node of a '
     "cluster": (
         *("hosts", "url", "urls", "uri", "dsn", "address", "addresses", "server", "servers"),
@@ -73,7 +73,7 @@ _ANSWERS = {
         *("max_connections", "pool", "pool_size", "pool_limit", "broker_pool_limit"),
     ),
 }
-_ANSWER_TO = {name: answer for answer, names in _ANSWERS.items() for name in names}
+ANSWER_TO = {name: answer for answer, names in ANSWERS.items() for name in names}
 
 _OF_CHANNELS_REDIS = {"hosts", "prefix", "random_prefix_length", "serializer_format"}
 
@@ -88,7 +88,7 @@ def describe_unknown(option: object, known: Collection[str]) -> str:
         return f"an option's name must be a str, not {type(option).__qualname__}; {everything}"
     if not re.fullmatch("[A-Za-z0-9_. -]{1,60}", option):
         return f"unknown option, with a name like no option's (it isn't shown here); {everything}"
-    answer = _ANSWER_TO.get(option.lower())
+    answer = ANSWER_TO.get(option.lower())
     if answer is not None:
         return f"unknown option {option!r}: {answer}"
     nearest = difflib.get_close_matches(option.lower(), known, n=1)

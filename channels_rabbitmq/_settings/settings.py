@@ -47,15 +47,15 @@ from .readers import (
 DEFAULT_HOST = "amqp://guest:guest@127.0.0.1/"
 
 # The broker counts x-message-ttl in milliseconds, in 32 bits.
-_SHORTEST_EXPIRY = 0.001
+SHORTEST_EXPIRY = 0.001
 _LONGEST_EXPIRY = (2**32 - 1) / 1000
 # Brokers up to 4.2 close a consumer that leaves a delivery unacked for half an
 # hour. Messages that wait in memory are unacked.
-_LONGEST_LOCAL_EXPIRY = 1500.0
+LONGEST_LOCAL_EXPIRY = 1500.0
 # A day: no call may wait without limit.
 _LONGEST_TIMEOUT = 86400.0
 # The prefetch count has 16 bits, and 0 would mean no limit.
-_LARGEST_LOCAL_CAPACITY = 2**16 - 1
+LARGEST_LOCAL_CAPACITY = 2**16 - 1
 _LARGEST_REMOTE_CAPACITY = 2**31 - 1
 # RabbitMQ takes 64 bits, but no real queue holds a tebibyte.
 _LARGEST_REMOTE_CAPACITY_BYTES = 2**40
@@ -143,7 +143,7 @@ class Settings:
 
         if values["local_expiry"] is None:
             expiry = values["expiry"]
-            values["local_expiry"] = min(expiry or _LONGEST_LOCAL_EXPIRY, _LONGEST_LOCAL_EXPIRY)
+            values["local_expiry"] = min(expiry or LONGEST_LOCAL_EXPIRY, LONGEST_LOCAL_EXPIRY)
         if "group_expiry" in config:
             warnings.warn(
                 "channels_rabbitmq ignores the option group_expiry: a membership lasts until "
@@ -234,11 +234,11 @@ def check_ssl_context(context: ssl.SSLContext | None, urls: tuple[BrokerUrl, ...
 OPTIONS: Mapping[str, tuple[object, Callable[[str, object], object]]] = {
     "host": (DEFAULT_HOST, read_host),
     "ssl_context": (None, read_ssl_context),
-    "expiry": (60, or_none(seconds(_SHORTEST_EXPIRY, _LONGEST_EXPIRY))),
-    "local_expiry": (None, or_none(seconds(0, _LONGEST_LOCAL_EXPIRY))),
+    "expiry": (60, or_none(seconds(SHORTEST_EXPIRY, _LONGEST_EXPIRY))),
+    "local_expiry": (None, or_none(seconds(0, LONGEST_LOCAL_EXPIRY))),
     "remote_capacity": (10_000, or_none(count(_LARGEST_REMOTE_CAPACITY))),
     "remote_capacity_bytes": (32 * 1024 * 1024, or_none(count(_LARGEST_REMOTE_CAPACITY_BYTES))),
-    "local_capacity": (100, count(_LARGEST_LOCAL_CAPACITY)),
+    "local_capacity": (100, count(LARGEST_LOCAL_CAPACITY)),
     "capacity": (10_000, count()),
     "channel_capacity": (None, read_channel_capacity),
     "groups_exchange": ("groups", read_exchange_name),

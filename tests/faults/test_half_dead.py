@@ -226,7 +226,7 @@ async def test_the_end_of_an_alarm_is_noticed_though_its_word_is_lost(
     lines: LogLines,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(publishing, "_BLOCKED_BEFORE_PING", _TIMEOUT.value + 1)
+    monkeypatch.setattr(publishing, "BLOCKED_BEFORE_PING", _TIMEOUT.value + 1)
     async with AmqpProxy(fault_broker.url) as proxy:
         layer = await open_layer(**config(proxy.url))
         await layer.group_send("g", MESSAGE)
@@ -260,8 +260,8 @@ async def test_the_end_of_an_alarm_is_noticed_though_its_word_is_lost(
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """In brief; at full length a dead connection is noticed within 100 s."""
     if _HEARTBEAT.value < 20:
-        monkeypatch.setattr(heartbeat, "_INTERVAL_WITHOUT_HEARTBEATS", 1.0)
-        monkeypatch.setattr(heartbeat, "_PATIENCE_WITHOUT_HEARTBEATS", 4.0)
+        monkeypatch.setattr(heartbeat, "INTERVAL_WITHOUT_HEARTBEATS", 1.0)
+        monkeypatch.setattr(heartbeat, "PATIENCE_WITHOUT_HEARTBEATS", 4.0)
 
 
 @pytest.mark.usefixtures("impatient")

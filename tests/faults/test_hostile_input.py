@@ -262,7 +262,7 @@ async def test_damaged_frames_on_the_way_of_real_connections(
 ) -> None:
     """Some damage shows at once; some only in that nothing arrives, which the probe finds."""
     # One loss so soon after the other would make the back-off long.
-    monkeypatch.setattr(_back_off, "_LONGEST_DELAY", 0.2)
+    monkeypatch.setattr(_back_off, "LONGEST_DELAY", 0.2)
     url = proxy.url + "?heartbeat=1"
     layer = await open_layer(
         host=url, operation_timeout=1, connect_timeout=1, watchdog_interval=0.2

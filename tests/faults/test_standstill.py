@@ -206,8 +206,8 @@ async def test_a_loop_that_is_never_closed_keeps_no_connections(
 ) -> None:
     """Without heartbeats, which RabbitMQ would miss."""
     new_event_loop = pytest.importorskip(library).new_event_loop
-    monkeypatch.setattr(_registry, "_LONGEST_STANDSTILL", 0.5)
-    monkeypatch.setattr(heartbeat, "_INTERVAL_WITHOUT_HEARTBEATS", 0.4)
+    monkeypatch.setattr(_registry, "LONGEST_STANDSTILL", 0.5)
+    monkeypatch.setattr(heartbeat, "INTERVAL_WITHOUT_HEARTBEATS", 0.4)
     async with AmqpProxy(broker.url) as proxy:
         layer = RabbitmqChannelLayer(
             host=proxy.url + "?heartbeat=0", groups_exchange=groups_exchange

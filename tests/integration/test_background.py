@@ -356,7 +356,7 @@ class TestForgetting:
     async def test_ids_are_not_remembered_for_ever(
         self, layer: RabbitmqChannelLayer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_registry, "_REMEMBERED_IDS", 2)
+        monkeypatch.setattr(_registry, "REMEMBERED_IDS", 2)
         channels = [
             await asyncio.to_thread(lambda: asyncio.run(layer.new_channel())) for _ in range(4)
         ]

@@ -84,8 +84,8 @@ async def test_the_connection_that_is_back_first_saves_the_other_its_back_off(
         await layer.send(channel, MESSAGE)
         assert await layer.receive(channel) == MESSAGE
         # So long that nobody would be back by himself in this test.
-        monkeypatch.setattr(_back_off, "_FIRST_DELAY", 300.0)
-        monkeypatch.setattr(_back_off, "_LONGEST_DELAY", 300.0)
+        monkeypatch.setattr(_back_off, "FIRST_DELAY", 300.0)
+        monkeypatch.setattr(_back_off, "LONGEST_DELAY", 300.0)
         with log_lines(logging.DEBUG) as lines:
             proxy.cut()
             for _ in range(2):

@@ -143,7 +143,7 @@ class TestCalls:
     async def test_an_owner_that_is_busy(
         self, open_layer: OpenLayer, owner: LoopThread, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_forwarders, "_GRACE", 0.0)
+        monkeypatch.setattr(_forwarders, "GRACE", 0.0)
         layer = await open_layer(operation_timeout=0.2)
         channel = await owner.run(layer.new_channel())
         go_on = threading.Event()
@@ -160,7 +160,7 @@ class TestCalls:
     async def test_an_owner_whose_loop_is_closed_without_cancelling_its_tasks(
         self, open_layer: OpenLayer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_calls, "_WATCH_INTERVAL", 0.05)
+        monkeypatch.setattr(_calls, "WATCH_INTERVAL", 0.05)
         layer = await open_layer()
         call = _calls.ReceiveCall(FakeLoop(), lambda: None, "channel")  # type: ignore[arg-type, return-value]
         with pytest.raises(StopConsumer):

@@ -31,9 +31,9 @@ from tools.private_broker import free_port
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Milliseconds between attempts, and for a farewell."""
-    monkeypatch.setattr(_back_off, "_FIRST_DELAY", 0.001)
-    monkeypatch.setattr(_back_off, "_LONGEST_DELAY", 0.004)
-    monkeypatch.setattr(_back_off, "_LONGEST_DELAY_IF_REFUSED", 0.004)
+    monkeypatch.setattr(_back_off, "FIRST_DELAY", 0.001)
+    monkeypatch.setattr(_back_off, "LONGEST_DELAY", 0.004)
+    monkeypatch.setattr(_back_off, "LONGEST_DELAY_IF_REFUSED", 0.004)
     for module in (connection_module, protocol_module):
         monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.05)
 

@@ -85,9 +85,9 @@ class Machine:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     folder = tmp_path / "bin"
     folder.mkdir()
-    monkeypatch.setattr(root_rights, "_POLICY", str(tmp_path / "policy-rc.d"))
+    monkeypatch.setattr(root_rights, "POLICY", str(tmp_path / "policy-rc.d"))
     (tmp_path / "units").mkdir()
-    monkeypatch.setattr(root_rights, "_UNITS", str(tmp_path / "units"))
+    monkeypatch.setattr(root_rights, "UNITS", str(tmp_path / "units"))
     return Machine(folder, monkeypatch)
 
 
@@ -197,7 +197,7 @@ class TestInstall:
     @pytest.fixture
     def policy(self, machine: Machine) -> Path:
         machine.be_root()
-        return Path(root_rights._POLICY)
+        return Path(root_rights.POLICY)
 
     def test_services_are_kept_from_starting(self, machine: Machine, policy: Path) -> None:
         machine.add_command("apt-get", f'"{policy}"; echo "policy $?" >> "{policy}.seen"')
@@ -219,7 +219,7 @@ class TestInstall:
     def test_new_services_are_kept_from_starting_with_the_machine(
         self, machine: Machine, policy: Path
     ) -> None:
-        units = Path(root_rights._UNITS)
+        units = Path(root_rights.UNITS)
         (units / "epmd.service").touch()
         new = [units / "rabbitmq-server.service", units / "logrotate.timer"]
         machine.add_command("apt-get", f'touch "{new[0]}" "{new[1]}"')
@@ -229,7 +229,7 @@ class TestInstall:
         assert disabled == ["systemctl disable rabbitmq-server.service"]
 
     def test_without_systemd_too(self, machine: Machine, policy: Path) -> None:
-        units = Path(root_rights._UNITS)
+        units = Path(root_rights.UNITS)
         machine.add_command("apt-get", f'touch "{units}/rabbitmq-server.service"')
         machine.add_command("update-rc.d")
         assert root_rights.install("some-package")

@@ -118,7 +118,7 @@ def test_path_is_searched_and_wrappers_are_passed_over(
 def test_no_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("RABBITMQ_BIN", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(module, "_COMMAND_FOLDERS", ())
+    monkeypatch.setattr(module, "COMMAND_FOLDERS", ())
     assert find_broker_commands() is None
 
 
@@ -250,7 +250,7 @@ def test_taken_port_is_replaced(
             taken[0].settimeout(0)
         return port
 
-    monkeypatch.setattr(PrivateBroker, "_choose_ports", _ports_from(port_somebody_takes))
+    monkeypatch.setattr(PrivateBroker, "choose_ports", _ports_from(port_somebody_takes))
     broker = private_broker_factory()
     assert broker.port != taken[0].getsockname()[1]
     with connect(broker):

@@ -173,7 +173,7 @@ def test_the_ignored_option() -> None:
 
 def test_every_parameter_of_the_url_is_there_with_its_default() -> None:
     documented = documented_defaults("The URL")
-    assert tuple(documented) == broker_url._PARAMETERS
+    assert tuple(documented) == broker_url.PARAMETERS
     for parameter in ("heartbeat", "auth_mechanism", "verify"):
         url = f"amqps://127.0.0.1?{parameter}={documented[parameter]}"
         assert BrokerUrl.parse(url) == BrokerUrl.parse("amqps://127.0.0.1")
@@ -187,7 +187,7 @@ def test_the_urls_of_other_tools() -> None:
         *schemes, target = re.findall("``([^`]+)``", part)
         assert target == ("amqps" if tls else "amqp")
         assert {*schemes, target} == {
-            scheme for scheme, is_tls in broker_url._SCHEMES.items() if is_tls == tls
+            scheme for scheme, is_tls in broker_url.SCHEMES.items() if is_tls == tls
         }
     [several] = re.findall(r"``(amqp://web:secret@a,[^`]*)``", text)
     first, second = read_hosts("host", several)
@@ -251,28 +251,28 @@ def test_numbers() -> None:
     for sentence in (
         f"message is tried again for {_direct_sender.RETRY_TIMEOUT:g} seconds",
         f"share {_receivers.STRANGERS_TIMEOUT:g} seconds of tries in all, which come back in "
-        f"{_receivers._STRANGERS_INTERVAL:g} seconds",
+        f"{_receivers.STRANGERS_INTERVAL:g} seconds",
         f"after a reconnect of the sender's own for {_direct_sender.RECONNECT_GRACE:g} seconds",
         f"after {watchdog:g} to {2 * watchdog:g} seconds of silence",
         f"hears nothing for {watchdog:g} to {2 * watchdog:g} seconds",
         f"noticed within {2 * watchdog + two_heartbeats:g} seconds",
         f"at most {30 * 86400 / watchdog:,.0f} each in a month of 30 days",
-        f"within {2 * watchdog + heartbeat._PATIENCE_WITHOUT_HEARTBEATS + 10:g} seconds if",
+        f"within {2 * watchdog + heartbeat.PATIENCE_WITHOUT_HEARTBEATS + 10:g} seconds if",
         f"``watchdog_interval`` is {watchdog:g}",
-        f"isn't answered for {heartbeat._PATIENCE_WITHOUT_HEARTBEATS:g} seconds",
+        f"isn't answered for {heartbeat.PATIENCE_WITHOUT_HEARTBEATS:g} seconds",
         f"Notices within {2 * two_heartbeats:g} seconds, when it has heard two heartbeats",
-        f"first after {_back_off._FIRST_DELAY:g} seconds",
-        f"every {_back_off._LONGEST_DELAY:g} seconds",
-        f"every {_back_off._LONGEST_DELAY_IF_REFUSED:g} seconds as long as RabbitMQ refuses it",
+        f"first after {_back_off.FIRST_DELAY:g} seconds",
+        f"every {_back_off.LONGEST_DELAY:g} seconds",
+        f"every {_back_off.LONGEST_DELAY_IF_REFUSED:g} seconds as long as RabbitMQ refuses it",
         f"stays bound for {constructor['linger'].default:g} seconds",
-        f"within {_reporter._FIRST_INTERVAL:g} seconds of the first event, "
+        f"within {_reporter.FIRST_INTERVAL:g} seconds of the first event, "
         f"then once in {_reporter.INTERVAL:g} seconds",
         f"in {_plain_messages.MAX_DEPTH} levels at most",
-        f"at most {_names._LONGEST} ASCII letters",
-        f"``local_expiry`` (seconds up to {_settings._LONGEST_LOCAL_EXPIRY:g}",
-        f"messages, 1 to {_settings._LARGEST_LOCAL_CAPACITY};",
-        f"seconds, at least {_settings._SHORTEST_EXPIRY:g}",
-        f"milliseconds, at least {broker_url._SHORTEST_CONNECTION_TIMEOUT};",
+        f"at most {_names.LONGEST} ASCII letters",
+        f"``local_expiry`` (seconds up to {_settings.LONGEST_LOCAL_EXPIRY:g}",
+        f"messages, 1 to {_settings.LARGEST_LOCAL_CAPACITY};",
+        f"seconds, at least {_settings.SHORTEST_EXPIRY:g}",
+        f"milliseconds, at least {broker_url.SHORTEST_CONNECTION_TIMEOUT};",
         f"silent after {1.5 * broker_url.DEFAULT_HEARTBEAT:g} seconds",
         f"one and a half heartbeats ({1.5 * broker_url.DEFAULT_HEARTBEAT:g} seconds)",
         f"about three heartbeats ({3 * broker_url.DEFAULT_HEARTBEAT:g} seconds)",
@@ -287,7 +287,7 @@ def test_numbers() -> None:
     assert _receivers.UNREACHABLE_TIMEOUT == _receivers.HEARD_TIMEOUT == 60
     assert "took a message from this one in the last minute" in plain()
     assert "remembered for a minute" in plain()
-    assert _reasons._REMINDER_INTERVAL == 60
+    assert _reasons.REMINDER_INTERVAL == 60
     assert "told once a minute" in plain()
     assert _router.BEHIND == 1
     assert "messages so for more than a second" in plain()
@@ -369,7 +369,7 @@ def as_pattern(text: str) -> str:
 def test_every_log_line_is_explained() -> None:
     documented = documented_lines()
     expected = {(text, level) for text, level in logged_lines()}
-    expected |= {(sentence, "WARNING") for sentence in _reporter._SENTENCES.values()}
+    expected |= {(sentence, "WARNING") for sentence in _reporter.SENTENCES.values()}
     assert len(expected) > 15
     explained = set()
     for text, level in expected:

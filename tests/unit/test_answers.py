@@ -63,7 +63,7 @@ async def bench() -> Bench:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing, "_BLOCKED_BEFORE_PING", 0.0)
+    monkeypatch.setattr(publishing, "BLOCKED_BEFORE_PING", 0.0)
 
 
 async def test_a_channel_that_answers_nothing_ends_the_connection(bench: Bench) -> None:
@@ -227,7 +227,7 @@ async def test_a_confirm_shows_that_publishers_are_not_blocked_any_more(
 async def test_a_short_alarm_is_not_asked_about(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publishing, "_BLOCKED_BEFORE_PING", 5.0)
+    monkeypatch.setattr(publishing, "BLOCKED_BEFORE_PING", 5.0)
     bench.publisher()
     bench.peer.feed(commands.Connection.Blocked("low on memory"))
     for _ in range(5):
@@ -264,7 +264,7 @@ async def test_what_a_queue_confirms_late_says_nothing_about_the_alarm(bench: Be
 
 
 async def test_without_heartbeats_time_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "_PATIENCE_WITHOUT_HEARTBEATS", 0.05)
+    monkeypatch.setattr(heartbeat, "PATIENCE_WITHOUT_HEARTBEATS", 0.05)
     peer = Peer()
     channel = peer.publisher()
     peer.protocol._on_tick()

@@ -196,7 +196,7 @@ def test_the_dates_of_a_certificate(
     authority: Authority, days: tuple[float, float], problem: str
 ) -> None:
     path = authority.make("client", days=days)
-    found = tls._problem_of(str(path))
+    found = tls.problem_of(str(path))
     assert found == (problem and f"the client certificate in {path} {problem}")
 
 
@@ -205,5 +205,5 @@ def test_the_dates_of_what_is_no_certificate(tmp_path: Path) -> None:
     path = tmp_path / "client.pem"
     for content in ("", "x", "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"):
         path.write_text(content)
-        assert tls._problem_of(str(path)) == ""
-    assert tls._problem_of(str(tmp_path / "missing.pem")) == ""
+        assert tls.problem_of(str(path)) == ""
+    assert tls.problem_of(str(tmp_path / "missing.pem")) == ""

@@ -26,15 +26,15 @@ GOOD = "127.0.0.1"
 @pytest.fixture(autouse=True)
 def _no_memory() -> Iterator[None]:
     """What another test has found out about the host name isn't known."""
-    opening._last_winners.clear()
+    opening.last_winners.clear()
     yield
-    opening._last_winners.clear()
+    opening.last_winners.clear()
 
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is overtaken; the second address is only tried when the first has failed."""
-    monkeypatch.setattr(racing, "_PATIENCE", 1000.0)
+    monkeypatch.setattr(racing, "PATIENCE", 1000.0)
     monkeypatch.setattr(racing, "PATIENCE_ONCE_ANSWERED", 1000.0)
 
 
@@ -90,7 +90,7 @@ async def test_the_address_that_worked_is_tried_first_the_next_time(
     async with scripted_broker(serve) as broker:
         with swallowing_address(SICK, broker.port):
             assert await connect(broker.port) == GOOD
-            monkeypatch.setattr(racing, "_PATIENCE", 1000.0)  # the sick one would cost all the time
+            monkeypatch.setattr(racing, "PATIENCE", 1000.0)  # the sick one would cost all the time
             for _ in range(3):
                 started_at = seconds()
                 assert await connect(broker.port, 20) == GOOD
@@ -195,7 +195,7 @@ async def test_cancelled_at_any_moment_it_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
     """With two addresses that are good, at which it tries at the same time."""
-    monkeypatch.setattr(racing, "_PATIENCE", 0.0)
+    monkeypatch.setattr(racing, "PATIENCE", 0.0)
     serve_names(monkeypatch, broker=lambda: [SICK, GOOD])
     async with scripted_broker(serve) as broker:
         listener = await asyncio.start_server(broker.on_connect, SICK, broker.port)

@@ -178,8 +178,8 @@ async def test_a_refusal_after_the_first_success_is_bridged(
 async def test_a_call_that_fails_has_the_next_attempt_made_soon(
     make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(back_off, "_FIRST_DELAY", 300.0)
-    monkeypatch.setattr(back_off, "_LONGEST_DELAY", 300.0)
+    monkeypatch.setattr(back_off, "FIRST_DELAY", 300.0)
+    monkeypatch.setattr(back_off, "LONGEST_DELAY", 300.0)
     async with scripted_broker(serve) as broker:
         supervisor = make(broker.url, handler=FakeHandler(TROUBLE), operation_timeout=0.1)
         await failing_after(supervisor.wait_ready(soon()))
@@ -192,8 +192,8 @@ async def test_a_call_that_fails_has_the_next_attempt_made_soon(
 async def test_calls_that_fail_have_four_attempts_a_second_made_at_most(
     make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(back_off, "_FIRST_DELAY", 300.0)
-    monkeypatch.setattr(back_off, "_LONGEST_DELAY", 300.0)
+    monkeypatch.setattr(back_off, "FIRST_DELAY", 300.0)
+    monkeypatch.setattr(back_off, "LONGEST_DELAY", 300.0)
     begun_at: list[float] = []
 
     async def note(connection: Connection) -> None:

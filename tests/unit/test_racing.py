@@ -77,7 +77,7 @@ async def run(events: list[str], *acts: Act, seconds: float = 30.0) -> str:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next attempt begins only when the former has failed."""
-    monkeypatch.setattr(racing, "_PATIENCE", 1000.0)
+    monkeypatch.setattr(racing, "PATIENCE", 1000.0)
     monkeypatch.setattr(racing, "PATIENCE_ONCE_ANSWERED", 1000.0)
 
 
@@ -104,7 +104,7 @@ async def test_the_next_begins_while_the_first_hangs() -> None:
 
 
 async def test_what_has_answered_is_given_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(racing, "_PATIENCE", 0.01)
+    monkeypatch.setattr(racing, "PATIENCE", 0.01)
     monkeypatch.setattr(racing, "PATIENCE_ONCE_ANSWERED", 0.3)
     events: list[str] = []
     started_at = asyncio.get_running_loop().time()

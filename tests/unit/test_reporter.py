@@ -17,7 +17,7 @@ logger = logging.getLogger("channels_rabbitmq.tests")
 @pytest.fixture
 def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_reporter, "INTERVAL", 0.02)
-    monkeypatch.setattr(_reporter, "_FIRST_INTERVAL", 0.01)
+    monkeypatch.setattr(_reporter, "FIRST_INTERVAL", 0.01)
 
 
 @pytest.fixture

@@ -420,8 +420,8 @@ def test_options_of_others_are_answered(option: str, answer: str) -> None:
 
 
 def test_answers_name_options_that_exist() -> None:
-    assert _foreign_options._ANSWER_TO.keys().isdisjoint({*OPTIONS, "group_expiry"})
-    for answer in _foreign_options._ANSWERS:
+    assert _foreign_options.ANSWER_TO.keys().isdisjoint({*OPTIONS, "group_expiry"})
+    for answer in _foreign_options.ANSWERS:
         named = re.match("([a-z_]+) takes its place", answer)
         assert named is None or named[1] in OPTIONS
 

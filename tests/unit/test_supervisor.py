@@ -49,9 +49,9 @@ from tools.private_broker import free_port
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Milliseconds between attempts, and for a farewell."""
-    monkeypatch.setattr(_back_off, "_FIRST_DELAY", 0.001)
-    monkeypatch.setattr(_back_off, "_LONGEST_DELAY", 0.004)
-    monkeypatch.setattr(_back_off, "_LONGEST_DELAY_IF_REFUSED", 0.004)
+    monkeypatch.setattr(_back_off, "FIRST_DELAY", 0.001)
+    monkeypatch.setattr(_back_off, "LONGEST_DELAY", 0.004)
+    monkeypatch.setattr(_back_off, "LONGEST_DELAY_IF_REFUSED", 0.004)
     for module in (connection_module, protocol_module):
         monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.05)
 
@@ -325,7 +325,7 @@ async def test_each_url_that_fails_is_told(
 async def test_stopped_while_urls_race_it_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
-    monkeypatch.setattr(racing, "_PATIENCE", 0.0)
+    monkeypatch.setattr(racing, "PATIENCE", 0.0)
     async with scripted_broker(serve) as one, scripted_broker(serve) as two:
         supervisor = make(FakeHandler(), one.url, two.url)
         supervisor.start()
@@ -620,7 +620,7 @@ async def test_success_that_is_soon_over_does_not_reset_the_back_off(
             yield 60.0
 
     monkeypatch.setattr(_back_off, "doubling_delays", long_delays)
-    monkeypatch.setattr(_back_off, "_LONGEST_DELAY", 600.0)
+    monkeypatch.setattr(_back_off, "LONGEST_DELAY", 600.0)
     async with scripted_broker(serve) as broker:
         handler = FakeHandler()
         supervisor = make(handler, broker.url)
@@ -637,8 +637,8 @@ async def test_success_that_is_soon_over_does_not_reset_the_back_off(
 
 
 async def test_retry_now_ends_the_wait_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_back_off, "_FIRST_DELAY", 60.0)
-    monkeypatch.setattr(_back_off, "_LONGEST_DELAY", 60.0)
+    monkeypatch.setattr(_back_off, "FIRST_DELAY", 60.0)
+    monkeypatch.setattr(_back_off, "LONGEST_DELAY", 60.0)
     async with scripted_broker(serve) as broker:
         handler = FakeHandler(failing(OSError("no")), nothing)
         supervisor = make(handler, broker.url)
@@ -734,7 +734,7 @@ async def test_another_reason_is_another_warning(logged: pytest.LogCaptureFixtur
 async def test_reminder_of_the_same_reason(
     logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_reasons, "_REMINDER_INTERVAL", 0.0)
+    monkeypatch.setattr(_reasons, "REMINDER_INTERVAL", 0.0)
     async with scripted_broker(serve) as broker:
         handler = FakeHandler(*(failing(OSError("no")) for _ in range(3)))
         supervisor = make(handler, broker.url)
@@ -867,8 +867,8 @@ class Stage:
 @pytest.fixture
 def quick_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
     """Milliseconds for a deaf server; the delays between attempts stay long."""
-    monkeypatch.setattr(_back_off, "_FIRST_DELAY", 60.0)
-    monkeypatch.setattr(_back_off, "_LONGEST_DELAY", 60.0)
+    monkeypatch.setattr(_back_off, "FIRST_DELAY", 60.0)
+    monkeypatch.setattr(_back_off, "LONGEST_DELAY", 60.0)
     for module in (connection_module, protocol_module):
         monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.05)
 

@@ -91,7 +91,7 @@ class Bench:
 
 @pytest.fixture
 async def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(_watchdog, "_LOOK_INTERVAL", 0.005)
+    monkeypatch.setattr(_watchdog, "LOOK_INTERVAL", 0.005)
     bench = Bench()
     task = asyncio.create_task(bench.watchdog.run())
     yield bench
