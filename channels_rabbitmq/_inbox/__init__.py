@@ -1,1 +1,1 @@
-"""What has arrived and waits for ``receive()``. No I/O: nothing here knows of connections."""
+"""The messages that have arrived and wait for ``receive()``. Knows no connections, does no I/O."""

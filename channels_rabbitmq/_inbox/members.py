@@ -1,17 +1,18 @@
 """Which channels of this event loop are in which group.
 
-A channel becomes a member *before* the broker has confirmed the group's binding, so that the
-first message through the new binding already reaches it. Until then its membership rests on its
-*pending adds*: the ``group_add()`` calls that are running. An add ends well if the binding is
-confirmed: then the channel is a member until it is discarded. It ends badly if the binding is
-refused, not confirmed in time, or the call is cancelled. A membership without a confirmed and
-without a pending add is removed. So an add that fails leaves the channel as it was, also when
-several adds of one channel run at the same moment.
+A channel becomes a member *before* the broker has confirmed the group's binding, so that the first
+message through the new binding already reaches the channel. Until then its membership rests on
+*pending adds*: the ``group_add()`` calls that are running. If the broker confirms the binding, the
+channel is a member until it is discarded. If the broker refuses, or the call times out or is
+cancelled, the add has failed. A membership that isn't confirmed and has no pending add is removed.
+So an add that fails leaves the channel as it was, also when several adds of one channel run at the
+same moment.
 
-A discard removes the membership whatever adds are pending. Those that were running meanwhile find
-their membership *detached* from the table, and finishing them changes nothing: the last call wins.
+A discard removes the membership, however many adds are pending. An add that was running meanwhile
+then holds a membership that is *detached* from the table, and finishing the add changes nothing. So
+the last call wins.
 
-No I/O, no clock.
+This module does no I/O and has no clock.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Collection, Iterable
 
 
 class Membership:
-    """One channel in one group; made by :meth:`Members.add`, and only to be handed back."""
+    """One channel in one group. Callers get it from :meth:`Members.add` and only hand it back."""
 
     __slots__ = ("channel", "confirmed", "group", "pending_adds")
 
@@ -28,7 +29,7 @@ class Membership:
         self.group = group
         self.channel = channel
         self.pending_adds = 0
-        # Whether one add has ended well: from then on only a discard ends the membership.
+        # Whether the broker has confirmed. From then on only a discard ends the membership.
         self.confirmed = False
 
     def __repr__(self) -> str:
@@ -37,14 +38,14 @@ class Membership:
 
 
 class Members:
-    """The groups that have members here. A group without members leaves nothing behind."""
+    """The groups that have members here. A group without members takes no memory."""
 
     def __init__(self) -> None:
         # Group -> channel -> membership; no inner dict is empty.
         self._groups: dict[str, dict[str, Membership]] = {}
 
     def add(self, group: str, channel: str) -> Membership:
-        """Let ``channel`` hear ``group`` from now on.
+        """Deliver ``group`` to ``channel`` from now on.
 
         The add is pending until the caller ends it with :meth:`finish_add`, once.
         """
@@ -56,7 +57,7 @@ class Members:
         return membership
 
     def finish_add(self, membership: Membership, ok: bool) -> bool:
-        """End one add: confirm the membership, or remove it if no other add supports it.
+        """End one add: confirm the membership if ``ok``, else remove it unless it is needed.
 
         Returns True if the group has just lost its last member.
         """
@@ -68,7 +69,7 @@ class Members:
         if membership.confirmed or membership.pending_adds:
             return False
         if self._groups.get(membership.group, {}).get(membership.channel) is not membership:
-            return False  # Discarded meanwhile, and perhaps added anew: another membership.
+            return False  # It was discarded. If it was added anew, that is another membership.
         return self._remove(membership.group, membership.channel)
 
     def discard(self, group: str, channel: str) -> bool:
@@ -81,7 +82,7 @@ class Members:
         return self._remove(group, channel)
 
     def channels(self, group: str) -> Collection[str]:
-        """The members of ``group``, pending ones included: a live view, empty if there are none."""
+        """Return a live view of the members of ``group``, the unconfirmed ones included."""
         channels = self._groups.get(group)
         return () if channels is None else channels.keys()
 
@@ -89,11 +90,11 @@ class Members:
         return group in self._groups
 
     def groups(self) -> Iterable[str]:
-        """All groups with members; a live view."""
+        """Return a live view of all groups with members."""
         return self._groups.keys()
 
     def groups_of(self, channel: str) -> list[str]:
-        """The groups of one channel. Looks at all groups, so it isn't for what happens often."""
+        """Return the groups of one channel. It looks at all groups, so don't call it often."""
         return [group for group, channels in self._groups.items() if channel in channels]
 
     def __len__(self) -> int:
