@@ -272,7 +272,7 @@ async def test_refused_set_up_is_told_and_tried_again_until_it_works(
     connection = await operator.carehare_connection
     await connection.exchange_declare(groups_exchange, exchange_type="topic")
     async with AmqpProxy(broker.url) as proxy:
-        layer = await open_layer(host=proxy.url, operation_timeout=1)
+        layer = await open_layer(host=proxy.url)
         with pytest.raises(BrokerUnavailable, match="406 PRECONDITION_FAILED"):
             await layer.group_send("g", MESSAGE)
         channel = await layer.new_channel()
