@@ -114,7 +114,7 @@ class Paths:
         publisher = protocol.add_channel(
             lambda amqp_channel_id: PublisherChannel(protocol, amqp_channel_id, on_end=print)
         )
-        self._loop_layer._publisher._amqp_channel = publisher
+        self._loop_layer.publisher._amqp_channel = publisher
         publisher._calls.clear()
 
         async def send(n: int) -> None:
@@ -156,7 +156,7 @@ class Paths:
         group = f"benchmark.{burst}"
         channels = [await self._layer.new_channel() for _ in range(_MEMBERS)]
         for channel in channels:
-            self._loop_layer._members.add(group, channel)
+            self._loop_layer.members.add(group, channel)
         body = msgpack.packb(
             {"type": "benchmark.message", "n": 0, "data": _DATA, "__asgi_group__": group}
         )

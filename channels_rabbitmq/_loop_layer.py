@@ -65,33 +65,33 @@ class LoopLayer:
         self.id = new_id()
         self._names = ChannelNames(self.id)
         self.counters = Counters()
-        self._members = Members()
-        self._reporter = Reporter(logger, self.id, Culprits(self._members).describe)
+        self.members = Members()
+        self._reporter = Reporter(logger, self.id, Culprits(self.members).describe)
         self._inbox = Inbox(
-            settings, self._names, self._members, self.counters, self._reporter, capacity_of
+            settings, self._names, self.members, self.counters, self._reporter, capacity_of
         )
-        self._router = self._inbox.router
-        self.known_channels = self._router.known_channels
-        self.receive_nowait = self._router.receive_nowait
-        self._bindings = Bindings(clock=self.loop.time)
+        self.router = self._inbox.router
+        self.known_channels = self.router.known_channels
+        self.receive_nowait = self.router.receive_nowait
+        self.bindings = Bindings(clock=self.loop.time)
         self._hooks = Hooks(hook_functions, self.id)
         self._make_connections(known_outage)
         self._sender = Sender(
             self.id,
             settings,
             self._names,
-            self._publisher,
-            self._subscriber,
-            self._bindings,
+            self.publisher,
+            self.subscriber,
+            self.bindings,
             self.counters,
             self._reporter,
         )
         self._watchdog = Watchdog(
-            self._subscriber,
+            self.subscriber,
             self._sender.probes,
             settings.watchdog_interval,
             delivered=lambda: self.counters.delivered,
-            is_full=lambda: self._router.unacked >= settings.local_capacity,
+            is_full=lambda: self.router.unacked >= settings.local_capacity,
         )
         self.is_closing = False  # or closed
         self.is_closed = False  # by close(), and nothing of it is left
@@ -99,20 +99,20 @@ class LoopLayer:
     def _make_connections(self, known_outage: KnownOutage) -> None:
         settings = self._settings
         groups_exchange = GroupsExchange(settings.groups_exchange)
-        self._subscriber = Subscriber(
+        self.subscriber = Subscriber(
             self.id,
             settings,
-            self._bindings,
+            self.bindings,
             groups_exchange,
             known_outage=known_outage,
             on_delivery=self._inbox.on_delivery,
-            on_consumer_lost=self._router.connection_lost,
+            on_consumer_lost=self.router.connection_lost,
             on_disconnect=self._hooks.on_disconnect.call,
             on_reconnect=self._hooks.on_reconnect.call,
         )
         # A program may cancel all tasks and let the loop go on: no receive() shall wait in vain.
-        self._subscriber.supervisor.on_closed = self._router.close
-        self._publisher = Publisher(
+        self.subscriber.supervisor.on_closed = self.router.close
+        self.publisher = Publisher(
             settings,
             self.counters,
             groups_exchange,
@@ -121,23 +121,23 @@ class LoopLayer:
             on_no_exchange=self._on_no_exchange,
         )
         self._user_connection = UserConnection(settings, self.id, known_outage)
-        self._connections = Connections(
-            [part.supervisor for part in (self._subscriber, self._publisher, self._user_connection)]
+        self.connections = Connections(
+            [part.supervisor for part in (self.subscriber, self.publisher, self._user_connection)]
         )
 
     def __repr__(self) -> str:
-        return f"<LoopLayer {self.id}: {self._router!r} {self._bindings!r}>"
+        return f"<LoopLayer {self.id}: {self.router!r} {self.bindings!r}>"
 
     def _deadline(self) -> float:
         return self.loop.time() + self._settings.operation_timeout
 
     def _start_subscriber(self) -> None:
         if not self.is_closing:
-            self._subscriber.supervisor.start()
+            self.subscriber.supervisor.start()
             self._watchdog.start()
 
     def _on_no_exchange(self) -> None:
-        self._subscriber.supervisor.reconnect("the groups exchange was deleted")
+        self.subscriber.supervisor.reconnect("the groups exchange was deleted")
 
     # Sending. (These and receive() return another's coroutine: one less on the path of a message.)
 
@@ -150,7 +150,7 @@ class LoopLayer:
 
     def group_send(self, group: str, body: bytes) -> Coroutine[Any, Any, None]:
         """Send to all channels of a group, in all processes."""
-        has_members = self._members.has_members(group)
+        has_members = self.members.has_members(group)
         return self._sender.group_send(group, body, has_members=has_members)
 
     # Groups
@@ -159,20 +159,20 @@ class LoopLayer:
         """Make a channel of this event loop a member; returns when the broker has confirmed."""
         self._names.require_local(channel)
         self._start_subscriber()
-        membership = self._members.add(group, channel)
+        membership = self.members.add(group, channel)
         is_bound = False
         try:
-            await self._subscriber.bind(group, self._deadline())
+            await self.subscriber.bind(group, self._deadline())
             is_bound = True
         finally:
-            if self._members.finish_add(membership, is_bound):
-                self._subscriber.unbind(group)
+            if self.members.finish_add(membership, is_bound):
+                self.subscriber.unbind(group)
 
     async def group_discard(self, group: str, channel: str) -> None:
         """Stop delivering a group to a channel of this event loop."""
         self._names.require_local(channel)
-        if self._members.discard(group, channel):
-            self._subscriber.unbind(group)
+        if self.members.discard(group, channel):
+            self.subscriber.unbind(group)
 
     # Receiving
 
@@ -189,12 +189,12 @@ class LoopLayer:
         """Return the next message of a channel of this event loop, or change nothing."""
         if channel not in self.known_channels:
             self._prepare_to_receive(channel)
-        return self._router.receive(channel)
+        return self.router.receive(channel)
 
     def hand_over(self, channel: str) -> Coroutine[Any, Any, HandedOver]:
         """As ``receive``, for a receiver on another event loop: see ``Router.hand_over``."""
         self._prepare_to_receive(channel)
-        return self._router.hand_over(channel)
+        return self.router.hand_over(channel)
 
     def _prepare_to_receive(self, channel: str) -> None:
         self._names.require_local(channel)
@@ -202,7 +202,7 @@ class LoopLayer:
 
     def accept(self, handed_over: HandedOver) -> None:
         """The receiver has the message."""
-        self._router.accept(handed_over)
+        self.router.accept(handed_over)
 
     def requeue(self, handed_over: HandedOver) -> None:
         """The receiver won't have the message."""
@@ -212,16 +212,16 @@ class LoopLayer:
 
     def statistics(self, *, for_sync_code: bool) -> LoopLayerStatistics:
         """Tell what has happened and how it is. From any thread; see ``statistics``."""
-        router, bindings = self._router, self._bindings
+        router, bindings = self.router, self.bindings
         return LoopLayerStatistics(
             id=self.id,
             for_sync_code=for_sync_code,
-            publisher=self._publisher.supervisor.statistics(),
-            subscriber=self._subscriber.supervisor.statistics(),
+            publisher=self.publisher.supervisor.statistics(),
+            subscriber=self.subscriber.supervisor.statistics(),
             carehare_connection=self._user_connection.supervisor.statistics(),
             counters=replace(self.counters),
-            is_blocked=self._publisher.is_blocked,
-            unconfirmed=self._publisher.unconfirmed,
+            is_blocked=self.publisher.is_blocked,
+            unconfirmed=self.publisher.unconfirmed,
             highest_age=self._inbox.ages.newest(self.loop.time()),
             buffered=router.waiting_messages,
             in_handoff=router.messages_in_handoff,
@@ -245,12 +245,12 @@ class LoopLayer:
     @property
     def is_open(self) -> bool:
         """Whether anything of it runs on its event loop, or is to be closed."""
-        return self._connections.are_open
+        return self.connections.are_open
 
     async def connect(self, fail_fast: bool) -> None:
         """Connect what sends and what receives: see ``RabbitmqChannelLayer.connect``."""
         self._start_subscriber()
-        supervisors = [self._subscriber.supervisor, self._publisher.supervisor]
+        supervisors = [self.subscriber.supervisor, self.publisher.supervisor]
         for supervisor in supervisors:
             supervisor.start()
         deadline = self._deadline()
@@ -262,11 +262,11 @@ class LoopLayer:
 
     def shut_down_if_stopped(self, seconds: float) -> None:
         """End the connections of an event loop that hasn't run for so long. From any thread."""
-        self._connections.shut_down_if_stopped(seconds)
+        self.connections.shut_down_if_stopped(seconds)
 
     async def close(self) -> None:
         """End everything: see ``RabbitmqChannelLayer.close``."""
-        self._router.close()
+        self.router.close()
         await self._end()
         self.is_closed = True
 
@@ -277,26 +277,26 @@ class LoopLayer:
         the process ends around them. With ``cancel_calls``, those on a loop that won't run again
         are cancelled.
         """
-        self._subscriber.supervisor.on_closed = lambda: None
+        self.subscriber.supervisor.on_closed = lambda: None
         if cancel_calls:
-            self._router.cancel_receivers()
-            self._connections.cancel_calls(cancels=True)
+            self.router.cancel_receivers()
+            self.connections.cancel_calls(cancels=True)
             self._sender.direct_sender.cancel_calls()
-            self._router.close()
+            self.router.close()
         await self._end()
-        self._connections.cancel_calls(cancels=False)  # Later callers are told.
+        self.connections.cancel_calls(cancels=False)  # Later callers are told.
 
     async def _end(self) -> None:
         self.is_closing = True
         self._inbox.stop()
         # All are closing before anything is awaited: so a cancelled close() still ends all.
-        self._subscriber.close()
-        self._publisher.supervisor.close()
+        self.subscriber.close()
+        self.publisher.supervisor.close()
         self._user_connection.supervisor.close()
         self._watchdog.close()
         self._hooks.close()
         await self._watchdog.wait_closed()
-        for supervisor in self._connections.supervisors:
+        for supervisor in self.connections.supervisors:
             await supervisor.wait_closed()
         await self._hooks.wait_closed()
         await asyncio.sleep(0)  # lets the calls that end now say so

@@ -18,6 +18,7 @@ import pytest
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.brokers import broker_commands
+from tests.support.layers import inside
 from tests.support.lengths import Length
 from tests.support.log_lines import unhandled
 from tests.support.name_server import serve_names
@@ -100,7 +101,7 @@ class Stage:
 
     def address(self, layer: RabbitmqChannelLayer, role: str) -> str:
         """Of the node to which a layer is connected."""
-        supervisor = getattr(layer._loop_layer(), f"_{role}").supervisor
+        supervisor = getattr(inside(layer), role).supervisor
         transport = supervisor.connection._protocol.transport._transport
         return str(transport.get_extra_info("peername")[0])
 
@@ -110,7 +111,7 @@ class Stage:
         await self.groups.call()
         await self.traffic.finish()
         books = self.traffic.books
-        counters = self.sender._loop_layer().counters
+        counters = inside(self.sender).counters
         figures.info(
             "%s on %s: %s; %d unknown, %d unreachable; connections lost: %d",
             name,

@@ -23,7 +23,7 @@ from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_proxy import TO_CLIENT, AmqpProxy, Frame
 from tests.support.brokers import Broker
-from tests.support.layers import statistics_of, subscriber_of
+from tests.support.layers import inside, statistics_of, subscriber_of
 from tests.support.lengths import Length
 from tests.support.log_lines import LogLines, log_lines
 from tests.support.patience import connect_patiently
@@ -172,10 +172,10 @@ async def test_bodies_on_the_exchange_and_on_the_queue(
 
     tasks = [asyncio.create_task(hear()), asyncio.create_task(empty(lure))]
     publishing = asyncio.create_task(asyncio.to_thread(publish))
-    counters = layer._loop_layer().counters
+    counters = inside(layer).counters
     deadline = asyncio.get_running_loop().time() + 40 + count / 200
     while not publishing.done() or counters.delivered < count + good:
-        assert asyncio.get_running_loop().time() < deadline, repr(layer._loop_layer())
+        assert asyncio.get_running_loop().time() < deadline, repr(inside(layer))
         await asyncio.sleep(0.02)
     publishing.result()
     # The next good message

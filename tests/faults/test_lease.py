@@ -14,6 +14,7 @@ from channels_rabbitmq._broker import topology as _topology
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
 from tests.support.declared import exchanges, group_bindings, queues, until_expired
+from tests.support.layers import inside
 from tests.support.log_lines import log_lines
 from tools.private_broker import PrivateBroker
 
@@ -167,7 +168,7 @@ async def test_what_somebody_puts_into_a_lease_harms_nothing(
     await layer.group_send("g", MESSAGE)
     assert await layer.receive(channel) == MESSAGE
     # Nobody looks at it: it would say that something arrives from the queue of messages.
-    counters = layer._loop_layer().counters
+    counters = inside(layer).counters
     assert (counters.delivered, counters.malformed) == (1, 0)
     await layer.send(channel, MESSAGE)
     assert await layer.receive(channel) == MESSAGE

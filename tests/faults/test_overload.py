@@ -17,7 +17,7 @@ from channels.exceptions import ChannelFull
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.programs.overload_senders import count_lines, memory_in_use
-from tests.support.layers import statistics_of
+from tests.support.layers import inside, statistics_of
 from tests.support.lengths import Length
 from tests.support.log_lines import log_lines
 from tools.private_broker import PrivateBroker
@@ -131,7 +131,7 @@ async def test_overload_is_told_to_senders_and_bounded_everywhere(
 ) -> None:
     layer, channels, senders, consumers = site
     loop = asyncio.get_running_loop()
-    counters = layer._loop_layer().counters
+    counters = inside(layer).counters
 
     # Full speed, and all code has run once
     consumers.handling = 0.0

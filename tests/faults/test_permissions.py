@@ -15,6 +15,7 @@ from channels_rabbitmq._broker import topology as _topology
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.brokers import broker_commands
+from tests.support.layers import settings_of
 from tests.support.log_lines import LogLines, log_lines
 from tests.support.members import receive
 from tests.support.old_version import OldProcess, make_environment
@@ -128,7 +129,7 @@ class TestEnough:
         channel = await receiver.new_channel()
         await receiver.group_add(GROUP, channel)
         user.allow(OTHER_PROGRAMS)
-        body = receiver._settings.codec.encode_for_group(GROUP, MESSAGE)
+        body = settings_of(receiver).codec.encode_for_group(GROUP, MESSAGE)
         async with carehare.connect(user.url) as connection:
             await connection.publish(body, exchange_name="groups", routing_key=GROUP)
         assert await receive(receiver, channel) == MESSAGE

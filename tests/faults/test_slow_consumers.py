@@ -14,7 +14,7 @@ import pytest
 from channels.exceptions import ChannelFull
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from tests.support.layers import statistics_of
+from tests.support.layers import inside, statistics_of
 from tests.support.lengths import Length
 from tests.support.log_lines import log_lines
 
@@ -136,10 +136,10 @@ async def test_stuck_channels_hold_up_nobody_else(open_layer: OpenLayer) -> None
     for channel in crowd.healthy:
         assert crowd.received[channel] == crowd.sent[channel]
     assert max(wait_beginning, crowd.longest_wait) < 5.0
-    router = receiver._loop_layer()._router
+    router = inside(receiver).router
     assert 0 < router.stalled_channels <= _STUCK
     # Only the stuck ones lose, and that is told.
-    counters = receiver._loop_layer().counters
+    counters = inside(receiver).counters
     assert counters.expired == 0
     lost = sum(len(crowd.sent[channel]) - len(crowd.received[channel]) for channel in crowd.stuck)
     assert counters.overflowed + router.waiting_messages == lost
@@ -178,7 +178,7 @@ async def test_a_stuck_channel_that_resumes_gets_its_last_messages_in_order(
     sender = await open_layer()
     stuck, other = await receiver.new_channel(), await receiver.new_channel()
     waiting = asyncio.create_task(receiver.receive(other))
-    counters = receiver._loop_layer().counters
+    counters = inside(receiver).counters
     with log_lines() as lines:
         for number in range(90):
             await sender.send(stuck, {"number": number})
@@ -316,7 +316,7 @@ async def test_a_slow_channel_loses_nothing_of_which_its_senders_do_not_hear(
     while len(received) < len(sent):
         assert loop.time() < begun + _SLOW.value + 30, "lost"
         await asyncio.sleep(0.01)
-    counters = receiver._loop_layer().counters
+    counters = inside(receiver).counters
     logger.info("sent %d, refused %d, handled meanwhile %d", len(sent), refused, handled)
     assert received == sent
     assert refused > 0

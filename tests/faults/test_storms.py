@@ -15,7 +15,7 @@ from channels_rabbitmq._broker.topology import groups_probe_key
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.brokers import broker_commands
-from tests.support.layers import publisher_of
+from tests.support.layers import inside, publisher_of
 from tests.support.lengths import Length
 from tests.support.log_lines import LogLines, log_lines
 from tests.support.remains import pending_futures, remains, until_nothing_remains
@@ -52,8 +52,8 @@ async def bound_groups(
     broker: PrivateBroker, exchange: str, layer: RabbitmqChannelLayer
 ) -> set[str]:
     """What the broker says of the layer's present connection."""
-    loop_layer: Any = layer._loop_layer()
-    topology = loop_layer._subscriber._topology
+    loop_layer: Any = inside(layer)
+    topology = loop_layer.subscriber._topology
     own = topology.own_groups_exchange
     rows = await asyncio.to_thread(broker.list_bindings)
     # The way from there to the queue.
@@ -131,7 +131,7 @@ class CancellationStorm:
             await asyncio.wait_for(self.receive(channel), 20)  # also what others send to the group
         await self.receiver.group_discard(group, channel)
         # What has arrived before it left
-        while (message := self.receiver._loop_layer()._router.receive_nowait(channel)) is not None:
+        while (message := inside(self.receiver).router.receive_nowait(channel)) is not None:
             self.received[channel][message["number"]] += 1
 
     def wild_call(self) -> tuple[str, Any]:
@@ -356,7 +356,7 @@ async def test_joins_and_leaves_end_as_the_last_call_said(
     while remains(layer) != dict.fromkeys(kinds, len(wanted)):
         assert asyncio.get_running_loop().time() < deadline, remains(layer)
         await asyncio.sleep(0.05)
-    bindings = layer._loop_layer()._bindings
+    bindings = inside(layer).bindings
     assert {group for group in storm.groups if bindings.is_bound(group)} == wanted
     assert await bound_groups(own_broker, groups_exchange, layer) == wanted
 

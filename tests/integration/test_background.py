@@ -25,6 +25,7 @@ from channels_rabbitmq._loops.background import is_of_async_to_sync
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.brokers import Broker
+from tests.support.layers import inside, loop_layers_of
 from tests.support.loop_thread import LoopThread
 from tests.support.programs import without_slowness
 from tools.private_broker import PrivateBroker
@@ -155,7 +156,7 @@ class TestSyncCode:
         assert len({id_of(channel) for channel in channels}) == 1
         assert len(set(channels)) == 10
         assert id_of(await layer.new_channel()) != id_of(channels[0])
-        assert isinstance(layer._loop_layer(), LoopLayer)
+        assert isinstance(inside(layer), LoopLayer)
 
     async def test_uses_the_running_loop_where_asgiref_does(
         self, layer: RabbitmqChannelLayer
@@ -188,7 +189,7 @@ class TestSyncCode:
             channel = await layer.new_channel()
             await layer.send(channel, MESSAGE)
             assert await receive(layer, channel) == MESSAGE
-            assert isinstance(layer._loop_layer(), LoopLayer)
+            assert isinstance(inside(layer), LoopLayer)
 
         await in_sync_code(use)
 
@@ -267,7 +268,7 @@ class TestClose:
             channels.append(await in_sync_code(layer.new_channel))
             await in_sync_code(layer.close)
         await in_sync_code(layer.new_channel)
-        assert len(layer._loop_layers._by_id) <= 2
+        assert len(loop_layers_of(layer)._by_id) <= 2
         with pytest.raises(StopConsumer):
             await receive(layer, channels[0])
         with pytest.raises(BrokerUnavailable, match="closed"):
@@ -288,7 +289,7 @@ class TestClose:
         self, layer: RabbitmqChannelLayer
     ) -> None:
         await in_sync_code(layer.group_send, "g", MESSAGE)
-        [background] = layer._loop_layers.all()
+        [background] = loop_layers_of(layer).all()
 
         async def close_and_cancel() -> None:
             closing = asyncio.create_task(layer.close())
@@ -297,7 +298,7 @@ class TestClose:
             await asyncio.wait([closing])
 
         await in_sync_code(close_and_cancel)
-        while background._publisher.supervisor.connection is not None:  # noqa: ASYNC110 - another thread tells nobody
+        while background.publisher.supervisor.connection is not None:  # noqa: ASYNC110 - another thread tells nobody
             await asyncio.sleep(0.001)
         assert background.is_closing
 
@@ -331,7 +332,7 @@ class TestForgetting:
 
         async def use() -> None:
             await layer.send(await layer.new_channel(), MESSAGE)
-            seen.extend(map(weakref.ref, (asyncio.get_running_loop(), layer._loop_layer())))
+            seen.extend(map(weakref.ref, (asyncio.get_running_loop(), inside(layer))))
 
         for _ in range(5):
             await asyncio.to_thread(lambda: asyncio.run(use()))
@@ -341,12 +342,12 @@ class TestForgetting:
         alive = [reference() for reference in seen]
         # The last ones go when another loop comes.
         assert [one for one in alive[:-4] if one is not None] == []
-        assert len(layer._loop_layers.by_loop) <= 3
+        assert len(loop_layers_of(layer).by_loop) <= 3
 
     async def test_the_last_loop_when_another_one_comes(self, layer: RabbitmqChannelLayer) -> None:
         async def use() -> weakref.ref[Any]:
             await layer.new_channel()
-            return weakref.ref(layer._loop_layer())
+            return weakref.ref(inside(layer))
 
         ended = await asyncio.to_thread(lambda: asyncio.run(use()))
         await in_sync_code(layer.new_channel)
@@ -377,8 +378,8 @@ class TestForgetting:
                 channel = await call
                 await layer.group_add("g", channel)
             await in_sync_code(layer.group_send, "g", MESSAGE)
-            loop_layers = layer._loop_layers.all()
-            supervisors = [one for layer in loop_layers for one in layer._connections.supervisors]
+            loop_layers = loop_layers_of(layer).all()
+            supervisors = [one for layer in loop_layers for one in layer.connections.supervisors]
             assert sum(one.connection is not None for one in supervisors) == 3
             former = weakref.ref(layer)
             del layer, call
@@ -406,7 +407,7 @@ class TestForgetting:
         receiving = asyncio.create_task(layer.receive(channel))
         await asyncio.sleep(0)  # lets it begin
         sender = RabbitmqChannelLayer(host=broker.url, groups_exchange=groups_exchange)
-        loop_layers = layer._loop_layers
+        loop_layers = loop_layers_of(layer)
         del layer
         gc.collect()
         await sender.send(channel, MESSAGE)
@@ -492,7 +493,7 @@ loop.close()
         async def use() -> None:
             assert await layer.new_channel()
             assert _process.current() is not former
-            assert layer._loop_layers.process is _process.current()
+            assert loop_layers_of(layer).process is _process.current()
             await layer.close()
 
         asyncio.run(use())

@@ -18,7 +18,7 @@ from django.test import override_settings
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.brokers import Broker
-from tests.support.layers import has_members
+from tests.support.layers import has_members, inside
 
 if not settings.configured:
     settings.configure()
@@ -71,7 +71,7 @@ async def test_consumers_reach_each_other(layer: RabbitmqChannelLayer) -> None:
         assert await client.receive_json_from() == {"text": "bye"}
         await client.disconnect()
     assert not has_members(layer, "room")
-    assert layer._loop_layer()._router.idle
+    assert inside(layer).router.idle
 
 
 async def test_closing_the_layer_ends_consumers_quietly(layer: RabbitmqChannelLayer) -> None:

@@ -21,6 +21,7 @@ from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_proxy import TO_CLIENT, AmqpProxy
 from tests.support.brokers import Broker
 from tests.support.fake_servers import silent_server
+from tests.support.layers import inside
 from tests.support.log_lines import LogLines, log_lines
 from tests.support.remains import pending_futures
 from tools.private_broker import free_port
@@ -59,8 +60,8 @@ class Closing:
 
     @property
     def supervisors(self) -> list[Any]:
-        loop_layer: Any = self.layer._loop_layer()
-        return [loop_layer._subscriber.supervisor, loop_layer._publisher.supervisor]
+        loop_layer: Any = inside(self.layer)
+        return [loop_layer.subscriber.supervisor, loop_layer.publisher.supervisor]
 
     async def close(self) -> None:
         await asyncio.wait_for(self.layer.close(), _OPERATION_TIMEOUT)
@@ -74,7 +75,7 @@ class Closing:
 
     async def nothing_is_left(self) -> None:
         """No task, timer, link or queue."""
-        loop_layer: Any = self.layer._loop_layer()
+        loop_layer: Any = inside(self.layer)
         assert loop_layer.is_closed
         assert all(supervisor.state is State.CLOSED for supervisor in self.supervisors)
         await self._proxy.until(lambda: not self._proxy.links)
@@ -218,7 +219,7 @@ async def test_during_a_thousand_receives(closing: Closing, lines: LogLines) -> 
     ]
     await layer.send(channels[0], MESSAGE)  # by then all of them wait
     assert await receiving[0] == MESSAGE
-    assert layer._loop_layer()._router.receivers == 999
+    assert inside(layer).router.receivers == 999
     futures = pending_futures()
     await closing.close()
     await asyncio.wait(receiving[1:], timeout=10)

@@ -31,7 +31,14 @@ from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.brokers import Broker
 from tests.support.cancelling import receive_cancelling
 from tests.support.fake_servers import silent_server
-from tests.support.layers import has_members, publisher_of, set_linger, statistics_of
+from tests.support.layers import (
+    has_members,
+    inside,
+    loop_layers_of,
+    publisher_of,
+    set_linger,
+    statistics_of,
+)
 from tests.support.log_lines import log_lines
 from tests.support.programs import without_slowness
 from tools.private_broker import free_port
@@ -346,7 +353,7 @@ class TestChannels:
     ) -> None:
         layer = await open_layer(local_expiry=1)
         channel = await layer.new_channel()
-        router = layer._loop_layer()._router
+        router = inside(layer).router
         deliver = router.deliver
 
         def deliver_and_hold_up(*args: Any) -> None:
@@ -522,7 +529,7 @@ class TestGroups:
         layer = await open_layer()
         member, other = await layer.new_channel(), await layer.new_channel()
         await layer.group_add("g", member)
-        members = layer._loop_layer()._members
+        members = inside(layer).members
 
         adding = asyncio.create_task(layer.group_add("new", other))
         await asyncio.sleep(0)  # lets it begin to wait for the broker
@@ -612,7 +619,7 @@ class TestNoBroker:
             layer.send(channel, MESSAGE),
             layer.group_send("g", MESSAGE),
             layer.group_add("g", channel),
-            layer._loop_layer().user_connection(),
+            inside(layer).user_connection(),
         ):
             with pytest.raises(BrokerUnavailable, match=r"No connection|not bound") as caught:
                 await call
@@ -792,7 +799,7 @@ async def test_each_event_loop_has_connections_and_channels_of_its_own(
         assert await receive(layer, channel) == {"from": "another loop"}
     await layer.send(channel, END)
     assert await receive_until_end(layer, channel) == []
-    assert len(layer._loop_layers.by_loop) <= 2, "layers of closed loops are forgotten"
+    assert len(loop_layers_of(layer).by_loop) <= 2, "layers of closed loops are forgotten"
 
 
 async def test_operators_see_which_connection_is_what(
@@ -843,9 +850,9 @@ async def test_the_first_callers_context_is_not_kept(open_layer: OpenLayer) -> N
     """What it holds (a request, a trace) would live as long as the connections."""
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
     layer = await open_layer()
-    loop_layer = layer._loop_layer()
+    loop_layer = inside(layer)
     seen: list[str] = []
-    for supervisor in loop_layer._connections.supervisors:
+    for supervisor in loop_layer.connections.supervisors:
         supervisor.on_ready = lambda: seen.append(variable.get())
 
     async def serve() -> None:

@@ -18,6 +18,7 @@ from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.cancelling import receive_cancelling
 from tests.support.fake_servers import silent_server
+from tests.support.layers import inside, inside_of_loop
 from tests.support.loop_thread import LoopThread
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
@@ -37,7 +38,7 @@ async def receive(layer: RabbitmqChannelLayer, channel: str) -> dict[str, Any]:
 
 
 def router_of(layer: RabbitmqChannelLayer, owner: LoopThread) -> Any:
-    return layer._loop_layers.by_loop[owner.loop]._router  # type: ignore[union-attr]
+    return inside_of_loop(layer, owner.loop).router
 
 
 async def until_waiting(layer: RabbitmqChannelLayer, owner: LoopThread, count: int) -> None:
@@ -76,9 +77,9 @@ class TestCalls:
         await layer.send(channel, {"n": 4})
         assert await owner.run(layer.receive(channel)) == {"n": 4}
         # The caller's own connection only sends.
-        own = layer._loop_layer()
-        assert own._publisher.supervisor.connection is not None
-        assert own._subscriber.supervisor.connection is None
+        own = inside(layer)
+        assert own.publisher.supervisor.connection is not None
+        assert own.subscriber.supervisor.connection is None
 
     async def test_errors_are_those_of_the_owner(
         self, open_layer: OpenLayer, owner: LoopThread
@@ -129,7 +130,7 @@ class TestCalls:
             layer = await open_layer(host=server.url)
             channel = await owner.run(layer.new_channel())
             await server.accepted_one()
-            members = layer._loop_layers.by_loop[owner.loop]._members  # type: ignore[union-attr]
+            members = inside_of_loop(layer, owner.loop).members
             adding = asyncio.create_task(layer.group_add("g", channel))
             await asyncio.sleep(0)  # lets it begin
             owner.block_until(lambda: members.has_members("g"))
@@ -154,7 +155,7 @@ class TestCalls:
         finally:
             go_on.set()
         # It doesn't join after all.
-        members = layer._loop_layers.by_loop[owner.loop]._members  # type: ignore[union-attr]
+        members = inside_of_loop(layer, owner.loop).members
         owner.block_until(lambda: not members.has_members("g"))
 
     async def test_an_owner_whose_loop_is_closed_without_cancelling_its_tasks(
@@ -228,7 +229,7 @@ class TestCancelledReceivers:
         channel, receiving = await start_receiving(layer, owner)
         hand_over(layer, owner, channel, {"n": 1})
         router = router_of(layer, owner)
-        counters = layer._loop_layers.by_loop[owner.loop].counters  # type: ignore[union-attr]
+        counters = inside_of_loop(layer, owner.loop).counters
         assert (router.unacked, counters.consumed) == (0, 0)
         await receiving
         owner.block_until(lambda: not router.messages_in_handoff)

@@ -607,7 +607,7 @@ def hang(id, reason):
 async def main():
     layer = RabbitmqChannelLayer(host={broker.url!r}, on_disconnect=hang)
     await layer.connect()
-    layer._loop_layer()._subscriber.supervisor.reconnect("for a test")
+    inside(layer).subscriber.supervisor.reconnect("for a test")
     await asyncio.to_thread(started.wait)
 
 asyncio.run(main())

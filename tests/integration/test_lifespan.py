@@ -21,6 +21,7 @@ from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.lifespan import LifespanApp
 from tests.support.brokers import Broker
 from tests.support.fake_servers import silent_server
+from tests.support.layers import inside
 from tests.support.log_lines import log_lines
 from tools.private_broker import free_port
 
@@ -47,10 +48,10 @@ def server(app: LifespanApp) -> ApplicationCommunicator:
 
 
 def states(layer: RabbitmqChannelLayer) -> list[State]:
-    loop_layer: Any = layer._loop_layer()
+    loop_layer: Any = inside(layer)
     return [
-        loop_layer._publisher.supervisor.state,
-        loop_layer._subscriber.supervisor.state,
+        loop_layer.publisher.supervisor.state,
+        loop_layer.subscriber.supervisor.state,
     ]
 
 

@@ -14,7 +14,7 @@ from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
 from tests.support.brokers import Broker
-from tests.support.layers import publisher_of, statistics_of
+from tests.support.layers import inside, publisher_of, statistics_of
 from tests.support.log_lines import log_lines
 from tests.support.patience import connect_patiently
 
@@ -83,7 +83,7 @@ async def test_a_nack_is_a_count_for_a_group_and_a_lost_node_if_all_is_refused(
 
         proxy.rule(TO_CLIENT, commands.Basic.Ack, refuse)
         await layer.group_send("g", MESSAGE)
-        counters = layer._loop_layer().counters
+        counters = inside(layer).counters
         assert counters.group_nacked == 1
         await layer.send(channel, MESSAGE)
         assert (counters.nacked, counters.unreachable) == (0, 1)

@@ -32,7 +32,13 @@ from channels_rabbitmq.statistics import (
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
 from tests.support.brokers import Broker
 from tests.support.changes import until
-from tests.support.layers import reconnect_subscriber, set_linger, statistics_of
+from tests.support.layers import (
+    inside,
+    loop_layers_of,
+    reconnect_subscriber,
+    set_linger,
+    statistics_of,
+)
 from tests.support.log_lines import log_lines
 from tests.support.loop_thread import LoopThread
 
@@ -98,7 +104,7 @@ class TestWhere:
         layer = RabbitmqChannelLayer()
         assert layer.statistics() == ()
         assert asyncio.run(self.ask(layer)) == ()
-        assert layer._loop_layers.by_loop == {}
+        assert loop_layers_of(layer).by_loop == {}
 
     async def ask(self, layer: RabbitmqChannelLayer) -> tuple[LoopLayerStatistics, ...]:
         return layer.statistics()
@@ -106,7 +112,7 @@ class TestWhere:
     async def test_before_anything_is_connected(self) -> None:
         begun = time.time()
         layer = RabbitmqChannelLayer(local_capacity=7)
-        loop_layer = layer._loop_layer()
+        loop_layer = inside(layer)
         statistics = of(layer)
         idle = ConnectionStatistics("idle", statistics.publisher.since, "", 0, "")
         assert begun <= idle.since <= time.time()
@@ -284,17 +290,17 @@ asyncio.run(main())
         await layer.group_add("g", channel)
         await layer.group_send("g", MESSAGE)
         await until(lambda: of(layer).buffered == 1)
-        loop_layer = layer._loop_layer()
+        loop_layer = inside(layer)
         names = {
-            loop_layer._router._mailboxes: ("by_channel", "holding"),
-            loop_layer._bindings: ("_groups", "_in"),
-            loop_layer._publisher._amqp_channel: ("_unconfirmed",),
+            loop_layer.router._mailboxes: ("by_channel", "holding"),
+            loop_layer.bindings: ("_groups", "_in"),
+            loop_layer.publisher._amqp_channel: ("_unconfirmed",),
         }
         kept = {(part, name): getattr(part, name) for part in names for name in names[part]}
         for (part, name), value in kept.items():
             setattr(part, name, Unseen(value))
-        by_state = kept[loop_layer._bindings, "_in"]
-        loop_layer._bindings._in = {state: Unseen(by_state[state]) for state in by_state}
+        by_state = kept[loop_layer.bindings, "_in"]
+        loop_layer.bindings._in = {state: Unseen(by_state[state]) for state in by_state}
         try:
             assert (of(layer).buffered, of(layer).channels, of(layer).groups.required) == (1, 1, 1)
         finally:
@@ -310,7 +316,7 @@ def of_id(layer: RabbitmqChannelLayer, id_: str) -> LoopLayerStatistics:
 class TestConnections:
     async def test_from_idle_to_closed(self, open_layer: OpenLayer, proxy: AmqpProxy) -> None:
         layer = await open_layer(host=proxy.url)
-        loop_layer = layer._loop_layer()
+        loop_layer = inside(layer)
         release = proxy.hold(TO_CLIENT, commands.Connection.Tune, times=1)
         begun = time.time()
         await layer.new_channel()

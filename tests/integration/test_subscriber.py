@@ -13,7 +13,7 @@ from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
 from tests.support.brokers import Broker
-from tests.support.layers import reconnect_subscriber, statistics_of, subscriber_of
+from tests.support.layers import inside, reconnect_subscriber, statistics_of, subscriber_of
 from tests.support.log_lines import log_lines
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
@@ -166,7 +166,7 @@ async def test_a_group_that_nobody_wants_any_more_is_unbound_after_its_linger(
 ) -> None:
     async with AmqpProxy(broker.url) as proxy:
         layer = await open_layer(host=proxy.url)
-        bindings = layer._loop_layer()._bindings
+        bindings = inside(layer).bindings
         bindings._linger = 60.0
         channel = await layer.new_channel()
         await layer.group_add("g", channel)
@@ -234,7 +234,7 @@ async def test_a_bind_that_is_not_confirmed_ends_the_call_in_time(
     """As by a cluster with Khepri that has lost its majority: it takes no bindings then."""
     async with AmqpProxy(broker.url) as proxy:
         layer = await open_layer(host=proxy.url)
-        loop_layer: Any = layer._loop_layer()
+        loop_layer: Any = inside(layer)
         channel = await layer.new_channel()
         await layer.group_add("before", channel)
         released = proxy.hold(TO_CLIENT, commands.Exchange.BindOk, times=1)
@@ -243,7 +243,7 @@ async def test_a_bind_that_is_not_confirmed_ends_the_call_in_time(
             patch.setattr(loop_layer, "_deadline", lambda: loop_layer.loop.time() + 0.1)
             with pytest.raises(BrokerUnavailable, match=r"'g' was not bound .* did not confirm"):
                 await layer.group_add("g", channel)
-        assert not loop_layer._members.has_members("g")
+        assert not loop_layer.members.has_members("g")
         released.set()
         await layer.group_add("g", channel)
         for group in ("before", "g"):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+from channels_rabbitmq._loops.registry import LoopLayers
+from channels_rabbitmq._settings.settings import Settings
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.statistics import LoopLayerStatistics
 
@@ -19,12 +22,26 @@ def inside(layer: RabbitmqChannelLayer) -> Any:
     return layer._loop_layer()
 
 
+def loop_layers_of(layer: RabbitmqChannelLayer) -> LoopLayers:
+    """What serves the layer's calls in this process."""
+    return layer._loop_layers
+
+
+def inside_of_loop(layer: RabbitmqChannelLayer, loop: asyncio.AbstractEventLoop) -> Any:
+    """As ``inside``, of another event loop that uses the layer."""
+    return loop_layers_of(layer).by_loop[loop]
+
+
+def settings_of(layer: RabbitmqChannelLayer) -> Settings:
+    return layer._settings
+
+
 def subscriber_of(layer: RabbitmqChannelLayer) -> Any:
-    return inside(layer)._subscriber
+    return inside(layer).subscriber
 
 
 def publisher_of(layer: RabbitmqChannelLayer) -> Any:
-    return inside(layer)._publisher
+    return inside(layer).publisher
 
 
 def reconnect_subscriber(layer: RabbitmqChannelLayer) -> None:
@@ -34,9 +51,9 @@ def reconnect_subscriber(layer: RabbitmqChannelLayer) -> None:
 
 def set_linger(layer: RabbitmqChannelLayer, seconds: float) -> None:
     """How long a group without members stays bound."""
-    inside(layer)._bindings._linger = seconds
+    inside(layer).bindings._linger = seconds
 
 
 def has_members(layer: RabbitmqChannelLayer, group: str) -> bool:
     """Whether the group has members on the running event loop."""
-    return bool(inside(layer)._members.has_members(group))
+    return bool(inside(layer).members.has_members(group))

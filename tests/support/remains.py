@@ -7,6 +7,7 @@ import gc
 from typing import Any
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.support.layers import inside
 
 
 def remains(layer: RabbitmqChannelLayer) -> dict[str, int]:
@@ -15,21 +16,21 @@ def remains(layer: RabbitmqChannelLayer) -> dict[str, int]:
     A layer that nobody is using any more holds nothing, once the linger of its groups is over. (Its
     connections and its queue stay.)
     """
-    loop_layer: Any = layer._loop_layer()
-    router, bindings = loop_layer._router, loop_layer._bindings
-    publisher = loop_layer._publisher._amqp_channel
+    loop_layer: Any = inside(layer)
+    router, bindings = loop_layer.router, loop_layer.bindings
+    publisher = loop_layer.publisher._amqp_channel
     found = {
         "mailboxes": router.channels,
         "messages": router.waiting_messages,
         "messages in hand-off": router.messages_in_handoff,
         "deliveries unacked": router.unacked,
         "receivers": router.receivers,
-        "groups with members": len(loop_layer._members),
+        "groups with members": len(loop_layer.members),
         "groups wanted": bindings.required,
         "groups bound": bindings.bound,
         "groups lingering": bindings.lingering,
         "binds and unbinds outstanding": bindings.outstanding,
-        "calls that wait for a bind": len(loop_layer._subscriber._waiters),
+        "calls that wait for a bind": len(loop_layer.subscriber._waiters),
         "unconfirmed messages": publisher.unconfirmed if publisher is not None else 0,
         "locks of routes": len(loop_layer._sender.direct_sender._locks),
     }

@@ -27,6 +27,7 @@ from channels.exceptions import ChannelFull
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.changes import Changes
+from tests.support.layers import inside
 
 # Seconds that a test waits in vain for a delivery before it fails: far more than any should take.
 PATIENCE = 50.0
@@ -317,7 +318,7 @@ class RollCall:
 
     async def all_bound(self) -> float:
         """Wait until the receiver's connection has bound every group; return that moment."""
-        bindings = self._receiver._loop_layer()._bindings
+        bindings = inside(self._receiver).bindings
         deadline = time.monotonic() + PATIENCE
         while bindings.bound < len(self.groups) and time.monotonic() < deadline:  # noqa: ASYNC110 - nobody says so, and calling all groups all the time would disturb what is measured
             await asyncio.sleep(0.02)

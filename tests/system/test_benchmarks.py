@@ -46,6 +46,7 @@ from benchmarks.stage import CAPACITY, Server, Stage
 from benchmarks.suite import SCENARIOS, plan, run_one
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.brokers import Broker
+from tests.support.layers import settings_of
 from tools import cancellable
 from tools.processes import children, is_alive
 
@@ -182,9 +183,9 @@ async def test_scenario_has_roomy_layers_unless_it_is_at_defaults(
 def test_layer_at_defaults_has_them() -> None:
     url = "amqp://127.0.0.1"
     exchange = EXCHANGES[OURS]
-    by_user = RabbitmqChannelLayer(host=url, groups_exchange=exchange)._settings
-    assert ours.make_layer(url, None)._settings == by_user
-    roomy = ours.make_layer(url, 1234)._settings
+    by_user = settings_of(RabbitmqChannelLayer(host=url, groups_exchange=exchange))
+    assert settings_of(ours.make_layer(url, None)) == by_user
+    roomy = settings_of(ours.make_layer(url, 1234))
     assert roomy == dataclasses.replace(
         by_user, local_capacity=1234, remote_capacity=1234, capacity=1234
     )

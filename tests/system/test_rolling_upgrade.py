@@ -11,6 +11,7 @@ import pytest
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.brokers import Broker
+from tests.support.layers import inside
 from tests.support.log_lines import log_lines
 from tests.support.members import GROUP, open_member, receive, reconnect
 from tests.support.old_version import OldProcess, make_environment
@@ -116,7 +117,7 @@ async def test_an_old_process_that_died(open_layer: OpenLayer, old: OldProcess) 
     old_channel = await open_old_member(old)
     await must_share_a_group(new, new_channel, old, old_channel)
     await old.kill()
-    counters = new._loop_layer().counters
+    counters = inside(new).counters
     with log_lines() as lines:
         # The broker may take a moment to see that its connection is gone, and its queue with it.
         while not counters.unreachable:

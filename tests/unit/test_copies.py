@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.support.layers import settings_of
 
 Copy = Callable[[RabbitmqChannelLayer], RabbitmqChannelLayer]
 
@@ -47,18 +48,18 @@ def test_all_settings_are_kept(make_copy: Copy) -> None:
         on_disconnect=hook,
         on_reconnect="os.path.join",
     )
-    layer._settings.codec  # noqa: B018 - that it is there already may not matter
+    settings_of(layer).codec  # noqa: B018 - that it is there already may not matter
     copied = make_copy(layer)
-    assert copied._settings == layer._settings
-    assert copied._settings.symmetric_encryption_keys == ("secret", b"other")
+    assert settings_of(copied) == settings_of(layer)
+    assert settings_of(copied).symmetric_encryption_keys == ("secret", b"other")
     assert repr(copied) == repr(layer)
     assert "secret" not in repr(copied)
     assert [copied.get_capacity(name) for name in ("a.x", "b", "c")] == [8, 9, 7]
     with pytest.raises(TypeError):
-        copied._settings.channel_capacity["c"] = 1  # type: ignore[index]  # is the point
+        settings_of(copied).channel_capacity["c"] = 1  # type: ignore[index]  # is the point
     message = {"type": "x"}
-    body = layer._settings.codec.encode_for_group("g", message)
-    assert copied._settings.codec.decode(body).message() == message
+    body = settings_of(layer).codec.encode_for_group("g", message)
+    assert settings_of(copied).codec.decode(body).message() == message
 
 
 @pytest.mark.parametrize("make_copy", COPIES)
@@ -68,7 +69,7 @@ def test_a_subclass_keeps_what_it_has(make_copy: Copy) -> None:
     assert isinstance(copied, ProjectLayer)
     assert copied.tenant == ["acme"]
     assert (copied.tenant is layer.tenant) == (make_copy is copy.copy)
-    assert copied._settings.local_capacity == 3
+    assert settings_of(copied).local_capacity == 3
 
 
 @pytest.mark.parametrize("make_copy", [copy.copy, copy.deepcopy])
@@ -78,8 +79,8 @@ def test_what_cannot_be_pickled_can_be_copied(make_copy: Copy) -> None:
         host="amqps://a", ssl_context=context, on_disconnect=lambda id_, reason: None
     )
     copied = make_copy(layer)
-    assert copied._settings.ssl_context is context
-    assert copied._settings == layer._settings
+    assert settings_of(copied).ssl_context is context
+    assert settings_of(copied) == settings_of(layer)
 
 
 @pytest.mark.parametrize(
