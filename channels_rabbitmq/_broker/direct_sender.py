@@ -37,8 +37,8 @@ from .refusals import DELETION_TIMEOUT, Refusals
 RETRY_TIMEOUT = 2.0
 RECONNECT_GRACE = 5.0
 # Seconds between two tries: the first delay, and the longest.
-_FIRST_PAUSE = 0.02
-_LONGEST_PAUSE = 0.25
+FIRST_PAUSE = 0.02
+LONGEST_PAUSE = 0.25
 # Seconds that the last try must leave for its confirm, or its outcome would be unknown.
 _CONFIRM_TIMEOUT = 0.5
 
@@ -65,7 +65,8 @@ class DirectSender:
     """Sends bodies by a ``Publisher``; the channels of each process have a route, a mandatory one.
 
     ``operation_timeout``: seconds that a call may take; all deadlines are made of it. ``refusals``
-    knows what a nack means, ``receivers`` what is known of the processes.
+    knows what a nack means, ``receivers`` what is known of the processes. ``first_pause`` and
+    ``longest_pause`` are seconds between two tries.
     """
 
     def __init__(
@@ -74,16 +75,21 @@ class DirectSender:
         operation_timeout: float,
         receivers: Receivers,
         refusals: Refusals,
+        *,
+        first_pause: float = FIRST_PAUSE,
+        longest_pause: float = LONGEST_PAUSE,
     ) -> None:
         self._publisher = publisher
         self._operation_timeout = operation_timeout
         self._receivers = receivers
         self._refusals = refusals
+        self._first_pause = first_pause
+        self._longest_pause = longest_pause
         self._loop = asyncio.get_running_loop()
         # By route, while calls try again: one at a time, and in order. They are written together
         # at first, and returned one after the other. So a later call may ask for the lock before
         # an earlier one.
-        self._locks: dict[Route, FairLock] = {}
+        self.locks: dict[Route, FairLock] = {}
         self._pauses = Waiters()  # between two tries
 
     async def send(
@@ -102,7 +108,7 @@ class DirectSender:
         called_at = self._loop.time()
         outcome = None
         # While RabbitMQ blocks publishers, don't queue behind a retry: return BLOCKED at once.
-        if not self._locks or route not in self._locks or self._publisher.is_blocked:
+        if not self.locks or route not in self.locks or self._publisher.is_blocked:
             outcome = await self._publisher.publish(body, route, deadline, after)
             if outcome is CONFIRMED:  # Almost always: so the rest isn't looked at.
                 self._receivers.on_taken(route, called_at)
@@ -118,10 +124,10 @@ class DirectSender:
         return final
 
     async def _send_in_turn(self, message: _Message) -> Outcome:
-        lock = self._locks.get(message.route)
+        lock = self.locks.get(message.route)
         is_first = lock is None  # so no other call has tried since
         if lock is None:
-            lock = self._locks[message.route] = FairLock()
+            lock = self.locks[message.route] = FairLock()
         lock.users += 1
         try:
             if not await lock.acquire(message.deadline):
@@ -140,7 +146,7 @@ class DirectSender:
         finally:
             lock.users -= 1
             if not lock.users:
-                del self._locks[message.route]
+                del self.locks[message.route]
 
     async def _publish(self, message: _Message) -> Outcome:
         """Make another try, and note what it says of the process."""
@@ -169,7 +175,7 @@ class DirectSender:
     async def _try_again(self, message: _Message) -> Outcome:
         """Go on with a message that wasn't taken, as long as its process may turn up."""
         begun_at = self._loop.time()
-        pause = _FIRST_PAUSE
+        pause = self._first_pause
         spent = 0.0  # of the allowance
         while (outcome := await self._find_verdict(message, begun_at)) is None:
             at = self._loop.time() + pause  # the next try
@@ -187,7 +193,7 @@ class DirectSender:
             await self._pauses.wait(at)
             if (outcome := self._verdict(message)) is not None:
                 break
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            pause = min(pause * 2, self._longest_pause)
             outcome = await self._publish(message)
             if outcome not in _NOT_TAKEN:
                 break
@@ -234,5 +240,5 @@ class DirectSender:
     def cancel_calls(self) -> None:
         """Cancel the calls that wait for a receiver."""
         self._pauses.cancel()
-        for lock in self._locks.values():
+        for lock in self.locks.values():
             lock.cancel()

@@ -23,6 +23,7 @@ from tests.support.lengths import Length
 from tests.support.log_lines import unhandled
 from tests.support.name_server import serve_names
 from tests.support.private_cluster import PrivateCluster
+from tests.support.sockets import address_of
 from tests.support.traffic import Outages, RollCall, Traffic
 from tools.private_broker import PrivateBroker
 
@@ -102,8 +103,7 @@ class Stage:
     def address(self, layer: RabbitmqChannelLayer, role: str) -> str:
         """Of the node to which a layer is connected."""
         supervisor = getattr(inside(layer), role).supervisor
-        transport = supervisor.connection._protocol.transport._transport
-        return str(transport.get_extra_info("peername")[0])
+        return address_of(supervisor.connection)
 
     async def finish(self, name: str, cluster: PrivateCluster) -> None:
         """Every group and channel works, and only what was in flight is lost."""

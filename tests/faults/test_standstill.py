@@ -18,6 +18,7 @@ from channels_rabbitmq._loops import registry as _registry
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.amqp_proxy import AmqpProxy
 from tests.support.log_lines import log_lines
+from tests.support.sockets import socket_of
 from tools.private_broker import PrivateBroker, TlsFiles
 
 # They last as long as RabbitMQ is patient with who says nothing.
@@ -185,7 +186,7 @@ async def test_the_kernel_looks_after_a_connection(broker: Any) -> None:
     """A firewall that has forgotten it is noticed, also where no heartbeats pass."""
     connection = Connection(BrokerUrl.parse(broker.url + "?heartbeat=0"))
     await connection.connect()
-    tcp = connection._protocol.transport._transport.get_extra_info("socket")
+    tcp = socket_of(connection)
     try:
         assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         seconds = [

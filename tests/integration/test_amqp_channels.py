@@ -156,7 +156,7 @@ async def test_wrong_ack_ends_the_consumer_and_no_other(connection: Connection, 
     consumer = RealConsumer(connection, queue)
     await consumer.start()
     number = consumer.channel._amqp_channel_id
-    connection._protocol.write(encode_ack(number, 9999, False))
+    connection.protocol.write(encode_ack(number, 9999, False))
     exc = await consumer.ended.get()
     assert isinstance(exc, carehare.ChannelClosedByServer)
     assert exc.reply_code == 406

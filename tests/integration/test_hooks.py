@@ -607,7 +607,7 @@ def hang(id, reason):
 async def main():
     layer = RabbitmqChannelLayer(host={broker.url!r}, on_disconnect=hang)
     await layer.connect()
-    inside(layer).subscriber.supervisor.reconnect("for a test")
+    layer._loop_layer().subscriber.supervisor.reconnect("for a test")
     await asyncio.to_thread(started.wait)
 
 asyncio.run(main())

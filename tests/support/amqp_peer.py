@@ -179,6 +179,10 @@ class Peer:
         """Like ``taken``, but only the names of the frames."""
         return [(channel, frame.name) for channel, frame in self.taken()]
 
+    def tick(self) -> None:
+        """The heartbeat's timer ticks."""
+        self.protocol._on_tick()
+
     async def lost(self, exc: Exception | None = None) -> None:
         """The network ends the connection, and the client has heard of it."""
         self.transport.lose(exc)
@@ -188,7 +192,7 @@ class Peer:
 
     def topology(self) -> TopologyChannel:
         channel = self.protocol.add_channel(lambda number: TopologyChannel(self.protocol, number))
-        self._open(channel)
+        self.open(channel)
         return channel
 
     def consumer(
@@ -201,17 +205,18 @@ class Peer:
                 self.protocol, number, on_delivery=on_delivery, on_end=on_end
             )
         )
-        self._open(channel)
+        self.open(channel)
         return channel
 
     def publisher(self, on_end: Callable[[Exception], None] = lambda exc: None) -> PublisherChannel:
         channel = self.protocol.add_channel(
             lambda number: PublisherChannel(self.protocol, number, on_end=on_end)
         )
-        self._open(channel, commands.Confirm.SelectOk())
+        self.open(channel, commands.Confirm.SelectOk())
         return channel
 
-    def _open(self, channel: Any, *answers: Any) -> None:
+    def open(self, channel: Any, *answers: Any) -> None:
+        """The broker opens a channel, and answers what is written at once."""
         self.feed(commands.Channel.OpenOk(), *answers, channel=channel._amqp_channel_id)
         self.taken()
 

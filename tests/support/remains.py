@@ -32,7 +32,7 @@ def remains(layer: RabbitmqChannelLayer) -> dict[str, int]:
         "binds and unbinds outstanding": bindings.outstanding,
         "calls that wait for a bind": len(loop_layer.subscriber._waiters),
         "unconfirmed messages": publisher.unconfirmed if publisher is not None else 0,
-        "locks of routes": len(loop_layer._sender.direct_sender._locks),
+        "locks of routes": len(loop_layer._sender.direct_sender.locks),
     }
     return {kind: count for kind, count in found.items() if count}
 

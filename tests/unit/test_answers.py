@@ -32,12 +32,12 @@ class Bench:
                 self.protocol, number, on_end=self.end_excs.append, ping_route=ping_route
             )
         )
-        self.peer._open(channel, commands.Confirm.SelectOk())
+        self.peer.open(channel, commands.Confirm.SelectOk())
         self.tick()  # so that these answers are old
         return channel
 
     def tick(self) -> None:
-        self.protocol._on_tick()
+        self.peer.tick()
 
     def beat(self) -> None:
         """A heartbeat comes, long after the one before."""
@@ -267,11 +267,11 @@ async def test_without_heartbeats_time_is_the_reason(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(heartbeat, "PATIENCE_WITHOUT_HEARTBEATS", 0.05)
     peer = Peer()
     channel = peer.publisher()
-    peer.protocol._on_tick()
+    peer.tick()
     channel.publish(b"x", ROUTE, asyncio.get_running_loop().time() + 60)
-    peer.protocol._on_tick()
-    peer.protocol._on_tick()
+    peer.tick()
+    peer.tick()
     assert peer.protocol.is_open
     await asyncio.sleep(0.06)
-    peer.protocol._on_tick()
+    peer.tick()
     assert "for too long" in str(await peer.protocol.closed)

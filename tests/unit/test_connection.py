@@ -211,8 +211,7 @@ async def test_heartbeat_notices_a_broker_that_has_gone_silent() -> None:
     async with scripted_broker(stop_when_open) as server:
         connection = make(f"{server.url}?heartbeat=1")
         await connection.connect(soon())
-        heartbeat = connection._protocol._heartbeat
-        assert heartbeat is not None
+        heartbeat = connection.protocol.heartbeat
         started_at = asyncio.get_running_loop().time()
         heartbeat._interval, heartbeat._tick_length = 0.04, 0.01  # instead of 1 and 0.25
         assert isinstance(await connection.closed, carehare.ConnectionClosedByHeartbeatMonitor)

@@ -14,7 +14,7 @@ from channels_rabbitmq._amqp.publishing import Outcome, Route
 from channels_rabbitmq._broker import direct_sender as _direct_sender
 from channels_rabbitmq._broker import receivers as _receivers
 from channels_rabbitmq._broker import refusals as _refusals
-from channels_rabbitmq._broker.direct_sender import DirectSender
+from channels_rabbitmq._broker.direct_sender import FIRST_PAUSE, LONGEST_PAUSE, DirectSender
 from channels_rabbitmq._broker.publisher import Publisher
 from channels_rabbitmq._broker.receivers import Receivers
 from channels_rabbitmq._broker.refusals import Refusals
@@ -68,11 +68,40 @@ class FakePublisher:
             await asyncio.wait_for(self.tried.wait(), 10)
 
 
-def make_sender(publisher: FakePublisher, operation_timeout: float) -> DirectSender:
-    clock = asyncio.get_running_loop().time
-    refusals = Refusals(cast(Publisher, publisher), Counters(), "groups", clock)
-    receivers = Receivers(OWN, clock)
-    return DirectSender(cast(Publisher, publisher), operation_timeout, receivers, refusals)
+class Clock:
+    """The loop's, which a test can put forward: for what a sender remembers, not for its tries."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return asyncio.get_running_loop().time() + self.ahead
+
+
+class MakeSender:
+    """Makes senders that publish by one fake, and count together."""
+
+    def __init__(self, publisher: FakePublisher, counters: Counters, clock: Clock) -> None:
+        self._publisher = cast(Publisher, publisher)
+        self._counters = counters
+        self._clock = clock
+
+    def __call__(
+        self,
+        operation_timeout: float = 10.0,
+        *,
+        receivers: Receivers | None = None,
+        first_pause: float = FIRST_PAUSE,
+        longest_pause: float = LONGEST_PAUSE,
+    ) -> DirectSender:
+        return DirectSender(
+            self._publisher,
+            operation_timeout,
+            receivers or Receivers(OWN, self._clock),
+            Refusals(self._publisher, self._counters, "groups", self._clock),
+            first_pause=first_pause,
+            longest_pause=longest_pause,
+        )
 
 
 @pytest.fixture
@@ -81,10 +110,35 @@ def publisher() -> FakePublisher:
 
 
 @pytest.fixture
-async def sender(publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch) -> DirectSender:
-    monkeypatch.setattr(_direct_sender, "_FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(_direct_sender, "_LONGEST_PAUSE", 0.001)
-    return make_sender(publisher, 10.0)
+def counters() -> Counters:
+    return Counters()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def no_allowance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To be used before ``receivers``, which begins with a full one."""
+    monkeypatch.setattr(_receivers, "STRANGERS_TIMEOUT", 0.0)
+
+
+@pytest.fixture
+def receivers(clock: Clock) -> Receivers:
+    """What ``sender`` and ``slow_sender`` know of other processes."""
+    return Receivers(OWN, clock)
+
+
+@pytest.fixture
+def make_sender(publisher: FakePublisher, counters: Counters, clock: Clock) -> MakeSender:
+    return MakeSender(publisher, counters, clock)
+
+
+@pytest.fixture
+async def sender(make_sender: MakeSender, receivers: Receivers) -> DirectSender:
+    return make_sender(receivers=receivers, first_pause=0.001, longest_pause=0.001)
 
 
 async def test_each_process_has_a_route_and_messages_by_it_are_mandatory() -> None:
@@ -183,13 +237,16 @@ async def test_after_our_own_reconnect_it_is_tried_for_longer(
 
 
 async def test_who_is_not_back_long_after_our_own_reconnect_has_stayed_away(
-    sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
+    sender: DirectSender,
+    receivers: Receivers,
+    publisher: FakePublisher,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.0)
     monkeypatch.setattr(_direct_sender, "RECONNECT_GRACE", 0.05)
     publisher.reconnected_at = asyncio.get_running_loop().time()
     assert await sender.send(ROUTE, b"lost", deadline()) is Outcome.RETURNED
-    assert sender._receivers.is_unreachable(ROUTE)
+    assert receivers.is_unreachable(ROUTE)
 
 
 async def test_a_call_whose_time_is_over_too_soon_to_tell_raises_and_blames_nobody(
@@ -208,20 +265,18 @@ async def test_a_call_whose_time_is_over_too_soon_to_tell_raises_and_blames_nobo
 
 
 async def test_a_short_time_limit_alone_is_no_error(
-    monkeypatch: pytest.MonkeyPatch, publisher: FakePublisher
+    make_sender: MakeSender, publisher: FakePublisher
 ) -> None:
-    monkeypatch.setattr(_direct_sender, "_FIRST_PAUSE", 0.001)
     # Half of what the confirm leaves of it is for all tries.
-    sender = make_sender(publisher, 1.5)
+    sender = make_sender(1.5, first_pause=0.001)
     assert await sender.send(ROUTE, b"lost", deadline(1.5)) is Outcome.RETURNED
     assert publisher.tries["crq.a!"] > 2
 
 
 async def test_who_finds_publishers_blocked_does_not_wait_behind_others(
-    sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
+    make_sender: MakeSender, publisher: FakePublisher
 ) -> None:
-    monkeypatch.setattr(_direct_sender, "_LONGEST_PAUSE", 60.0)
-    monkeypatch.setattr(_direct_sender, "_FIRST_PAUSE", 60.0)
+    sender = make_sender(first_pause=60.0, longest_pause=60.0)
     publisher.reconnected_at = asyncio.get_running_loop().time() + 100
     first = asyncio.create_task(sender.send(ROUTE, b"first", deadline(200)))
     await publisher.wait_for_tries(ROUTE, 1)  # and now it sleeps for a minute
@@ -245,7 +300,7 @@ async def test_a_cancelled_send_lets_those_behind_it_go_on(
     publisher.reachable.add("crq.a!")
     assert await third is Outcome.CONFIRMED
     assert publisher.taken == [b"third"]
-    assert not sender._locks
+    assert not sender.locks
 
 
 async def test_who_waits_behind_others_does_so_until_his_own_deadline(
@@ -274,7 +329,7 @@ async def test_who_is_cancelled_on_his_turn_lets_the_next_one_have_it(
     await sending[0]
     sending[1].cancel()  # woken, and not yet running
     assert await sending[2] is Outcome.CONFIRMED
-    assert not sender._locks
+    assert not sender.locks
 
 
 # Nacks
@@ -295,7 +350,7 @@ async def test_a_queue_that_was_just_being_deleted_is_no_full_one(
 
 
 async def test_a_queue_that_goes_on_refusing_while_its_process_is_there_is_full(
-    sender: DirectSender, publisher: FakePublisher
+    sender: DirectSender, publisher: FakePublisher, counters: Counters
 ) -> None:
     publisher.refusing.add("crq.a!")
     publisher.reachable.add("crq.a!alive")
@@ -308,7 +363,7 @@ async def test_a_queue_that_goes_on_refusing_while_its_process_is_there_is_full(
         assert await sender.send(ROUTE, b"m", deadline()) is Outcome.NACKED
         assert publisher.tries["crq.a!"] == tries + 1
     assert publisher.tries["crq.a!alive"] == 1
-    assert sender._refusals._counters.nacked == 11
+    assert counters.nacked == 11
     # When there is room again:
     publisher.refusing.clear()
     publisher.reachable.add("crq.a!")
@@ -330,7 +385,11 @@ async def test_after_a_while_it_is_found_out_anew_why_a_queue_refuses(
 
 
 async def test_a_process_that_vanished_with_its_node_is_gone(
-    sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
+    sender: DirectSender,
+    publisher: FakePublisher,
+    counters: Counters,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.1)
     publisher.refusing.update(("crq.a!", "crq.a!alive"))
@@ -340,19 +399,19 @@ async def test_a_process_that_vanished_with_its_node_is_gone(
         assert await sender.send(ROUTE, b"lost", deadline()) is Outcome.RETURNED
     assert publisher.tries["crq.a!"] == tries + 10
     assert publisher.tries["crq.a!alive"] == 1
-    assert sender._refusals._counters.nacked == 0
+    assert counters.nacked == 0
     # It is back, and full before the first message gets through.
     publisher.refusing.remove("crq.a!alive")
     publisher.reachable.add("crq.a!alive")
-    monkeypatch.setattr(sender._refusals, "_verdicts", {})  # a second later
+    clock.ahead += _refusals.VERDICT_TIMEOUT
     assert await sender.send(ROUTE, b"m", deadline()) is Outcome.NACKED
 
 
 async def test_a_message_after_which_another_was_taken_is_not_tried_again(
-    sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
+    make_sender: MakeSender, publisher: FakePublisher
 ) -> None:
     """It would come behind that one."""
-    monkeypatch.setattr(_direct_sender, "_FIRST_PAUSE", 0.02)
+    sender = make_sender(first_pause=0.02, longest_pause=0.001)
     publisher.refusing.add("crq.a!")
     first = asyncio.create_task(sender.send(ROUTE, b"1", deadline()))
     second = asyncio.create_task(sender.send(ROUTE, b"2", deadline()))
@@ -375,16 +434,18 @@ async def test_those_that_wait_behind_are_refused_with_the_first(
     sending += [asyncio.create_task(sender.send(ROUTE, b"m", deadline())) for _ in range(100)]
     assert set(await asyncio.gather(*sending)) == {Outcome.NACKED}
     assert publisher.tries["crq.a!"] < 100, "they need no try"
-    assert not sender._locks
+    assert not sender.locks
 
 
-async def test_a_short_time_limit_says_full_too(publisher: FakePublisher) -> None:
-    sender = make_sender(publisher, 0.4)
+async def test_a_short_time_limit_says_full_too(
+    make_sender: MakeSender, publisher: FakePublisher
+) -> None:
+    sender = make_sender(0.4)
     publisher.refusing.add("crq.a!")
     publisher.reachable.add("crq.a!alive")
     assert await sender.send(ROUTE, b"m", deadline(0.4)) is Outcome.NACKED
     # And the rest of one, in which the receiver may reconnect yet.
-    sender = make_sender(publisher, 10.0)
+    sender = make_sender()
     publisher.reconnected_at = asyncio.get_running_loop().time()
     assert await sender.send(ROUTE, b"m", deadline(0.51)) is Outcome.NACKED
     publisher.refusing.update(("crq.b!", "crq.b!alive"))
@@ -400,9 +461,9 @@ def route(number: int) -> Route:
 
 
 @pytest.fixture
-async def slow_sender(publisher: FakePublisher) -> DirectSender:
+async def slow_sender(make_sender: MakeSender, receivers: Receivers) -> DirectSender:
     """With the pauses that are the real ones."""
-    return make_sender(publisher, 10.0)
+    return make_sender(receivers=receivers)
 
 
 async def test_a_table_of_dead_names_costs_one_allowance(
@@ -431,8 +492,8 @@ async def test_dead_names_at_the_same_time_cost_no_more(
     assert sum(publisher.tries.values()) < 300 + 2 * 0.6 / 0.02
 
 
-async def test_the_allowance_comes_back(slow_sender: DirectSender) -> None:
-    allowance = slow_sender._receivers.allowance
+async def test_the_allowance_comes_back(receivers: Receivers) -> None:
+    allowance = receivers.allowance
     now = asyncio.get_running_loop().time()
     assert allowance.spend(0.5, now)
     assert not allowance.spend(0.2, now)
@@ -452,16 +513,16 @@ async def test_processes_that_turn_up_cost_nothing(
         assert await sending is Outcome.CONFIRMED
 
 
+@pytest.mark.usefixtures("no_allowance")
 async def test_who_took_a_message_lately_is_tried_for_longer(
-    sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
+    sender: DirectSender, publisher: FakePublisher, receivers: Receivers
 ) -> None:
-    monkeypatch.setattr(_receivers, "STRANGERS_TIMEOUT", 0.0)
-    monkeypatch.setattr(sender._receivers.allowance, "_left", 0.0)
     publisher.reachable.update(("crq.a!", "crq.b!"))
     assert await sender.send(ROUTE, b"1", deadline()) is Outcome.CONFIRMED
     assert await sender.send(OTHER, b"1", deadline()) is Outcome.CONFIRMED
     publisher.reachable.clear()
-    sender._receivers._heard_at[OTHER] -= _receivers.HEARD_TIMEOUT
+    now = asyncio.get_running_loop().time()
+    receivers.on_taken(OTHER, called_at=now - _receivers.HEARD_TIMEOUT)
     # Not lately: one try
     assert await sender.send(OTHER, b"2", deadline()) is Outcome.RETURNED
     assert publisher.tries["crq.b!"] == 2
@@ -471,11 +532,8 @@ async def test_who_took_a_message_lately_is_tried_for_longer(
     assert await sending is Outcome.CONFIRMED
 
 
-async def test_ones_own_process_is_alive(
-    sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_receivers, "STRANGERS_TIMEOUT", 0.0)
-    monkeypatch.setattr(sender._receivers.allowance, "_left", 0.0)
+@pytest.mark.usefixtures("no_allowance")
+async def test_ones_own_process_is_alive(sender: DirectSender, publisher: FakePublisher) -> None:
     sending = asyncio.create_task(sender.send(OWN, b"m", deadline()))
     await publisher.wait_for_tries(OWN, 10)
     publisher.reachable.add("crq.own!")

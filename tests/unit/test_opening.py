@@ -16,6 +16,7 @@ from channels_rabbitmq._amqp.url import BrokerUrl
 from tests.support.amqp_peer import START, Client, ScriptedBroker, close_connection, scripted_broker
 from tests.support.fake_servers import swallowing_address
 from tests.support.name_server import serve_names
+from tests.support.sockets import address_of
 
 pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="macOS has 127.0.0.1 only")
 
@@ -66,9 +67,9 @@ async def connect(port: int, limit: float = 10.0) -> str:
     """Connect and close; return the address that was used."""
     connection = make(port)
     await connection.connect(seconds() + limit)
-    address = connection._protocol.transport._transport.get_extra_info("peername")[0]
+    address = address_of(connection)
     await connection.close()
-    return str(address)
+    return address
 
 
 async def test_an_address_that_swallows_packets_costs_a_moment(

@@ -586,8 +586,7 @@ async def test_silent_broker_is_left_without_a_word() -> None:
 async def test_heartbeat_monitors_a_real_connection() -> None:
     """With an interval of a second: the protocol starts it, feeds it, and stops it at the end."""
     peer = Peer("amqp://broker?heartbeat=1", heartbeat=60)
-    heartbeat = peer.protocol._heartbeat
-    assert heartbeat is not None
+    heartbeat = peer.protocol.heartbeat
     assert heartbeat._tick_length == 0.25
     mark = heartbeat.mark()
     peer.feed(Heartbeat())

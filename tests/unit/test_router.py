@@ -23,6 +23,7 @@ from channels_rabbitmq._inbox import relief as _relief
 from channels_rabbitmq._inbox.accounting import MESSAGE_OVERHEAD
 from channels_rabbitmq._inbox.ages import WINDOW, Ages
 from channels_rabbitmq._inbox.mailbox import Mailbox
+from channels_rabbitmq._inbox.mailboxes import Mailboxes
 from channels_rabbitmq._inbox.members import Members
 from channels_rabbitmq._inbox.router import (
     BEHIND,
@@ -136,15 +137,23 @@ class Rig:
         self.now += seconds
         self.router.tick()
 
+    @property
+    def mailboxes(self) -> Mailboxes:
+        return self.router._mailboxes
+
+    @property
+    def handed_over(self) -> set[HandedOver]:
+        return self.router._handed_over
+
     def check_books(self) -> None:
         """Count everything anew and compare with what the router keeps."""
         router = self.router
-        mailboxes = router._mailboxes.by_channel
+        mailboxes = self.mailboxes.by_channel
         held = [(box, d, i) for box in mailboxes.values() for i, d in enumerate(box.messages())]
         # The early acked of a mailbox are its oldest.
         unacked = Counter(d for box, d, i in held if i >= box.early_acked)
         early_acked = Counter(d for box, d, i in held if i < box.early_acked)
-        handed_over = [each.delivery for each in router._handed_over]
+        handed_over = [each.delivery for each in self.handed_over]
         for delivery in [*(d for _, d, _ in held), *handed_over]:
             assert delivery.unacked == unacked[delivery]
             assert delivery.early_acked == early_acked[delivery]
@@ -155,11 +164,11 @@ class Rig:
         sizes = [delivery.envelope.size + MESSAGE_OVERHEAD for delivery in early_acked]
         assert router.early_acked_bytes == sum(sizes)
         assert router.stalled_channels == sum(box.early_acked > 0 for box in mailboxes.values())
-        assert set(router._mailboxes.holding) == {box for box in mailboxes.values() if box.size}
+        assert set(self.mailboxes.holding) == {box for box in mailboxes.values() if box.size}
         assert router.channels == sum(not box.is_idle for box in mailboxes.values())
         assert [box for box in mailboxes.values() if box.is_idle] in (
             [],
-            [router._mailboxes._just_idle],
+            [self.mailboxes._just_idle],
         )
         for channel, box in mailboxes.items():
             assert box.channel == channel
@@ -175,7 +184,7 @@ class Rig:
         router = self.router
         assert router.idle
         assert router.next_tick_at() is None
-        assert not router._mailboxes.holding
+        assert not self.mailboxes.holding
         assert router.unacked == router.waiting_messages == router.messages_in_handoff == 0
         assert router.channels == router.receivers == router.stalled_channels == 0
         assert router.early_acked_bytes == 0
@@ -1485,7 +1494,7 @@ async def test_repr_tells_the_state(rig: Rig) -> None:
 async def test_idle_channels_have_no_containers(rig: Rig) -> None:
     """There may be 10,000 websockets, and two empty deques are 1.2 KiB."""
     task = await start_receive(rig, "a")
-    (mailbox,) = rig.router._mailboxes.by_channel.values()
+    (mailbox,) = rig.mailboxes.by_channel.values()
     assert not hasattr(mailbox, "__dict__")
     containers = [
         getattr(mailbox, name)
@@ -1768,7 +1777,7 @@ class RouterMachine(RuleBasedStateMachine):
         """Nobody is held up by a channel that is behind."""
         router = self.rig.router
         if router.receivers and router.unacked >= 3:
-            assert not any(box.unacked and box.is_behind for box in router._mailboxes.holding)
+            assert not any(box.unacked and box.is_behind for box in self.rig.mailboxes.holding)
 
     @rule(eager=CHANNELS, stuck=CHANNELS, count=st.integers(3, 6), is_handed_over=st.booleans())
     def get_stuck(self, eager: str, stuck: str, count: int, is_handed_over: bool) -> None:
@@ -1795,7 +1804,7 @@ class RouterMachine(RuleBasedStateMachine):
         self.drop_done()
         router = self.rig.router
         waiting = 0
-        for mailbox in router._mailboxes.by_channel.values():
+        for mailbox in self.rig.mailboxes.by_channel.values():
             assert not mailbox.reserved
             assert mailbox.first is None or mailbox.waiter is None
             waiting += (mailbox.waiter is not None) + len(mailbox.more_waiters or ())
@@ -1809,8 +1818,8 @@ class RouterMachine(RuleBasedStateMachine):
 
     @invariant()
     def it_asks_for_a_tick(self) -> None:
-        router, at = self.rig.router, self.rig.router.next_tick_at()
-        assert (at is not None) == bool(router._mailboxes.holding)
+        at = self.rig.router.next_tick_at()
+        assert (at is not None) == bool(self.rig.mailboxes.holding)
         assert at is None or at <= self.rig.now + TICK_INTERVAL
 
     @invariant()
@@ -1819,9 +1828,9 @@ class RouterMachine(RuleBasedStateMachine):
         router = self.rig.router
         assert router.unacked == len(self.unacked) <= self.LOCAL_CAPACITY
         self.rig.check_books()
-        assert router._handed_over == set(self.handed_over)
+        assert self.rig.handed_over == set(self.handed_over)
         assert router.early_acked_bytes <= self.EARLY_ACKED_BYTES
-        for mailbox in router._mailboxes.by_channel.values():
+        for mailbox in self.rig.mailboxes.by_channel.values():
             assert mailbox.early_acked <= self.CAPACITY
 
     @invariant()
@@ -1834,7 +1843,7 @@ class RouterMachine(RuleBasedStateMachine):
         dropped = Counter(channel for _, channel in self.rig.reports)
         in_handoff = Counter(handed_over.channel for handed_over in self.handed_over)
         for channel in "abcd":
-            mailbox = self.rig.router._mailboxes.by_channel.get(channel)
+            mailbox = self.rig.mailboxes.by_channel.get(channel)
             held = 0 if mailbox is None else mailbox.size
             ended = len(self.received[channel]) + dropped[channel]
             assert len(self.addressed[channel]) == ended + held + in_handoff[channel]

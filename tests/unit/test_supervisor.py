@@ -793,7 +793,7 @@ async def test_wait_ready_does_not_return_a_connection_that_has_just_ended() -> 
     async with scripted_broker(serve) as broker:
         supervisor = make(FakeHandler(), broker.url)
         first = await supervisor.wait_ready(soon())
-        first._protocol.abort()
+        first.protocol.abort()
         await first.closed
         assert supervisor.connection is first  # the supervisor hasn't noticed yet
         assert await supervisor.wait_ready(soon()) is not first
