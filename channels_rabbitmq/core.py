@@ -164,12 +164,17 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         ``ValueError`` for a channel of another process, or of an event loop that had ended. A lost
         connection is no error: the call waits for the next one.
         """
-        service: ChannelService
-        service = own = self._loop_layer()
-        if not isinstance(channel, str) or channel not in own.known_channels:
-            service = self._owner(channel)  # Only then: names needn't be checked each time.
-        elif (message := own.receive_nowait(channel)) is not None:
-            return message  # Without this look, a member's copy in a burst takes 1.4 times as long.
+        own = self._loop_layers.find() or self._start_service()
+        try:
+            # Without this look, a member's copy in a burst takes 1.4 times as long.
+            message = own.receive_nowait(channel)
+        except TypeError:  # The channel can't be hashed.
+            require_channel_name(channel)
+            raise
+        if message is not None:
+            return message
+        # A known channel's name needn't be checked again.
+        service = own if channel in own.known_channels else self._owner(channel)
         return await service.receive(channel)
 
     async def new_channel(self, prefix: str = "specific.") -> str:

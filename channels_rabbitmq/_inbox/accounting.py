@@ -33,13 +33,8 @@ class Accounting:
         self.early_acked_bytes = 0
         self.stalled_channels = 0
 
-    def release(self, mailbox: Mailbox, delivery: Delivery) -> None:
-        """Note that ``mailbox`` doesn't hold ``delivery``, its oldest, any more."""
-        if not mailbox.early_acked:
-            delivery.unacked -= 1
-            if not delivery.unacked:
-                self.ack(delivery)
-            return
+    def release_early_acked(self, mailbox: Mailbox, delivery: Delivery) -> None:
+        """Note that ``mailbox`` doesn't hold ``delivery``, which was acked early, any more."""
         mailbox.early_acked -= 1
         if not mailbox.early_acked:
             self.stalled_channels -= 1

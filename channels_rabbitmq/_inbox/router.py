@@ -139,6 +139,7 @@ class Router:
         self._closed_exc: type[BaseException] = StopConsumer
         self._mailboxes = Mailboxes()
         self._mailbox_of = self._mailboxes.by_channel.get
+        self._holding = self._mailboxes.holding
         # Channels in which messages or receivers wait. Their names were checked before.
         self.known_channels: Container[str] = self._mailboxes.by_channel
         self._accounting = Accounting()
@@ -173,7 +174,7 @@ class Router:
         self._deliveries += 1
         now = self._clock()
         delivery = Delivery(envelope, tag, acker, now, now - age, self._deliveries)
-        if not self._mailboxes.holding:
+        if not self._holding:
             self._next_tick_at = now + TICK_INTERVAL
         if envelope.group is None:
             assert envelope.channel is not None, "an envelope has one recipient"
@@ -194,7 +195,7 @@ class Router:
         The caller calls this after a connection is gone and before the next one delivers. No
         earlier delivery is acked after this call.
         """
-        held = list(self._mailboxes.holding)
+        held = list(self._holding)
         for mailbox in held:
             for delivery in mailbox.messages():
                 delivery.acker = None
@@ -329,9 +330,9 @@ class Router:
         self._handed_over.remove(handed_over)
         channel, delivery = handed_over.channel, handed_over.delivery
         mailbox = self._mailboxes.open(channel)
-        if not self._mailboxes.holding:
+        if not self._holding:
             self._next_tick_at = self._clock() + TICK_INTERVAL
-        self._mailboxes.holding[mailbox] = None
+        self._holding[mailbox] = None
         place = mailbox.insert(delivery)
         # All messages before it were requeued, too.
         assert place <= mailbox.early_acked, "the oldest are those acked early"
@@ -373,14 +374,12 @@ class Router:
         a timer when it isn't None, and re-arms the timer with the result of :meth:`tick` until that
         is None. A late tick only delays expiry and relief.
         """
-        return self._next_tick_at if self._mailboxes.holding else None
+        return self._next_tick_at if self._holding else None
 
     def tick(self) -> float | None:
         """Drop expired messages, relieve channels if others wait; return next_tick_at()."""
         now = self._clock()
-        for mailbox in [
-            mailbox for mailbox in self._mailboxes.holding if self._has_expired(mailbox, now)
-        ]:
+        for mailbox in [mailbox for mailbox in self._holding if self._has_expired(mailbox, now)]:
             self._drop_expired(mailbox, now)
             self._mailboxes.forget_if_idle(mailbox)
         self._relief.relieve()
@@ -447,7 +446,7 @@ class Router:
             return "<Router: closed>"
         return (
             f"<Router: unacked={self._accounting.unacked} messages={self.waiting_messages}"
-            f" in {len(self._mailboxes.holding)} channels ({self.stalled_channels} stalled),"
+            f" in {len(self._holding)} channels ({self.stalled_channels} stalled),"
             f" in hand-off={len(self._handed_over)}, receivers waiting={self._relief.waiting}>"
         )
 
@@ -473,8 +472,10 @@ class Router:
     def _put(self, channel: str, delivery: Delivery) -> None:
         mailbox = self._mailbox_of(channel) or self._mailboxes.open(channel)
         if mailbox.first is None:
-            self._mailboxes.holding[mailbox] = None
-        mailbox.append(delivery)
+            self._holding[mailbox] = None
+            mailbox.first = delivery
+        else:
+            mailbox.append(delivery)
         delivery.unacked += 1
         # A waiter in the mailbox gets this message: those before it are reserved.
         if mailbox.waiter is not None and (waiter := mailbox.pop_waiter()) is not None:
@@ -486,8 +487,13 @@ class Router:
         """Take out the oldest message, to be handed out, handed over or dropped."""
         delivery = mailbox.popleft()
         if mailbox.first is None:
-            del self._mailboxes.holding[mailbox]
-        self._accounting.release(mailbox, delivery)
+            del self._holding[mailbox]
+        if mailbox.early_acked:
+            self._accounting.release_early_acked(mailbox, delivery)
+        else:
+            delivery.unacked -= 1
+            if not delivery.unacked:
+                self._accounting.ack(delivery)
         return delivery
 
     def _hand_out(self, mailbox: Mailbox, now: float) -> dict[str, Any]:
