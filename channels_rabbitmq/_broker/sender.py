@@ -32,6 +32,8 @@ logger = logging.getLogger("channels_rabbitmq.messages")
 
 # Seconds after which the next nack of a group's message is another incident
 _NACKS_APART = 60.0
+# More nacks than this aren't due to a queue that is being deleted: that takes some milliseconds.
+_MOST_WHILE_DELETED = 50
 # Seconds that a message needs, at most, from its writing to its confirm
 _TIME_TO_CONFIRM = 0.5
 
@@ -64,6 +66,7 @@ class Sender:
         self._reporter = reporter
         # Loop time: when a group's message was nacked last, and for the first time in this incident
         self._nacked_at = self._nacked_since = -_NACKS_APART
+        self._unreported_nacks = 0
         self._routes = Routes(settings.groups_exchange)
         refusals = Refusals(publisher, counters, settings.groups_exchange, self._loop.time)
         self.direct_sender = DirectSender(
@@ -135,9 +138,13 @@ class Sender:
         now = self._loop.time()
         if now - self._nacked_at > _NACKS_APART:
             self._nacked_since = now
+            self._unreported_nacks = 0
         self._nacked_at = now
-        if now - self._nacked_since >= DELETION_TIMEOUT:
-            self._reporter.report("group_nacked", group)
+        self._unreported_nacks += 1
+        is_going_on = now - self._nacked_since >= DELETION_TIMEOUT
+        if is_going_on or self._unreported_nacks > _MOST_WHILE_DELETED:
+            self._reporter.report("group_nacked", group, self._unreported_nacks)
+            self._unreported_nacks = 0
 
     async def _wait_bound(self, group: str, deadline: float) -> None:
         """Wait for the binding of a group; not for ever, since others have members in it too."""
