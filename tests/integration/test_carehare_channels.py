@@ -16,7 +16,7 @@ import pytest
 from pamqp import commands
 
 from channels_rabbitmq._carehare.connection import CarehareConnection
-from tests.support.amqp_peer import connected
+from tests.support.amqp_peer import connected, inside
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
 from tests.support.brokers import Broker
 
@@ -460,7 +460,7 @@ async def test_cancelled_closed_of_the_connection_does_not_break_its_end(
             await connection.close()
         else:
             proxy.cut()
-            await connection._connection.closed
+            await inside(connection).closed
         await turn()
         with pytest.raises(carehare.ConnectionClosed):
             await connection.queue_declare("q")

@@ -23,6 +23,7 @@ from channels_rabbitmq._amqp.publishing import Route
 from channels_rabbitmq._amqp.url import BrokerUrl
 from tests.support.amqp_peer import (
     connected,
+    inside,
 )
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
 from tests.support.brokers import Broker
@@ -131,7 +132,7 @@ async def test_real_broker_takes_percent_encoded_credentials(broker: Broker) -> 
         pytest.skip("$RABBITMQ_URL may have other credentials than guest and guest")
     for there in ("%67uest:%67uest@", ""):
         async with connected(broker.url.replace("guest:guest@", there)) as connection:
-            assert connection._connection.is_open
+            assert inside(connection).is_open
 
 
 # Names, and whether publishers are blocked
@@ -152,7 +153,7 @@ async def test_blocked_publishers_are_told_and_the_connection_stays_up(
     """carehare 1.0.2 doesn't offer to understand it, and is killed by it."""
     told: asyncio.Queue[str | None] = asyncio.Queue()
     async with connected(proxy.url) as connection:
-        connection._connection.on_blocked = told.put_nowait
+        inside(connection).on_blocked = told.put_nowait
         proxy.inject(commands.Connection.Blocked("low on memory"))
         assert await told.get() == "low on memory"
         proxy.inject(commands.Connection.Unblocked())
@@ -191,8 +192,8 @@ async def test_close_says_goodbye(proxy: AmqpProxy) -> None:
         assert proxy.count(TO_BROKER, commands.Connection.Close) == 1
         assert proxy.count(TO_CLIENT, commands.Connection.CloseOk) == 1
         assert await connection.closed is None
-        assert connection._connection.closed.result() is None
-        assert not connection._connection.is_open
+        assert inside(connection).closed.result() is None
+        assert not inside(connection).is_open
         await connection.close()
     assert proxy.count(TO_BROKER, commands.Connection.Close) == 1
 
@@ -250,7 +251,7 @@ async def test_close_of_a_connection_that_was_lost_or_never_made(proxy: AmqpProx
         proxy.cut()
         await asyncio.wait([connection.closed], timeout=10)
         await connection.close()
-        assert not connection._connection.is_open
+        assert not inside(connection).is_open
 
 
 async def test_end_while_closing_is_no_error(proxy: AmqpProxy) -> None:
@@ -279,9 +280,9 @@ async def test_what_waits_when_the_connection_is_closed_is_answered(
         calls = [
             connection.queue_declare(queue, exclusive=True),
             connection.publish(b"x", routing_key=queue),
-            connection._connection.open_topology().call(
-                commands.Queue.Declare(queue=queue, passive=True)
-            ),
+            inside(connection)
+            .open_topology()
+            .call(commands.Queue.Declare(queue=queue, passive=True)),
         ]
         consumer = connection.acking_consumer(queue)
         waiting = asyncio.create_task(consumer.next_delivery())

@@ -152,8 +152,7 @@ async def test_a_broker_that_does_not_read_fills_no_memory(
         layer = await open_layer(host=proxy.url, operation_timeout=1)
         await connect_patiently(layer)
         await layer.group_send("g", MESSAGE)
-        publisher = publisher_of(layer)
-        before = publisher._counters.published
+        before = statistics_of(layer).counters.published
         proxy.stall(TO_BROKER)
         channel = f"{statistics_of(layer).id}-gone!x"  # nobody's
         sending = [
@@ -163,7 +162,7 @@ async def test_a_broker_that_does_not_read_fills_no_memory(
         done, _ = await asyncio.wait(sending, timeout=20)
         assert len(done) == 100
         # What went out before anybody could notice: the buffers of two sockets and of the proxy.
-        written = publisher._counters.published - before
+        written = statistics_of(layer).counters.published - before
         assert written < 40
         outcomes = [type(task.exception()) for task in sending if not task.cancelled()]
         assert outcomes.count(ChannelFull) == 99 - written

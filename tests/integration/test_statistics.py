@@ -37,6 +37,7 @@ from tests.support.layers import (
     loop_layers_of,
     reconnect_subscriber,
     set_linger,
+    settings_of,
     statistics_of,
 )
 from tests.support.log_lines import log_lines
@@ -316,7 +317,6 @@ def of_id(layer: RabbitmqChannelLayer, id_: str) -> LoopLayerStatistics:
 class TestConnections:
     async def test_from_idle_to_closed(self, open_layer: OpenLayer, proxy: AmqpProxy) -> None:
         layer = await open_layer(host=proxy.url)
-        loop_layer = inside(layer)
         release = proxy.hold(TO_CLIENT, commands.Connection.Tune, times=1)
         begun = time.time()
         await layer.new_channel()
@@ -327,7 +327,7 @@ class TestConnections:
         await until(lambda: of(layer).subscriber.state == "connected")
         connected = of(layer).subscriber
         assert begun <= connected.since <= time.time()
-        assert connected.url == str(loop_layer._settings.urls[0])
+        assert connected.url == str(settings_of(layer).urls[0])
         assert "guest:" not in connected.url
         assert (connected.reconnects, connected.last_reason) == (0, "")
 

@@ -13,7 +13,13 @@ from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
 from tests.support.brokers import Broker
-from tests.support.layers import inside, reconnect_subscriber, statistics_of, subscriber_of
+from tests.support.layers import (
+    inside,
+    reconnect_subscriber,
+    set_linger,
+    statistics_of,
+    subscriber_of,
+)
 from tests.support.log_lines import log_lines
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
@@ -167,7 +173,7 @@ async def test_a_group_that_nobody_wants_any_more_is_unbound_after_its_linger(
     async with AmqpProxy(broker.url) as proxy:
         layer = await open_layer(host=proxy.url)
         bindings = inside(layer).bindings
-        bindings._linger = 60.0
+        set_linger(layer, 60.0)
         channel = await layer.new_channel()
         await layer.group_add("g", channel)
         await layer.group_discard("g", channel)
@@ -178,7 +184,7 @@ async def test_a_group_that_nobody_wants_any_more_is_unbound_after_its_linger(
         assert proxy.count(TO_BROKER, commands.Exchange.Unbind) == 0
         # The next one to go lingers for no time at all, and the first one's time is over as well.
         bindings._groups["g"].lingers_until = 0.0
-        bindings._linger = 0.0
+        set_linger(layer, 0.0)
         await layer.group_add("g2", channel)
         await layer.group_discard("g2", channel)
         await proxy.seen(TO_CLIENT, commands.Exchange.UnbindOk, 2)

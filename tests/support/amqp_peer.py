@@ -235,6 +235,11 @@ async def connected(url: str, **options: Any) -> AsyncIterator[CarehareConnectio
         await connection.close()
 
 
+def inside(connection: CarehareConnection) -> Connection:
+    """What a user's connection is made of."""
+    return connection._connection
+
+
 class Client:
     """One client of a ``ScriptedBroker``."""
 
