@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 import weakref
+from asyncio import get_running_loop
 from collections.abc import Awaitable, Generator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -117,7 +118,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
 
     def _loop_layer(self) -> Service:
         """Return the service of the running event loop."""
-        return self._loop_layers.find() or self._start_service()
+        return self._loop_layers.by_loop.get(get_running_loop()) or self._start_service()
 
     def _start_service(self) -> Service:
         process = current()
@@ -128,9 +129,9 @@ class RabbitmqChannelLayer(BaseChannelLayer):
 
     def _owner(self, channel: str) -> ChannelService:
         """Return the service of a channel, whichever event loop of this process has made it."""
-        service = self._loop_layer()
         require_channel_name(channel)
         _require_specific(channel)
+        service = self._loop_layer()
         return service if service.is_local(channel) else self._loop_layers.owner(channel)
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:

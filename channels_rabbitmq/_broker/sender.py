@@ -138,7 +138,6 @@ class Sender:
         now = self._loop.time()
         if now - self._nacked_at > _NACKS_APART:
             self._nacked_since = now
-            self._unreported_nacks = 0
         self._nacked_at = now
         self._unreported_nacks += 1
         is_going_on = now - self._nacked_since >= DELETION_TIMEOUT

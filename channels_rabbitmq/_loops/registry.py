@@ -67,7 +67,7 @@ class LoopLayers:
         process.add(self)
 
     def find(self) -> Service | None:
-        """Return the service of the running event loop, if it has one."""
+        """Return the service of the running event loop, if it has one: for ``receive()``."""
         latest = self._latest
         if latest is not None and latest.loop._thread_id == get_ident():  # type: ignore[attr-defined]
             return latest
@@ -105,7 +105,7 @@ class LoopLayers:
             )
         loop_layer = self._make()
         close_before_loop(loop_layer, self.process.is_current)
-        if _ASKING_IS_SLOW and hasattr(loop, "_thread_id"):
+        if _ASKING_IS_SLOW and isinstance(loop, asyncio.BaseEventLoop):
             self._latest = loop_layer
         return loop_layer
 
