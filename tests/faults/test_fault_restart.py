@@ -43,8 +43,9 @@ _CLOSINGS = Length(full=20, brief=5)
 
 _RATE = 200  # messages a second
 # Seconds in which a queue ends before its client is told: milliseconds on a quiet machine. Between
-# two closings there must be more.
+# two closings there must be more. With Khepri and both cores busy it was above 0.3.
 _ENDING = 0.3
+_ENDING_ON_KHEPRI = 1.0
 # Seconds before and after the fault that count as around it.
 _AROUND = Length(full=10.0, brief=1.5)
 
@@ -67,6 +68,7 @@ class Stage:
         self.traffic = Traffic(sender, receiver, channels=_RECEIVERS.count, rate=_RATE)
         self.groups = RollCall(sender, receiver, groups=_GROUPS.count)
         self.binding_took = 0.0
+        self._has_khepri = broker.version >= (4, 2)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Stage]:
@@ -117,8 +119,7 @@ class Stage:
             share * 100,
         )
         # (Those that were under way when the connection broke, and counted, are among the others.)
-        has_khepri = self.broker.version >= (4, 2)
-        assert share >= (_ARRIVED_ON_KHEPRI if has_khepri else _ARRIVED).value
+        assert share >= (_ARRIVED_ON_KHEPRI if self._has_khepri else _ARRIVED).value
 
     def must_have_lost_only_around(self, losses: list[tuple[float, float]]) -> None:
         """``losses``: when the receiver's connection was noticed to be lost, and was there again.
@@ -126,13 +127,14 @@ class Stage:
         RabbitMQ ends a queue before it tells the client, and confirms what is sent to it meanwhile.
         """
         lost = self.traffic.books.lost()
+        ending = _ENDING_ON_KHEPRI if self._has_khepri else _ENDING
         figures.info("%.1f messages lost for each connection lost", len(lost) / len(losses))
 
         def elsewhere(messages: list[Sent]) -> list[Sent]:
             return [
                 sent
                 for sent in messages
-                if not any(gone - _ENDING < sent.begun_at < back for gone, back in losses)
+                if not any(gone - ending < sent.begun_at < back for gone, back in losses)
             ]
 
         assert elsewhere(lost) == []
