@@ -234,7 +234,8 @@ class Router:
             age = now - delivery.published_at
             if age > self._ages.highest:
                 self._ages.note(age, channel, now)
-            return delivery.envelope.message()
+            envelope = delivery.envelope
+            return envelope.message() if envelope.flat is None else envelope.flat.copy()
         return self._hand_out(mailbox, now)
 
     async def receive(

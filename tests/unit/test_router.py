@@ -37,6 +37,8 @@ from channels_rabbitmq.statistics import Counters
 class FakeEnvelope:
     """What the router uses of an envelope. The message holds a number to know it by."""
 
+    flat = None
+
     def __init__(
         self, number: int, *, channel: str | None = None, group: str | None = None, size: int = 10
     ) -> None:
