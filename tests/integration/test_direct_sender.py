@@ -23,7 +23,8 @@ async def test_eight_dead_names_before_a_live_one(open_layer: OpenLayer) -> None
             await sender.send(f"crq.{letter * 16}!specific.x", {"n": 0})
         await sender.send(alive, {"n": 1})
         assert await receiver.receive(alive) == {"n": 1}
-        assert time.monotonic() - begun_at < 1.0
+        # 0.64 seconds on a quiet machine. With two seconds of tries for each name it was 14.5.
+        assert time.monotonic() - begun_at < 5.0
         await lines.next("WARNING .* dropped: the process of their channel is gone")
     (statistics,) = sender.statistics()
     assert statistics.counters.unreachable == 8
