@@ -23,6 +23,12 @@ import pytest
 
 from tests.support import lengths
 from tests.support.brokers import Broker, broker_commands, installed_commands, obtained_broker
+from tests.support.fixtures import (  # noqa: F401 - pytest finds them here
+    fast,
+    hooks_module,
+    logged,
+    short_farewell,
+)
 from tests.support.leaks import LoopWatch, new_sockets, open_sockets, unclosed_resources
 from tools.private_broker import PrivateBroker, find_broker_commands
 

@@ -69,6 +69,7 @@ class LoopLayers:
     def find(self) -> Service | None:
         """Return the service of the running event loop, if it has one: for ``receive()``."""
         latest = self._latest
+        # Its type doesn't tell of the attribute, which asyncio's own loops have.
         if latest is not None and latest.loop._thread_id == get_ident():  # type: ignore[attr-defined]
             return latest
         return self.by_loop.get(asyncio.get_running_loop())

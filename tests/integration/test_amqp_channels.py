@@ -17,6 +17,7 @@ from channels_rabbitmq._amqp.frames import encode_ack
 from channels_rabbitmq._amqp.publishing import Outcome, PublisherChannel, Route
 from channels_rabbitmq._amqp.url import BrokerUrl
 from tests.support.brokers import Broker
+from tests.support.deadlines import soon
 
 CONFIRMED, REFUSED, RETURNED, UNKNOWN = (
     Outcome.CONFIRMED,
@@ -29,10 +30,6 @@ CONFIRMED, REFUSED, RETURNED, UNKNOWN = (
 def exception_of(future: asyncio.Future[Any]) -> BaseException | None:
     assert future.done()
     return future.exception()
-
-
-def soon() -> float:
-    return asyncio.get_running_loop().time() + 10.0
 
 
 @pytest.fixture

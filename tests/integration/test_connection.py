@@ -16,8 +16,6 @@ import carehare
 import pytest
 from pamqp import commands
 
-from channels_rabbitmq._amqp import connection as connection_module
-from channels_rabbitmq._amqp import protocol as protocol_module
 from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.publishing import Route
 from channels_rabbitmq._amqp.url import BrokerUrl
@@ -27,6 +25,7 @@ from tests.support.amqp_peer import (
 )
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
 from tests.support.brokers import Broker
+from tests.support.deadlines import soon
 from tools.private_broker import PrivateBroker
 
 
@@ -41,19 +40,8 @@ def queue() -> str:
     return f"test-{secrets.token_hex(8)}"
 
 
-@pytest.fixture
-def short_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broker that says nothing is left alone sooner than after a second."""
-    for module in (connection_module, protocol_module):
-        monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.02)
-
-
 def make(url: str, **options: Any) -> Connection:
     return Connection(BrokerUrl.parse(url), **options)
-
-
-def soon(seconds: float = 10.0) -> float:
-    return asyncio.get_running_loop().time() + seconds
 
 
 async def must_work(connection: Any, queue: str) -> None:

@@ -9,7 +9,7 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,23 +94,11 @@ async def lose(proxy: AmqpProxy, times: int = 1) -> None:
 
 
 class TestTheOptions:
-    @pytest.fixture
-    def module(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-        """The file of a module ``hooks_of_a_test.sub``, empty."""
-        package = tmp_path / "hooks_of_a_test"
-        package.mkdir()
-        (package / "__init__.py").touch()
-        (package / "sub.py").touch()
-        monkeypatch.syspath_prepend(tmp_path)
-        yield package / "sub.py"
-        for name in ("hooks_of_a_test", "hooks_of_a_test.sub"):
-            sys.modules.pop(name, None)
-
     async def test_a_module_is_imported_by_the_first_call_and_not_before(
-        self, module: Path, open_layer: OpenLayer
+        self, hooks_module: Path, open_layer: OpenLayer
     ) -> None:
         """It may make the layer itself, as a module of the project may at its top."""
-        module.write_text(
+        hooks_module.write_text(
             "from channels_rabbitmq.core import RabbitmqChannelLayer\n"
             "layer = RabbitmqChannelLayer(on_reconnect='hooks_of_a_test.sub.hook')\n"
             "async def hook(id, reason): pass\n"

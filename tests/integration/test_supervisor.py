@@ -3,54 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from urllib.parse import urlsplit
 
 import pytest
 from pamqp import commands
 
-from channels_rabbitmq._amqp import connection as connection_module
-from channels_rabbitmq._amqp import protocol as protocol_module
 from channels_rabbitmq._amqp.connection import Connection
-from channels_rabbitmq._broker import back_off as _back_off
-from channels_rabbitmq._broker.outage import KnownOutage
-from channels_rabbitmq._broker.supervisor import State, Supervisor
-from channels_rabbitmq._settings.settings import Settings
+from channels_rabbitmq._broker.supervisor import State
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_proxy import TO_BROKER, AmqpProxy
 from tests.support.brokers import Broker
+from tests.support.deadlines import soon
 from tests.support.fake_servers import (
     closing_server,
     fake_server,
     silent_server,
 )
-from tests.support.handlers import FakeHandler, end, soon
+from tests.support.handlers import FakeHandler, end
+from tests.support.supervisors import make, warnings
 from tools.private_broker import free_port
-
-
-@pytest.fixture
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Milliseconds between attempts, and for a farewell."""
-    monkeypatch.setattr(_back_off, "FIRST_DELAY", 0.001)
-    monkeypatch.setattr(_back_off, "LONGEST_DELAY", 0.004)
-    monkeypatch.setattr(_back_off, "LONGEST_DELAY_IF_REFUSED", 0.004)
-    for module in (connection_module, protocol_module):
-        monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.05)
-
-
-@pytest.fixture
-def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.DEBUG)
-    return caplog
-
-
-def make(handler: FakeHandler, *urls: str, connect_timeout: float = 30) -> Supervisor:
-    settings = Settings.from_config({"host": list(urls), "connect_timeout": connect_timeout})
-    return Supervisor(handler, settings, id_="crq.a", known_outage=KnownOutage())
-
-
-def warnings(logged: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
-    return [record.getMessage() for record in logged.records if record.levelno >= level]
 
 
 @pytest.mark.usefixtures("fast")

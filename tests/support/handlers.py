@@ -13,10 +13,6 @@ from tests.support.amqp_peer import (
 from tests.support.changes import Changes
 
 
-def soon(seconds: float = 10.0) -> float:
-    return asyncio.get_running_loop().time() + seconds
-
-
 async def nothing(connection: Connection) -> None:
     pass
 

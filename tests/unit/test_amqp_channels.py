@@ -35,6 +35,7 @@ from tests.support.amqp_peer import (
     returned,
 )
 from tests.support.brokers import Broker
+from tests.support.deadlines import soon
 
 
 def exception_of(future: asyncio.Future[Any]) -> BaseException | None:
@@ -44,10 +45,6 @@ def exception_of(future: asyncio.Future[Any]) -> BaseException | None:
 
 def bind(n: int) -> Any:
     return commands.Queue.Bind(queue="q", exchange="e", routing_key=f"group{n}")
-
-
-def soon() -> float:
-    return asyncio.get_running_loop().time() + 10.0
 
 
 # Calls

@@ -12,8 +12,6 @@ import carehare
 import pytest
 from pamqp import commands
 
-from channels_rabbitmq._amqp import connection as connection_module
-from channels_rabbitmq._amqp import protocol as protocol_module
 from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq._settings.settings import Settings
@@ -26,6 +24,7 @@ from tests.support.amqp_peer import (
     tune,
 )
 from tests.support.credentials import credentials
+from tests.support.deadlines import soon
 from tests.support.fake_servers import closing_server, silent_server
 from tests.support.name_server import serve_names
 
@@ -35,19 +34,8 @@ def queue() -> str:
     return f"test-{secrets.token_hex(8)}"
 
 
-@pytest.fixture
-def short_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broker that says nothing is left alone sooner than after a second."""
-    for module in (connection_module, protocol_module):
-        monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.02)
-
-
 def make(url: str, **options: Any) -> Connection:
     return Connection(BrokerUrl.parse(url), **options)
-
-
-def soon(seconds: float = 10.0) -> float:
-    return asyncio.get_running_loop().time() + seconds
 
 
 async def test_server_that_says_nothing_is_given_up_at_the_deadline() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,18 +54,6 @@ class TestTheOptions:
     def test_what_is_taken(self, option: str, value: object) -> None:
         RabbitmqChannelLayer(**{option: value})
 
-    @pytest.fixture
-    def module(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-        """The file of a module ``hooks_of_a_test.sub``, empty."""
-        package = tmp_path / "hooks_of_a_test"
-        package.mkdir()
-        (package / "__init__.py").touch()
-        (package / "sub.py").touch()
-        monkeypatch.syspath_prepend(tmp_path)
-        yield package / "sub.py"
-        for name in ("hooks_of_a_test", "hooks_of_a_test.sub"):
-            sys.modules.pop(name, None)
-
     @pytest.mark.parametrize("option", HOOKS)
     @pytest.mark.parametrize(
         ("source", "problem"),
@@ -79,9 +66,9 @@ class TestTheOptions:
         ],
     )
     async def test_what_cannot_be_imported_is_told_by_the_first_call(
-        self, module: Path, option: str, source: str, problem: str
+        self, hooks_module: Path, option: str, source: str, problem: str
     ) -> None:
-        module.write_text(source)
+        hooks_module.write_text(source)
         layer = RabbitmqChannelLayer(**{option: "hooks_of_a_test.sub.hook"})
         for _ in range(2):
             with pytest.raises(InvalidChannelLayerError) as caught:
@@ -91,18 +78,18 @@ class TestTheOptions:
         assert layer.statistics() == ()
         await layer.close()
 
-    async def test_sync_code_is_told_too(self, module: Path) -> None:
+    async def test_sync_code_is_told_too(self, hooks_module: Path) -> None:
         layer = RabbitmqChannelLayer(on_disconnect="hooks_of_a_test.sub.hook")
         with pytest.raises(InvalidChannelLayerError, match="has no attribute 'hook'"):
             await asyncio.to_thread(lambda: async_to_sync(layer.new_channel)())
         # Mended, it works: nothing has remembered the mistake but Python's own modules.
         sys.modules.pop("hooks_of_a_test.sub")
-        module.write_text("def hook(id, reason): pass  # and a comment, for another size")
+        hooks_module.write_text("def hook(id, reason): pass  # and a comment, for another size")
         await asyncio.to_thread(lambda: async_to_sync(layer.new_channel)())
         await asyncio.to_thread(lambda: async_to_sync(layer.close)())
 
     async def test_a_server_that_connects_at_its_start_says_so(
-        self, module: Path, monkeypatch: pytest.MonkeyPatch
+        self, hooks_module: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         layer = RabbitmqChannelLayer(on_reconnect="hooks_of_a_test.sub.hook")
         monkeypatch.setitem(channel_layers.backends, "default", layer)

@@ -15,6 +15,7 @@ from pamqp.heartbeat import Heartbeat
 from channels_rabbitmq._amqp import content
 from channels_rabbitmq._amqp.publishing import Route
 from tests.support.amqp_peer import Peer, delivery, marshal, returned
+from tests.support.deadlines import soon
 
 # What a broker says at the right moment; at another it is as wrong as anything.
 _PROPER: list[list[Any]] = [
@@ -62,10 +63,6 @@ def any_frame(draw: st.DrawFn) -> bytes:
     )
     head = b"\x01" + channel.to_bytes(2, "big") + len(payload).to_bytes(4, "big")
     return head + payload + b"\xce"
-
-
-def soon() -> float:
-    return asyncio.get_running_loop().time() + 10.0
 
 
 @given(st.lists(any_frame(), min_size=1, max_size=30), st.integers(0, 40), st.integers(1, 50))

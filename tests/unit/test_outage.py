@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import carehare
 import pytest
 
-from channels_rabbitmq._amqp import connection as connection_module
-from channels_rabbitmq._amqp import protocol as protocol_module
 from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._broker import back_off
 from channels_rabbitmq._broker import outage as _outage
@@ -21,8 +19,10 @@ from channels_rabbitmq._broker.supervisor import Supervisor
 from channels_rabbitmq._settings.settings import Settings
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_peer import scripted_broker
+from tests.support.deadlines import soon
 from tests.support.fake_servers import closing_server, silent_server
-from tests.support.handlers import FakeHandler, end, failing, nothing, serve, soon
+from tests.support.fixtures import shorten_closing
+from tests.support.handlers import FakeHandler, end, failing, nothing, serve
 from tools.private_broker import free_port
 
 REFUSAL = failing(carehare.ConnectionClosedByServer(530, "NOT_ALLOWED - vhost v not found"))
@@ -38,8 +38,7 @@ def known() -> KnownOutage:
 async def make(
     known: KnownOutage, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Callable[..., Supervisor]]:
-    for module in (connection_module, protocol_module):
-        monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.05)
+    shorten_closing(monkeypatch, 0.05)
     supervisors: list[Supervisor] = []
 
     def make_one(

@@ -35,15 +35,12 @@ from tests.support.amqp_peer import (
     tune,
     unmarshal,
 )
+from tests.support.deadlines import soon
 
 OPEN_OK = commands.Connection.OpenOk()
 
 # AMQP 0-9-1, section 1.2: connection errors (hard errors), less 541 INTERNAL_ERROR, a bug of ours.
 HARD_ERRORS = {501, 502, 503, 504, 505, 506, 530, 540}
-
-
-def soon() -> float:
-    return asyncio.get_running_loop().time() + 10.0
 
 
 # Handshake

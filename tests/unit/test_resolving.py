@@ -16,6 +16,7 @@ import pytest
 from channels_rabbitmq._amqp.resolving import Address, resolve
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
+from tests.support.deadlines import soon
 from tests.support.log_lines import log_lines, unhandled
 from tests.support.name_server import serve_names
 from tests.support.programs import without_slowness
@@ -45,10 +46,6 @@ def dead(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeadNameServer]:
     serve_names(monkeypatch, broker=server.answer, other=server.answer)
     yield server
     server.release()
-
-
-def soon(seconds: float = 10.0) -> float:
-    return asyncio.get_running_loop().time() + seconds
 
 
 async def begun() -> None:

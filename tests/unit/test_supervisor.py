@@ -15,7 +15,6 @@ import carehare
 import pytest
 from pamqp import commands
 
-from channels_rabbitmq._amqp import connection as connection_module
 from channels_rabbitmq._amqp import protocol as protocol_module
 from channels_rabbitmq._amqp import racing
 from channels_rabbitmq._amqp.connection import Connection
@@ -24,10 +23,8 @@ from channels_rabbitmq._broker import back_off as _back_off
 from channels_rabbitmq._broker import connector as _connector
 from channels_rabbitmq._broker import reasons as _reasons
 from channels_rabbitmq._broker.back_off import doubling_delays
-from channels_rabbitmq._broker.outage import KnownOutage
 from channels_rabbitmq._broker.reasons import describe
 from channels_rabbitmq._broker.supervisor import State, Supervisor
-from channels_rabbitmq._settings.settings import Settings
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_peer import (
     START,
@@ -37,34 +34,16 @@ from tests.support.amqp_peer import (
     delivery,
     scripted_broker,
 )
+from tests.support.deadlines import soon
 from tests.support.fake_servers import (
     closing_server,
     silent_server,
     swallowing_address,
 )
-from tests.support.handlers import FakeHandler, end, failing, hang, nothing, serve, soon
+from tests.support.fixtures import shorten_closing
+from tests.support.handlers import FakeHandler, end, failing, hang, nothing, serve
+from tests.support.supervisors import make, warnings
 from tools.private_broker import free_port
-
-
-@pytest.fixture
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Milliseconds between attempts, and for a farewell."""
-    monkeypatch.setattr(_back_off, "FIRST_DELAY", 0.001)
-    monkeypatch.setattr(_back_off, "LONGEST_DELAY", 0.004)
-    monkeypatch.setattr(_back_off, "LONGEST_DELAY_IF_REFUSED", 0.004)
-    for module in (connection_module, protocol_module):
-        monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.05)
-
-
-@pytest.fixture
-def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.DEBUG)
-    return caplog
-
-
-def make(handler: FakeHandler, *urls: str, connect_timeout: float = 30) -> Supervisor:
-    settings = Settings.from_config({"host": list(urls), "connect_timeout": connect_timeout})
-    return Supervisor(handler, settings, id_="crq.a", known_outage=KnownOutage())
 
 
 async def hear_end_only(client: Client) -> None:
@@ -76,10 +55,6 @@ async def hear_nothing_more(client: Client) -> None:
     """Open, and then deaf: no answer to a good-bye either."""
     await client.greet()
     await client.hear_end()
-
-
-def warnings(logged: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
-    return [record.getMessage() for record in logged.records if record.levelno >= level]
 
 
 # back_off
@@ -869,8 +844,7 @@ def quick_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
     """Milliseconds for a deaf server; the delays between attempts stay long."""
     monkeypatch.setattr(_back_off, "FIRST_DELAY", 60.0)
     monkeypatch.setattr(_back_off, "LONGEST_DELAY", 60.0)
-    for module in (connection_module, protocol_module):
-        monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.05)
+    shorten_closing(monkeypatch, 0.05)
 
 
 @stages

@@ -8,10 +8,7 @@ import contextlib
 import pytest
 
 from channels_rabbitmq._futures import Waiters, run_until
-
-
-def soon(seconds: float = 10.0) -> float:
-    return asyncio.get_running_loop().time() + seconds
+from tests.support.deadlines import soon
 
 
 async def turn() -> None:

@@ -1,0 +1,54 @@
+"""Fixtures that tests without a broker and tests with one share: ``conftest`` imports them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+def shorten_closing(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have a peer that doesn't answer the end of a connection left after so many seconds."""
+    from channels_rabbitmq._amqp import connection, protocol  # not with conftest, as there
+
+    for module in (connection, protocol):
+        monkeypatch.setattr(module, "CLOSE_TIMEOUT", seconds)
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Milliseconds between attempts, and for a farewell."""
+    from channels_rabbitmq._broker import back_off
+
+    monkeypatch.setattr(back_off, "FIRST_DELAY", 0.001)
+    monkeypatch.setattr(back_off, "LONGEST_DELAY", 0.004)
+    monkeypatch.setattr(back_off, "LONGEST_DELAY_IF_REFUSED", 0.004)
+    shorten_closing(monkeypatch, 0.05)
+
+
+@pytest.fixture
+def short_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that says nothing is left alone sooner than after a second."""
+    shorten_closing(monkeypatch, 0.02)
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.DEBUG)
+    return caplog
+
+
+@pytest.fixture
+def hooks_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file of a module ``hooks_of_a_test.sub``, empty."""
+    package = tmp_path / "hooks_of_a_test"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "sub.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    yield package / "sub.py"
+    for name in ("hooks_of_a_test", "hooks_of_a_test.sub"):
+        sys.modules.pop(name, None)
