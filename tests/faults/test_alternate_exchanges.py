@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,10 @@ import pytest
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.amqp_proxy import AmqpProxy
-from tests.support.brokers import broker_commands
 from tests.support.layers import publisher_of
-from tests.support.log_lines import LogLines, log_lines
+from tests.support.log_lines import LogLines
 from tests.support.members import reconnect
 from tests.support.users import EVERYTHING, User, call_as_admin
-from tools.private_broker import PrivateBroker
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
@@ -28,24 +26,6 @@ MESSAGE = {"type": "test.message"}
 CATCH_ALL = "catch-all"
 FULL = {"x-max-length": 0, "x-overflow": "reject-publish"}
 WARNING = "isn't noticed: the exchange '.*' has an alternate exchange"
-
-
-@pytest.fixture(scope="module")
-def own_broker(rabbitmq: None) -> Iterator[PrivateBroker]:
-    with PrivateBroker(broker_commands()) as broker:
-        yield broker
-
-
-@pytest.fixture
-def lines() -> Iterator[LogLines]:
-    with log_lines() as lines:
-        yield lines
-
-
-@pytest.fixture
-def user(own_broker: PrivateBroker) -> User:
-    """For its virtual host."""
-    return User(own_broker)
 
 
 async def catch(user: User, pattern: str, arguments: dict[str, Any]) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
-from tests.support.brokers import broker_commands
-from tests.support.log_lines import LogLines, log_lines
+from tests.support.log_lines import LogLines
 from tests.support.users import (
     EVERYTHING,
     ONLY_PUBLISHING,
@@ -22,7 +21,6 @@ from tests.support.users import (
     must_be_refused,
     must_work,
 )
-from tools.private_broker import PrivateBroker
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
@@ -32,23 +30,6 @@ MESSAGE = {"type": "m"}
 NOT_CONFIGURE: Permissions = (r"^crq\..*$", EVERYTHING[1], EVERYTHING[2])
 
 slow = pytest.mark.slow  # a broker starts, and each rabbitmqctl takes a second
-
-
-@pytest.fixture(scope="module")
-def own_broker(rabbitmq: None) -> Iterator[PrivateBroker]:
-    with PrivateBroker(broker_commands()) as broker:
-        yield broker
-
-
-@pytest.fixture
-def user(own_broker: PrivateBroker) -> User:
-    return User(own_broker)
-
-
-@pytest.fixture
-def lines() -> Iterator[LogLines]:
-    with log_lines() as lines:
-        yield lines
 
 
 @pytest.fixture

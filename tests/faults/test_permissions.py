@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ import pytest
 from channels_rabbitmq._broker import topology as _topology
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
-from tests.support.brokers import broker_commands
 from tests.support.layers import settings_of
-from tests.support.log_lines import LogLines, log_lines
+from tests.support.log_lines import LogLines
 from tests.support.members import receive
 from tests.support.old_version import OldProcess, make_environment
 from tests.support.users import (
@@ -31,7 +30,6 @@ from tests.support.users import (
     must_work,
     until_available,
 )
-from tools.private_broker import PrivateBroker
 
 pytestmark = pytest.mark.slow  # a broker starts, and each rabbitmqctl takes a second
 
@@ -56,23 +54,6 @@ WITH_VERSION_4: Permissions = (
 UNNUMBERED = r"^(groups|crq\.[a-z2-7]{16})$"
 NOT_GROUPS = r"^crq\..*$"
 ONLY_GROUPS = r"^groups$"
-
-
-@pytest.fixture(scope="module")
-def own_broker(rabbitmq: None) -> Iterator[PrivateBroker]:
-    with PrivateBroker(broker_commands()) as broker:
-        yield broker
-
-
-@pytest.fixture
-def user(own_broker: PrivateBroker) -> User:
-    return User(own_broker)
-
-
-@pytest.fixture
-def lines() -> Iterator[LogLines]:
-    with log_lines() as lines:
-        yield lines
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import pytest
 from channels_rabbitmq._broker.topology import groups_probe_key
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
-from tests.support.brokers import broker_commands
 from tests.support.layers import inside, publisher_of
 from tests.support.lengths import Length
 from tests.support.log_lines import LogLines, log_lines
@@ -32,12 +31,6 @@ _JOINS_AND_LEAVES = Length(full=60.0, brief=4.0)
 _AT_ONCE = 100  # calls
 
 logger = logging.getLogger(__name__)  # of figures: pytest -o log_cli=1 --log-cli-level=INFO
-
-
-@pytest.fixture(scope="module")
-def own_broker(rabbitmq: None) -> Iterator[PrivateBroker]:
-    with PrivateBroker(broker_commands()) as broker:
-        yield broker
 
 
 @pytest.fixture
