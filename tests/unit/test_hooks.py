@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from asgiref.sync import async_to_sync
+from asgiref.testing import ApplicationCommunicator
 from channels.exceptions import InvalidChannelLayerError
 from channels.layers import channel_layers
-from channels.testing import ApplicationCommunicator
 
 from channels_rabbitmq._hooks import Hook
 from channels_rabbitmq.core import RabbitmqChannelLayer
