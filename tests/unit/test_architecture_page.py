@@ -15,7 +15,9 @@ FILES = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
 
 def test_it_names_each_file_and_no_other() -> None:
     named = {literal for literal in LITERALS if re.fullmatch(r"[\w/]+\.py", literal)}
-    named = {name for name in named if not name.startswith("tests/")}
+    tests = {name for name in named if name.startswith("tests/")}
+    assert all((ROOT / name).is_file() for name in tests)
+    named -= tests
     names = {path.rpartition("/")[2] for path in FILES if not path.endswith("__init__.py")}
     assert {name.rpartition("/")[2] for name in named} == names
     for name in named:
