@@ -34,9 +34,9 @@ from ._broker.watchdog import Watchdog
 from ._hooks import HookFunctions, Hooks
 from ._identity import ChannelNames, new_id
 from ._inbox.culprits import Culprits
+from ._inbox.hand_overs import HandedOver
 from ._inbox.inbox import Inbox
 from ._inbox.members import Members
-from ._inbox.router import HandedOver
 from ._reporter import Reporter
 from ._settings.settings import Settings
 from .statistics import Counters, GroupStatistics, LoopLayerStatistics
@@ -192,9 +192,9 @@ class LoopLayer:
         return self.router.receive(channel)
 
     def hand_over(self, channel: str) -> Coroutine[Any, Any, HandedOver]:
-        """As ``receive``, for a receiver on another event loop: see ``Router.hand_over``."""
+        """As ``receive``, for a receiver on another event loop: see ``HandOvers``."""
         self._prepare_to_receive(channel)
-        return self.router.hand_over(channel)
+        return self.router.hand_overs.hand_over(channel)
 
     def _prepare_to_receive(self, channel: str) -> None:
         self._names.require_local(channel)
@@ -202,7 +202,7 @@ class LoopLayer:
 
     def accept(self, handed_over: HandedOver) -> None:
         """The receiver has the message."""
-        self.router.accept(handed_over)
+        self.router.hand_overs.accept(handed_over)
 
     def requeue(self, handed_over: HandedOver) -> None:
         """The receiver won't have the message."""
@@ -224,7 +224,7 @@ class LoopLayer:
             unconfirmed=self.publisher.unconfirmed,
             highest_age=self._inbox.ages.newest(self.loop.time()),
             buffered=router.waiting_messages,
-            in_handoff=router.messages_in_handoff,
+            in_handoff=len(router.hand_overs),
             channels=router.channels,
             receivers=router.receivers,
             stalled_channels=router.stalled_channels,

@@ -24,17 +24,18 @@ class Ages:
     def __init__(self, *, warn_above: float, report: Callable[[float, str], None]) -> None:
         self._warn_above = warn_above
         self._report = report
-        # The router compares each message's age with this, and calls note() for higher ones only.
+        # The router calls note() for higher ages only, to save the call for each message.
         self.highest = 0.0
         self._previous = 0.0  # of the window before
         self._began_at = 0.0
 
     def note(self, age: float, channel: str, now: float) -> None:
-        """Note an age above ``highest``, in seconds; ``now`` is by the same clock at each call."""
+        """Note an age in seconds; ``now`` is by the same clock at each call."""
         self.begin_window(now)
-        self.highest = age
-        if age > self._warn_above:
-            self._report(age, channel)
+        if age > self.highest:
+            self.highest = age
+            if age > self._warn_above:
+                self._report(age, channel)
 
     def begin_window(self, now: float) -> None:
         """Begin a new window if the present one is over. The caller calls this now and then."""

@@ -13,9 +13,10 @@ from .._reporter import Reporter
 from .._settings.settings import Settings
 from ..statistics import Counters
 from .ages import Ages
+from .hand_overs import HandedOver
 from .mailbox import Acker
 from .members import Members
-from .router import HandedOver, Router
+from .router import Router
 from .ticker import Ticker
 
 
@@ -93,7 +94,7 @@ class Inbox:
 
     def requeue(self, handed_over: HandedOver) -> None:
         """Put a message back that a receiver on another event loop didn't accept."""
-        self.router.requeue(handed_over)
+        self.router.hand_overs.requeue(handed_over)
         self._ticker.start()
 
     def stop(self) -> None:

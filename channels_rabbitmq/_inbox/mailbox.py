@@ -32,9 +32,9 @@ class Delivery:
 
     __slots__ = (
         "acker",
-        "arrived_at",
         "early_acked",
         "envelope",
+        "expires_at",
         "number",
         "published_at",
         "tag",
@@ -46,7 +46,7 @@ class Delivery:
         envelope: Envelope,
         tag: int,
         acker: Acker,
-        arrived_at: float,
+        expires_at: float,
         published_at: float,
         number: int,
     ) -> None:
@@ -55,9 +55,9 @@ class Delivery:
         self.tag = tag
         # None once the delivery is acked or its connection is lost
         self.acker: Acker | None = acker
-        # Both are by the router's clock, in seconds. They are equal if it isn't known when the
-        # message was published.
-        self.arrived_at = arrived_at
+        # Both are by the router's clock, in seconds. If it isn't known when the message was
+        # published, that is the time of its arrival.
+        self.expires_at = expires_at
         self.published_at = published_at
         # Deliveries are numbered in the order of their arrival.
         self.number = number
@@ -117,6 +117,10 @@ class Mailbox:
         """Whether the mailbox holds a message that isn't reserved for a woken ``receive()``."""
         return self.size > self.reserved
 
+    def has_expired(self, now: float) -> bool:
+        """Whether its oldest message has expired."""
+        return self.first is not None and self.first.expires_at <= now
+
     @property
     def is_idle(self) -> bool:
         return self.first is None and self.waiter is None and not self.reserved
@@ -128,10 +132,8 @@ class Mailbox:
             yield from self.rest or ()
 
     def append(self, delivery: Delivery) -> None:
-        """Put a message behind all others."""
-        if self.first is None:
-            self.first = delivery
-        elif self.rest is None:
+        """Put a message behind others; there is one."""
+        if self.rest is None:
             self.rest = deque((delivery,))
         else:
             self.rest.append(delivery)

@@ -1,19 +1,41 @@
-"""``Mailboxes``: the mailboxes of one event loop's channels that hold or await a message."""
+"""``Mailboxes``: the mailboxes of one event loop's channels that hold or await a message.
+
+The rules of when what is done to them are in ``router.py``.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import heapq
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from .mailbox import Mailbox
+from .accounting import Accounting
+from .mailbox import Delivery, Mailbox
+
+if TYPE_CHECKING:
+    from ..statistics import Counters
 
 
 class Mailboxes:
-    """Mailboxes by channel. Of the idle ones only the one that was read last is kept."""
+    """Mailboxes by channel. Of the idle ones only the one that was read last is kept.
 
-    def __init__(self) -> None:
+    ``report(reason, channel)`` is called for each message dropped: ``"expired"`` or
+    ``"overflowed"``.
+    """
+
+    def __init__(
+        self, accounting: Accounting, counters: Counters, report: Callable[[str, str], None]
+    ) -> None:
+        self._accounting = accounting
+        self._counters = counters
+        self._report = report
         self.by_channel: dict[str, Mailbox] = {}
         # The mailboxes that hold messages; a dict, for its order
         self.holding: dict[Mailbox, None] = {}
+        # How many receive() calls wait and were not woken
+        self.waiting = 0
         self._just_idle: Mailbox | None = None
 
     def open(self, channel: str) -> Mailbox:
@@ -29,7 +51,7 @@ class Mailboxes:
         Most receivers come back at once. They then go on with this mailbox instead of a new one.
         """
         former, self._just_idle = self._just_idle, mailbox
-        if former is not None and former is not mailbox:
+        if former is not None and former.waiter is None and former is not mailbox:
             self.forget_if_idle(former)
 
     def forget_if_idle(self, mailbox: Mailbox) -> None:
@@ -41,8 +63,64 @@ class Mailboxes:
         mailboxes = list(self.by_channel.values())
         self.by_channel.clear()
         self.holding.clear()
+        self.waiting = 0
         self._just_idle = None
         return mailboxes
+
+    # Messages
+
+    def pop(self, mailbox: Mailbox) -> Delivery:
+        """Take out the oldest message, to be handed out, handed over or dropped."""
+        delivery = mailbox.popleft()
+        if mailbox.first is None:
+            del self.holding[mailbox]
+        if mailbox.early_acked:
+            self._accounting.release_early_acked(mailbox, delivery)
+        else:
+            delivery.unacked -= 1
+            if not delivery.unacked:
+                self._accounting.ack(delivery)
+        return delivery
+
+    def drop_expired(self, mailbox: Mailbox, now: float) -> None:
+        while (first := mailbox.first) is not None and first.expires_at <= now:
+            self.pop(mailbox)
+            self._counters.expired += 1
+            self._report("expired", mailbox.channel)
+
+    def drop_all_expired(self, now: float) -> None:
+        """Drop the expired messages of all channels."""
+        for mailbox in [mailbox for mailbox in self.holding if mailbox.has_expired(now)]:
+            self.drop_expired(mailbox, now)
+            self.forget_if_idle(mailbox)
+
+    def drop_overflowing(self, mailbox: Mailbox) -> None:
+        """Drop the oldest message, which is beyond a bound."""
+        self.pop(mailbox)
+        self._counters.overflowed += 1
+        self._report("overflowed", mailbox.channel)
+        self.forget_if_idle(mailbox)
+
+    # Receivers
+
+    def wake(self, mailbox: Mailbox) -> None:
+        """Wake receivers as long as there are messages that are not reserved for others."""
+        while mailbox.is_behind and (waiter := mailbox.pop_waiter()) is not None:
+            mailbox.reserved += 1
+            self.waiting -= 1
+            wake_up(waiter)
+
+    def discard_waiter(self, mailbox: Mailbox, waiter: asyncio.Future[None]) -> None:
+        """Clean up after a cancelled receiver, whether it was woken or not."""
+        if waiter.done() and not waiter.cancelled():
+            mailbox.reserved -= 1
+            self.wake(mailbox)
+        else:
+            self.waiting -= 1
+            mailbox.remove_waiter(waiter)
+        self.forget_if_idle(mailbox)
+
+    # For operators
 
     def __len__(self) -> int:
         """Return how many mailboxes are not idle. Any thread may call."""
@@ -55,12 +133,18 @@ class Mailboxes:
         held = ((mailbox.unacked, mailbox.channel) for mailbox in self.holding)
         return [(channel, n) for n, channel in heapq.nlargest(count, held) if n]
 
-    def behind(self, since: float) -> list[tuple[str, int]]:
-        """Return the relieved channels with a message from before ``since``, and their sizes."""
+    def relieved(self, expires_by: float) -> list[tuple[str, int]]:
+        """Return the relieved channels whose oldest message expires by then, and their sizes."""
         return [
             (mailbox.channel, mailbox.size)
             for mailbox in self.holding
             if mailbox.early_acked
             and mailbox.first is not None
-            and mailbox.first.arrived_at < since
+            and mailbox.first.expires_at < expires_by
         ]
+
+
+def wake_up(waiter: asyncio.Future[None]) -> None:
+    """Wake a receiver, unless its event loop is closed."""
+    with contextlib.suppress(RuntimeError):
+        waiter.set_result(None)

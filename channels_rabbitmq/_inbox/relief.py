@@ -17,8 +17,8 @@ from .mailboxes import Mailboxes
 class Relief:
     """Acks the messages of the fullest channels early, as long as other channels are held up.
 
-    ``capacity_of(channel)`` is how many early acked messages a channel may hold. ``drop(mailbox)``
-    drops the oldest message of a channel. ``call_soon(callback)`` is the event loop's.
+    ``capacity_of(channel)`` is how many early acked messages a channel may hold.
+    ``call_soon(callback)`` is the event loop's.
     """
 
     def __init__(
@@ -28,25 +28,21 @@ class Relief:
         *,
         local_capacity: int,
         capacity_of: Callable[[str], int],
-        drop: Callable[[Mailbox], None],
         call_soon: Callable[[Callable[[], None]], object],
     ) -> None:
         self._mailboxes = mailboxes
         self._accounting = accounting
         self._capacity_of = capacity_of
-        self._drop = drop
         self._call_soon = call_soon
         # The number of deliveries that count at which the fullest channels are relieved
         self.threshold = (local_capacity + 1) // 2
         # The number of deliveries that count at which relieving stops
         self._little = local_capacity // 4
-        # How many receive() calls wait and haven't been woken
-        self.waiting = 0
         self._is_due = False
 
     def consider(self) -> None:
         """Relieve in a moment if other channels wait. Call it when ``threshold`` is reached."""
-        if self.waiting and not self._is_due:
+        if self._mailboxes.waiting and not self._is_due:
             self._is_due = True
             self._call_soon(self._relieve_next_turn)
 
@@ -59,7 +55,7 @@ class Relief:
     def relieve(self) -> None:
         """If others are held up, stop counting the messages of the fullest channels."""
         self._is_due = False
-        if not self.waiting or self._accounting.unacked < self.threshold:
+        if not self._mailboxes.waiting or self._accounting.unacked < self.threshold:
             return
         behind = [mailbox for mailbox in self._mailboxes.holding if mailbox.is_behind]
         behind.sort(key=attrgetter("size"), reverse=True)
@@ -76,7 +72,7 @@ class Relief:
         for mailbox in mailboxes:
             capacity = self._capacity_of(mailbox.channel)
             while mailbox.early_acked > capacity:
-                self._drop(mailbox)
+                self._mailboxes.drop_overflowing(mailbox)
         if self._accounting.early_acked_bytes > EARLY_ACKED_BYTES:
             self._drop_bytes()
 
@@ -93,5 +89,5 @@ class Relief:
         heapq.heapify(largest)
         while self._accounting.early_acked_bytes > EARLY_ACKED_BYTES:
             _, n, mailbox = largest[0]
-            self._drop(mailbox)
+            self._mailboxes.drop_overflowing(mailbox)
             heapq.heapreplace(largest, (-mailbox.early_acked_bytes, n, mailbox))

@@ -61,8 +61,9 @@ from typing import TYPE_CHECKING, Any
 from channels.exceptions import StopConsumer
 
 from .accounting import Accounting
+from .hand_overs import HandOvers
 from .mailbox import Acker, Delivery, Mailbox
-from .mailboxes import Mailboxes
+from .mailboxes import Mailboxes, wake_up
 from .relief import Relief
 
 if TYPE_CHECKING:
@@ -75,24 +76,6 @@ if TYPE_CHECKING:
 BEHIND = 1.0
 # Seconds between two looks at what has expired.
 TICK_INTERVAL = 0.25
-
-
-class HandedOver:
-    """A message on its way to a receiver on another event loop."""
-
-    __slots__ = ("channel", "delivery")
-
-    def __init__(self, channel: str, delivery: Delivery) -> None:
-        self.channel = channel
-        self.delivery = delivery
-
-    def message(self) -> dict[str, Any]:
-        """Return the message.
-
-        For a direct message every call returns the same object. So the receiver may have it
-        requeued only if no other code has seen it.
-        """
-        return self.delivery.envelope.message()
 
 
 class Router:
@@ -110,7 +93,7 @@ class Router:
     None of these callables, nor any ``ack()``, may raise or call the router.
 
     Of the counters, ``enqueued``, ``consumed``, ``no_members``, ``expired`` and ``overflowed`` are
-    kept here.
+    kept by it and its parts.
     """
 
     def __init__(
@@ -131,32 +114,28 @@ class Router:
         self._local_expiry = local_expiry
         self._counters = counters
         self._ages = ages
-        self._report = report
         self._clock = clock
         self._create_future = create_future
         self._closed = False
         # What receive() raises once the router is closed
         self._closed_exc: type[BaseException] = StopConsumer
-        self._mailboxes = Mailboxes()
+        self._accounting = Accounting()
+        self._mailboxes = Mailboxes(self._accounting, counters, report)
         self._mailbox_of = self._mailboxes.by_channel.get
-        self._holding = self._mailboxes.holding
         # Channels in which messages or receivers wait. Their names were checked before.
         self.known_channels: Container[str] = self._mailboxes.by_channel
-        self._accounting = Accounting()
         self._relief = Relief(
             self._mailboxes,
             self._accounting,
             local_capacity=local_capacity,
             capacity_of=capacity_of,
-            drop=self._drop_overflowing,
             call_soon=call_soon,
         )
-        # Handed over, and neither accepted nor requeued
-        self._handed_over: set[HandedOver] = set()
+        self.hand_overs = HandOvers(
+            self.receive, self._mailboxes, self._accounting, self._relief, counters, ages, clock
+        )
         # Deliveries so far; numbers them
         self._deliveries = 0
-        # The clock's time of the next tick(), if anything is held
-        self._next_tick_at = 0.0
 
     # From the broker
 
@@ -167,15 +146,15 @@ class Router:
         ago the message was published. The caller makes sure that a direct message is for a channel
         of this event loop. The router calls ``acker.ack(tag)`` once, and before this returns if no
         channel wants the message. It never calls it if the connection is lost or the router is
-        closed before that. Afterwards :meth:`next_tick_at` may have changed from None to a moment.
+        closed before that.
         """
         if self._closed:
             return
         self._deliveries += 1
         now = self._clock()
-        delivery = Delivery(envelope, tag, acker, now, now - age, self._deliveries)
-        if not self._holding:
-            self._next_tick_at = now + TICK_INTERVAL
+        delivery = Delivery(
+            envelope, tag, acker, now + self._local_expiry, now - age, self._deliveries
+        )
         if envelope.group is None:
             assert envelope.channel is not None, "an envelope has one recipient"
             self._counters.enqueued += 1
@@ -195,7 +174,7 @@ class Router:
         The caller calls this after a connection is gone and before the next one delivers. No
         earlier delivery is acked after this call.
         """
-        held = list(self._holding)
+        held = list(self._mailboxes.holding)
         for mailbox in held:
             for delivery in mailbox.messages():
                 delivery.acker = None
@@ -215,12 +194,9 @@ class Router:
         if mailbox is None or (delivery := mailbox.first) is None:
             return None
         now = self._clock()
-        if delivery.arrived_at + self._local_expiry <= now:
-            self._drop_expired(mailbox, now)
+        if mailbox.reserved or delivery.expires_at <= now:
+            self._mailboxes.drop_expired(mailbox, now)
             self._mailboxes.forget_if_idle(mailbox)
-            if not mailbox.is_behind:
-                return None
-        elif mailbox.reserved:
             if not mailbox.is_behind:
                 return None
         elif (rest := mailbox.rest) is not None and len(rest) > 1 and not mailbox.early_acked:
@@ -231,15 +207,14 @@ class Router:
             if not delivery.unacked:
                 self._accounting.ack(delivery)
             self._counters.consumed += 1
-            age = now - delivery.published_at
-            if age > self._ages.highest:
-                self._ages.note(age, channel, now)
+            if now - delivery.published_at > self._ages.highest:
+                self._ages.note(now - delivery.published_at, channel, now)
             envelope = delivery.envelope
             return envelope.message() if envelope.flat is None else envelope.flat.copy()
         return self._hand_out(mailbox, now)
 
     async def receive(
-        self, channel: str, hand_out: Callable[[Mailbox, float], Any] | None = None
+        self, channel: str, take: Callable[[Mailbox, float], Any] | None = None
     ) -> Any:
         """Wait for the next message of ``channel`` and return the receiver's own copy.
 
@@ -247,99 +222,44 @@ class Router:
         the order of their arrival. If several calls wait on one channel, each gets another message.
         Raises ``StopConsumer`` once the router is closed.
 
-        ``hand_out(mailbox, now)`` takes the message out of its mailbox. Only ``hand_over`` passes
-        one, when no message is there.
+        ``take(mailbox, now)`` takes the message out of its mailbox. Only ``HandOvers`` passes one.
         """
-        if hand_out is None:
-            message = self.receive_nowait(channel)
-            if message is not None:
-                return message
-            hand_out = self._hand_out
-        if self._closed:
-            raise self._closed_exc
-        mailbox = self._mailbox_of(channel) or self._mailboxes.open(channel)
+        if take is None:
+            take = self._hand_out
+        mailbox = self._mailbox_of(channel) or self._open(channel)
+        if mailbox.first is not None:
+            now = self._clock()
+            self._mailboxes.drop_expired(mailbox, now)
+            if mailbox.is_behind:
+                return take(mailbox, now)
         waiter = self._create_future()
         mailbox.add_waiter(waiter)
-        self._relief.waiting += 1
+        self._mailboxes.waiting += 1
         if self._accounting.unacked >= self._relief.threshold:
             self._relief.consider()
         while True:
             try:
                 await waiter
             except BaseException:
-                self._discard_waiter(mailbox, waiter)
+                if not self._closed:
+                    self._mailboxes.discard_waiter(mailbox, waiter)
                 raise
             if self._closed:
                 raise self._closed_exc
             mailbox.reserved -= 1
             now = self._clock()
-            if self._has_expired(mailbox, now):
-                self._drop_expired(mailbox, now)
+            self._mailboxes.drop_expired(mailbox, now)
             if mailbox.first is not None:
-                return hand_out(mailbox, now)
+                return take(mailbox, now)
             # The message was dropped meanwhile. Wait again, as the first in line.
             waiter = self._create_future()
             mailbox.add_waiter_first(waiter)
-            self._relief.waiting += 1
+            self._mailboxes.waiting += 1
 
-    def _discard_waiter(self, mailbox: Mailbox, waiter: asyncio.Future[None]) -> None:
-        """Clean up after a cancelled receiver, whether it was woken or not."""
+    def _open(self, channel: str) -> Mailbox:
         if self._closed:
-            return
-        if waiter.done() and not waiter.cancelled():
-            mailbox.reserved -= 1
-            self._wake(mailbox)
-        else:
-            self._relief.waiting -= 1
-            mailbox.remove_waiter(waiter)
-        self._mailboxes.forget_if_idle(mailbox)
-
-    # Handing over to another event loop
-
-    async def hand_over(self, channel: str) -> HandedOver:
-        """Wait like :meth:`receive`, for a receiver on another event loop.
-
-        The caller ends the returned hand-over by :meth:`accept` or :meth:`requeue`. These do
-        nothing once the router is closed.
-        """
-        mailbox = self._mailbox_of(channel)
-        if mailbox is not None:
-            now = self._clock()
-            self._drop_expired(mailbox, now)
-            if mailbox.is_behind:
-                return self._hand_over(mailbox, now)
-        handed_over: HandedOver = await self.receive(channel, self._hand_over)
-        return handed_over
-
-    def accept(self, handed_over: HandedOver) -> None:
-        """End a hand-over: the receiver has the message."""
-        if handed_over in self._handed_over:
-            self._handed_over.remove(handed_over)
-            self._counters.consumed += 1
-            now = self._clock()
-            age = now - handed_over.delivery.published_at
-            if age > self._ages.highest:
-                self._ages.note(age, handed_over.channel, now)
-
-    def requeue(self, handed_over: HandedOver) -> None:
-        """End a hand-over without a receiver: put the message back where it was.
-
-        Afterwards :meth:`next_tick_at` may have changed from None to a moment.
-        """
-        if handed_over not in self._handed_over:
-            return
-        self._handed_over.remove(handed_over)
-        channel, delivery = handed_over.channel, handed_over.delivery
-        mailbox = self._mailboxes.open(channel)
-        if not self._holding:
-            self._next_tick_at = self._clock() + TICK_INTERVAL
-        self._holding[mailbox] = None
-        place = mailbox.insert(delivery)
-        # All messages before it were requeued, too.
-        assert place <= mailbox.early_acked, "the oldest are those acked early"
-        self._accounting.note_early_acked(mailbox, delivery)
-        self._relief.keep_bounds([mailbox])
-        self._wake(mailbox)
+            raise self._closed_exc
+        return self._mailboxes.open(channel)
 
     # The end
 
@@ -357,36 +277,30 @@ class Router:
         """
         self._closed = True
         mailboxes = self._mailboxes.clear()
-        self._handed_over.clear()
+        self.hand_overs.clear()
         self._accounting.clear()
-        self._relief.waiting = 0
         for mailbox in mailboxes:
             while (waiter := mailbox.pop_waiter()) is not None:
                 # No set_exception(): a receive() cancelled at this moment would never fetch it,
                 # and asyncio would log that.
-                _wake_up(waiter)
+                wake_up(waiter)
 
     # Time
 
-    def next_tick_at(self) -> float | None:
-        """Return the clock's time of the next :meth:`tick`; None if no message is held.
+    @property
+    def holds_messages(self) -> bool:
+        """Whether :meth:`tick` is due every ``TICK_INTERVAL``."""
+        return bool(self._mailboxes.holding)
 
-        Only :meth:`deliver` and :meth:`requeue` change it from None to a moment. The caller starts
-        a timer when it isn't None, and re-arms the timer with the result of :meth:`tick` until that
-        is None. A late tick only delays expiry and relief.
+    def tick(self) -> None:
+        """Drop expired messages, relieve channels if others wait.
+
+        A late tick only delays that.
         """
-        return self._next_tick_at if self._holding else None
-
-    def tick(self) -> float | None:
-        """Drop expired messages, relieve channels if others wait; return next_tick_at()."""
         now = self._clock()
-        for mailbox in [mailbox for mailbox in self._holding if self._has_expired(mailbox, now)]:
-            self._drop_expired(mailbox, now)
-            self._mailboxes.forget_if_idle(mailbox)
+        self._mailboxes.drop_all_expired(now)
         self._relief.relieve()
         self._ages.begin_window(now)
-        self._next_tick_at = now + TICK_INTERVAL
-        return self.next_tick_at()
 
     # For operators. Any thread may read the numbers; that costs the same however much is held.
 
@@ -401,13 +315,8 @@ class Router:
         if self._closed:
             return 0
         counters = self._counters
-        gone = counters.consumed + counters.expired + counters.overflowed + len(self._handed_over)
+        gone = counters.consumed + counters.expired + counters.overflowed + len(self.hand_overs)
         return max(0, counters.enqueued - gone)
-
-    @property
-    def messages_in_handoff(self) -> int:
-        """Messages on their way to receivers on other event loops."""
-        return len(self._handed_over)
 
     @property
     def channels(self) -> int:
@@ -417,7 +326,7 @@ class Router:
     @property
     def receivers(self) -> int:
         """How many ``receive()`` calls wait and were not woken."""
-        return self._relief.waiting
+        return self._mailboxes.waiting
 
     @property
     def stalled_channels(self) -> int:
@@ -435,20 +344,20 @@ class Router:
 
     def channels_behind(self) -> list[tuple[str, int]]:
         """Return the relieved channels with a message older than ``BEHIND``, and their sizes."""
-        return self._mailboxes.behind(self._clock() - BEHIND)
+        return self._mailboxes.relieved(self._clock() - BEHIND + self._local_expiry)
 
     @property
     def idle(self) -> bool:
         """Whether no message is held or handed over and no ``receive()`` is waiting."""
-        return not self._handed_over and not self.channels
+        return not self.hand_overs and not self.channels
 
     def __repr__(self) -> str:
         if self._closed:
             return "<Router: closed>"
         return (
             f"<Router: unacked={self._accounting.unacked} messages={self.waiting_messages}"
-            f" in {len(self._holding)} channels ({self.stalled_channels} stalled),"
-            f" in hand-off={len(self._handed_over)}, receivers waiting={self._relief.waiting}>"
+            f" in {len(self._mailboxes.holding)} channels ({self.stalled_channels} stalled),"
+            f" in hand-off={len(self.hand_overs)}, receivers waiting={self.receivers}>"
         )
 
     # Mailboxes: putting messages in and taking them out
@@ -473,7 +382,7 @@ class Router:
     def _put(self, channel: str, delivery: Delivery) -> None:
         mailbox = self._mailbox_of(channel) or self._mailboxes.open(channel)
         if mailbox.first is None:
-            self._holding[mailbox] = None
+            self._mailboxes.holding[mailbox] = None
             mailbox.first = delivery
         else:
             mailbox.append(delivery)
@@ -481,69 +390,14 @@ class Router:
         # A waiter in the mailbox gets this message: those before it are reserved.
         if mailbox.waiter is not None and (waiter := mailbox.pop_waiter()) is not None:
             mailbox.reserved += 1
-            self._relief.waiting -= 1
-            _wake_up(waiter)
-
-    def _pop(self, mailbox: Mailbox) -> Delivery:
-        """Take out the oldest message, to be handed out, handed over or dropped."""
-        delivery = mailbox.popleft()
-        if mailbox.first is None:
-            del self._holding[mailbox]
-        if mailbox.early_acked:
-            self._accounting.release_early_acked(mailbox, delivery)
-        else:
-            delivery.unacked -= 1
-            if not delivery.unacked:
-                self._accounting.ack(delivery)
-        return delivery
+            self._mailboxes.waiting -= 1
+            waiter.set_result(None)
 
     def _hand_out(self, mailbox: Mailbox, now: float) -> dict[str, Any]:
-        delivery = self._pop(mailbox)
+        delivery = self._mailboxes.pop(mailbox)
         self._counters.consumed += 1
-        age = now - delivery.published_at
-        if age > self._ages.highest:
-            self._ages.note(age, mailbox.channel, now)
+        if now - delivery.published_at > self._ages.highest:
+            self._ages.note(now - delivery.published_at, mailbox.channel, now)
         if mailbox.first is None and mailbox.waiter is None and not mailbox.reserved:
             self._mailboxes.note_idle(mailbox)
         return delivery.envelope.message()
-
-    def _hand_over(self, mailbox: Mailbox, now: float) -> HandedOver:
-        handed_over = HandedOver(mailbox.channel, self._pop(mailbox))
-        self._handed_over.add(handed_over)
-        self._mailboxes.forget_if_idle(mailbox)
-        return handed_over
-
-    def _has_expired(self, mailbox: Mailbox, now: float) -> bool:
-        """Return whether the mailbox's oldest message has expired."""
-        first = mailbox.first
-        return first is not None and first.arrived_at + self._local_expiry <= now
-
-    def _drop_expired(self, mailbox: Mailbox, now: float) -> None:
-        while self._has_expired(mailbox, now):
-            self._pop(mailbox)
-            self._counters.expired += 1
-            self._report("expired", mailbox.channel)
-
-    # Receivers
-
-    def _wake(self, mailbox: Mailbox) -> None:
-        """Wake receivers as long as there are messages that are not reserved for others."""
-        free = mailbox.size - mailbox.reserved
-        while free > 0 and (waiter := mailbox.pop_waiter()) is not None:
-            free -= 1
-            mailbox.reserved += 1
-            self._relief.waiting -= 1
-            _wake_up(waiter)
-
-    def _drop_overflowing(self, mailbox: Mailbox) -> None:
-        self._pop(mailbox)
-        self._counters.overflowed += 1
-        self._report("overflowed", mailbox.channel)
-        self._mailboxes.forget_if_idle(mailbox)
-
-
-def _wake_up(waiter: asyncio.Future[None]) -> None:
-    try:  # noqa: SIM105 - suppress() would cost one more call for each message
-        waiter.set_result(None)
-    except RuntimeError:
-        pass  # The waiter's event loop is closed.

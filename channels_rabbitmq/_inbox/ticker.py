@@ -29,8 +29,8 @@ class Ticker:
 
     def start(self) -> None:
         """Tick as long as the router holds messages. Call this when it may have got one."""
-        if self._timer is None:
-            self._schedule(self._router.next_tick_at())
+        if self._timer is None and self._router.holds_messages:
+            self._schedule()
 
     def stop(self) -> None:
         """Stop ticking, until the next ``start``."""
@@ -38,16 +38,16 @@ class Ticker:
             self._timer.cancel()
             self._timer = None
 
-    def _schedule(self, at: float | None) -> None:
-        self._timer = None if at is None else self._loop.call_at(at, self._tick)
+    def _schedule(self) -> None:
+        self._timer = self._loop.call_later(TICK_INTERVAL, self._tick)
 
     def _tick(self) -> None:
         assert self._timer is not None
         late_by = self._loop.time() - self._timer.when()
-        self._schedule(self._loop.time() + TICK_INTERVAL)  # also if tick() should fail
-        at = self._router.tick()
-        self._timer.cancel()
-        self._schedule(at)
+        self._schedule()  # first, in case that tick() should fail
+        self._router.tick()
+        if not self._router.holds_messages:
+            self.stop()
         # After the loop has stood still, every channel is behind: that says nothing.
         if late_by < _STANDSTILL:
             self._report_backlogs()

@@ -34,7 +34,7 @@ from typing import Any
 from channels.exceptions import StopConsumer
 
 from .._futures import look_at, resolve
-from .._inbox.router import HandedOver
+from .._inbox.hand_overs import HandedOver
 from .._loop_layer import LoopLayer
 from ..exceptions import BrokerUnavailable
 

@@ -59,7 +59,7 @@ def hand_over(
     For this stands still until the owner's loop has sent the message, got it and handed it over.
     """
     owner.submit_from_thread(layer.send(channel, message))
-    owner.block_until(lambda: bool(router_of(layer, owner).messages_in_handoff))
+    owner.block_until(lambda: bool(router_of(layer, owner).hand_overs))
 
 
 class TestCalls:
@@ -232,7 +232,7 @@ class TestCancelledReceivers:
         counters = inside_of_loop(layer, owner.loop).counters
         assert (router.unacked, counters.consumed) == (0, 0)
         await receiving
-        owner.block_until(lambda: not router.messages_in_handoff)
+        owner.block_until(lambda: not router.hand_overs)
         assert (router.unacked, counters.consumed) == (0, 1)
 
     async def test_at_any_moment(self, open_layer: OpenLayer, owner: LoopThread) -> None:

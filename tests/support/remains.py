@@ -22,7 +22,7 @@ def remains(layer: RabbitmqChannelLayer) -> dict[str, int]:
     found = {
         "mailboxes": router.channels,
         "messages": router.waiting_messages,
-        "messages in hand-off": router.messages_in_handoff,
+        "messages in hand-off": len(router.hand_overs),
         "deliveries unacked": router.unacked,
         "receivers": router.receivers,
         "groups with members": len(loop_layer.members),

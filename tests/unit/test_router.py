@@ -22,15 +22,11 @@ from channels_rabbitmq._codec import Envelope, MessageCodec
 from channels_rabbitmq._inbox import relief as _relief
 from channels_rabbitmq._inbox.accounting import MESSAGE_OVERHEAD
 from channels_rabbitmq._inbox.ages import WINDOW, Ages
+from channels_rabbitmq._inbox.hand_overs import HandedOver
 from channels_rabbitmq._inbox.mailbox import Mailbox
 from channels_rabbitmq._inbox.mailboxes import Mailboxes
 from channels_rabbitmq._inbox.members import Members
-from channels_rabbitmq._inbox.router import (
-    BEHIND,
-    TICK_INTERVAL,
-    HandedOver,
-    Router,
-)
+from channels_rabbitmq._inbox.router import BEHIND, TICK_INTERVAL, Router
 from channels_rabbitmq.statistics import Counters
 
 
@@ -133,7 +129,7 @@ class Rig:
 
     def hand_over(self, channel: str) -> HandedOver:
         """What ``hand_over()`` returns without waiting; fails if it would wait."""
-        return result_of(self.router.hand_over(channel))
+        return result_of(self.router.hand_overs.hand_over(channel))
 
     def wait_and_tick(self, seconds: float) -> None:
         self.now += seconds
@@ -145,7 +141,7 @@ class Rig:
 
     @property
     def handed_over(self) -> set[HandedOver]:
-        return self.router._handed_over
+        return self.router.hand_overs._pending
 
     def check_books(self) -> None:
         """Count everything anew and compare with what the router keeps."""
@@ -162,7 +158,7 @@ class Rig:
             assert (delivery.acker is not None) == (delivery in unacked)
         assert router.unacked == len(unacked)
         assert router.waiting_messages == len(held)
-        assert router.messages_in_handoff == len(handed_over)
+        assert len(router.hand_overs) == len(handed_over)
         sizes = [delivery.envelope.size + MESSAGE_OVERHEAD for delivery in early_acked]
         assert router.early_acked_bytes == sum(sizes)
         assert router.stalled_channels == sum(box.early_acked > 0 for box in mailboxes.values())
@@ -185,9 +181,8 @@ class Rig:
         self.check_books()
         router = self.router
         assert router.idle
-        assert router.next_tick_at() is None
-        assert not self.mailboxes.holding
-        assert router.unacked == router.waiting_messages == router.messages_in_handoff == 0
+        assert not router.holds_messages
+        assert router.unacked == router.waiting_messages == len(router.hand_overs) == 0
         assert router.channels == router.receivers == router.stalled_channels == 0
         assert router.early_acked_bytes == 0
 
@@ -240,7 +235,7 @@ async def start_receive(rig: Rig, channel: str) -> asyncio.Task[int]:
 
 async def start_hand_over(rig: Rig, channel: str) -> asyncio.Task[HandedOver]:
     """A ``hand_over()`` that is waiting now."""
-    task = asyncio.create_task(rig.router.hand_over(channel))
+    task = asyncio.create_task(rig.router.hand_overs.hand_over(channel))
     rig.tasks.append(task)
     await let_run()
     return task
@@ -625,7 +620,7 @@ async def test_closed_router_ignores_what_still_comes(rig: Rig) -> None:
     rig.deliver("a")
     rig.deliver(group="g")
     rig.router.connection_lost()
-    assert rig.router.tick() is None
+    rig.router.tick()
     assert rig.acked == []
     rig.check_nothing_left()
 
@@ -699,23 +694,16 @@ def test_group_message_expires_in_each_channel(rig: Rig) -> None:
 
 async def test_tick_is_wanted_only_while_something_is_held(rig: Rig) -> None:
     task = await start_receive(rig, "idle")
-    assert rig.router.next_tick_at() is None
-    assert rig.router.tick() is None
-    rig.deliver("a")
-    assert rig.router.next_tick_at() == rig.now + TICK_INTERVAL
-    rig.now += 0.1
-    rig.deliver("a")
+    assert not rig.router.holds_messages
+    rig.fill("a", 2)
     rig.deliver("b")
-    assert rig.router.next_tick_at() == rig.now - 0.1 + TICK_INTERVAL
-    rig.now += TICK_INTERVAL
-    assert rig.router.tick() == rig.router.next_tick_at() == rig.now + TICK_INTERVAL
+    assert rig.router.holds_messages
     rig.take_all("a", 2)
+    assert rig.router.holds_messages
     rig.take("b")
-    assert rig.router.next_tick_at() is None
-    assert rig.router.tick() is None
-    rig.now += 5
+    assert not rig.router.holds_messages
     rig.deliver("a")
-    assert rig.router.next_tick_at() == rig.now + TICK_INTERVAL
+    assert rig.router.holds_messages
     rig.take("a")
     task.cancel()
     await let_run()
@@ -1162,11 +1150,11 @@ def test_what_is_handed_over_is_acked_and_received_when_it_is_accepted(rig: Rig)
     rig.fill("a", 2)
     handed_over = rig.hand_over("a")
     assert (number_of(handed_over), rig.acked, rig.router.unacked) == (1, [1], 1)
-    assert (rig.router.messages_in_handoff, rig.router.waiting_messages) == (1, 1)
+    assert (len(rig.router.hand_overs), rig.router.waiting_messages) == (1, 1)
     assert rig.counters.consumed == 0
     rig.check_books()
-    rig.router.accept(handed_over)
-    assert (rig.router.messages_in_handoff, rig.counters.consumed) == (0, 1)
+    rig.router.hand_overs.accept(handed_over)
+    assert (len(rig.router.hand_overs), rig.counters.consumed) == (0, 1)
     assert rig.take("a") == 2
     rig.check_nothing_left()
 
@@ -1175,7 +1163,7 @@ def test_what_is_requeued_goes_before_all_that_arrived_after_it(rig: Rig) -> Non
     rig.fill("a", 2)
     handed_over = rig.hand_over("a")
     rig.deliver("a")
-    rig.router.requeue(handed_over)
+    rig.router.hand_overs.requeue(handed_over)
     rig.check_books()
     assert (rig.router.unacked, rig.router.stalled_channels) == (2, 1)
     assert rig.take_all("a", 3) == [1, 2, 3]
@@ -1188,7 +1176,7 @@ def test_several_are_requeued_in_their_order(rig: Rig, order: tuple[int, ...]) -
     rig.fill("a", 4)
     handed_over = [rig.hand_over("a") for _ in range(3)]
     for index in order:
-        rig.router.requeue(handed_over[index])
+        rig.router.hand_overs.requeue(handed_over[index])
         rig.check_books()
     assert rig.take_all("a", 4) == [1, 2, 3, 4]
 
@@ -1196,12 +1184,12 @@ def test_several_are_requeued_in_their_order(rig: Rig, order: tuple[int, ...]) -
 def test_requeued_to_a_mailbox_that_is_gone(rig: Rig) -> None:
     rig.deliver("a")
     handed_over = rig.hand_over("a")
-    assert (rig.router.channels, rig.router.next_tick_at()) == (0, None)
+    assert (rig.router.channels, rig.router.holds_messages) == (0, False)
     assert not rig.router.idle
     rig.now += 5
-    rig.router.requeue(handed_over)
+    rig.router.hand_overs.requeue(handed_over)
     rig.check_books()
-    assert rig.router.next_tick_at() == rig.now + TICK_INTERVAL
+    assert rig.router.holds_messages
     assert rig.take("a") == 1
     rig.check_nothing_left()
 
@@ -1209,12 +1197,12 @@ def test_requeued_to_a_mailbox_that_is_gone(rig: Rig) -> None:
 async def test_requeued_while_others_have_been_acked_early(rig: Rig) -> None:
     rig.fill("a", 7)
     first, second, third = (rig.hand_over("a") for _ in range(3))
-    rig.router.requeue(second)
+    rig.router.hand_overs.requeue(second)
     await stall(rig, "a", 1)
     assert rig.acked == [1, 2, 3, 4, 5, 6, 7, 8]
     rig.deliver("a")
     for handed_over in (third, first):
-        rig.router.requeue(handed_over)
+        rig.router.hand_overs.requeue(handed_over)
         rig.check_books()
     assert rig.router.unacked == 1
     assert rig.take_all("a", 9) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
@@ -1226,7 +1214,7 @@ async def test_requeued_message_goes_to_whoever_waits(rig: Rig) -> None:
     rig.deliver("a")
     handed_over = rig.hand_over("a")
     receiving = await start_receive(rig, "a")
-    rig.router.requeue(handed_over)
+    rig.router.hand_overs.requeue(handed_over)
     assert await receiving == 1
     rig.check_nothing_left()
 
@@ -1240,7 +1228,7 @@ def test_requeued_messages_are_bounded_by_the_capacity(
     rig.fill("a", 4)
     handed_over = [rig.hand_over("a") for _ in range(3)]
     for index in order:
-        rig.router.requeue(handed_over[index])
+        rig.router.hand_overs.requeue(handed_over[index])
         rig.check_books()
     assert rig.reports == [("overflowed", "a")] * (3 - capacity)
     assert rig.take_all("a", len(kept) + 1) == [*kept, 4]
@@ -1253,7 +1241,7 @@ def test_requeued_messages_are_bounded_by_the_bytes(rig: Rig) -> None:
     rig.fill("a", 3)
     handed_over = [rig.hand_over(channel) for channel in "aaabbb"]
     for each in handed_over:
-        rig.router.requeue(each)
+        rig.router.hand_overs.requeue(each)
         rig.check_books()
     assert rig.reports == [("overflowed", "a")]
     assert (rig.take_all("a", 2), rig.take_all("b", 3)) == ([5, 6], [1, 2, 3])
@@ -1263,14 +1251,14 @@ def test_requeued_messages_are_bounded_by_the_bytes(rig: Rig) -> None:
 def test_hand_over_ends_once(rig: Rig) -> None:
     rig.fill("a", 2)
     handed_over = rig.hand_over("a")
-    rig.router.requeue(handed_over)
-    rig.router.requeue(handed_over)
-    rig.router.accept(handed_over)
+    rig.router.hand_overs.requeue(handed_over)
+    rig.router.hand_overs.requeue(handed_over)
+    rig.router.hand_overs.accept(handed_over)
     assert (rig.router.waiting_messages, rig.counters.consumed) == (2, 0)
     handed_over = rig.hand_over("a")
-    rig.router.accept(handed_over)
-    rig.router.accept(handed_over)
-    rig.router.requeue(handed_over)
+    rig.router.hand_overs.accept(handed_over)
+    rig.router.hand_overs.accept(handed_over)
+    rig.router.hand_overs.requeue(handed_over)
     assert (rig.router.waiting_messages, rig.counters.consumed) == (1, 1)
     assert rig.take("a") == 2
     assert rig.acked == [1, 2]
@@ -1288,7 +1276,7 @@ def test_whoever_comes_after_a_requeue_has_the_whole_message(
     for _ in range(2):
         handed_over = rig.hand_over("a")
         assert handed_over.message() == message
-        rig.router.requeue(handed_over)
+        rig.router.hand_overs.requeue(handed_over)
         received = rig.router.receive_nowait("a")
         assert received == message
         received.clear()
@@ -1304,7 +1292,7 @@ async def test_hand_over_waits_its_turn_among_receivers(rig: Rig) -> None:
     with pytest.raises(AssertionError, match="It waits"):
         rig.hand_over("a")
     assert (await first, number_of(await handing_over), await third) == (1, 2, 3)
-    rig.router.accept(handing_over.result())
+    rig.router.hand_overs.accept(handing_over.result())
     rig.check_nothing_left()
 
 
@@ -1337,7 +1325,7 @@ def test_what_is_handed_over_does_not_expire(rig: Rig) -> None:
     rig.deliver("a")
     handed_over = rig.hand_over("a")
     rig.wait_and_tick(60)
-    rig.router.accept(handed_over)
+    rig.router.hand_overs.accept(handed_over)
     assert (rig.counters.consumed, rig.reports) == (1, [])
     rig.check_nothing_left()
 
@@ -1346,7 +1334,7 @@ def test_requeued_message_that_has_expired_is_dropped_at_the_next_tick(rig: Rig)
     rig.deliver("a")
     handed_over = rig.hand_over("a")
     rig.now += 60
-    rig.router.requeue(handed_over)
+    rig.router.hand_overs.requeue(handed_over)
     assert rig.router.waiting_messages == 1
     rig.wait_and_tick(TICK_INTERVAL)
     assert (rig.reports, rig.acked) == ([("expired", "a")], [1])
@@ -1358,7 +1346,7 @@ async def test_requeued_message_that_has_expired_reaches_nobody(rig: Rig) -> Non
     handed_over = rig.hand_over("a")
     receiving = await start_receive(rig, "a")
     rig.now += 60
-    rig.router.requeue(handed_over)
+    rig.router.hand_overs.requeue(handed_over)
     await let_run()
     assert (receiving.done(), rig.reports) == (False, [("expired", "a")])
     rig.deliver("a")
@@ -1371,12 +1359,12 @@ def test_group_message_is_acked_when_the_last_member_has_it_handed_over_or_not(r
     rig.deliver(group="g")
     handed_over = rig.hand_over("a")
     assert rig.take("b") == 1
-    rig.router.requeue(handed_over)
+    rig.router.hand_overs.requeue(handed_over)
     rig.check_books()
     assert (rig.acked, rig.router.unacked) == ([], 1)
     assert rig.take("a") == 1
     assert rig.acked == []
-    rig.router.accept(rig.hand_over("c"))
+    rig.router.hand_overs.accept(rig.hand_over("c"))
     assert rig.acked == [1]
     rig.check_nothing_left()
 
@@ -1387,7 +1375,7 @@ def test_lost_connection_leaves_what_is_handed_over(rig: Rig, is_accepted: bool)
     handed_over = rig.hand_over("a")
     rig.router.connection_lost()
     rig.deliver("a")
-    (rig.router.accept if is_accepted else rig.router.requeue)(handed_over)
+    (rig.router.hand_overs.accept if is_accepted else rig.router.hand_overs.requeue)(handed_over)
     rig.check_books()
     assert rig.take_all("a", 2 if is_accepted else 3) == ([2, 3] if is_accepted else [1, 2, 3])
     assert rig.acked == [1, 3]
@@ -1402,9 +1390,9 @@ async def test_closing_ends_who_waits_to_be_handed_over(rig: Rig) -> None:
     with pytest.raises(StopConsumer):
         await handing_over
     with pytest.raises(StopConsumer):
-        await rig.router.hand_over("a")
-    rig.router.accept(accepted)
-    rig.router.requeue(requeued)
+        await rig.router.hand_overs.hand_over("a")
+    rig.router.hand_overs.accept(accepted)
+    rig.router.hand_overs.requeue(requeued)
     assert rig.counters.consumed == 0
     rig.check_nothing_left()
 
@@ -1435,11 +1423,11 @@ def test_notes_no_age_of_what_is_dropped(rig: Rig) -> None:
 
 def test_notes_the_age_of_what_is_handed_over_when_it_is_accepted(rig: Rig) -> None:
     rig.deliver("a", age=3)
-    rig.router.requeue(rig.hand_over("a"))
+    rig.router.hand_overs.requeue(rig.hand_over("a"))
     handed_over = rig.hand_over("a")
     rig.now += 4
     assert rig.old == []
-    rig.router.accept(handed_over)
+    rig.router.hand_overs.accept(handed_over)
     assert rig.old == [(7, "a")]
 
 
@@ -1569,9 +1557,10 @@ class Site:
             self._sent_at_by_number[envelope.number] = self.sent_at.popleft()
             fed = True
         if self._tick_at is None:
-            self._tick_at = rig.router.next_tick_at()
+            self._tick_at = rig.now + TICK_INTERVAL if rig.router.holds_messages else None
         if self._tick_at is not None and self._tick_at <= rig.now:
-            self._tick_at = rig.router.tick()
+            rig.router.tick()
+            self._tick_at = None
             fed = True
         return fed
 
@@ -1681,7 +1670,7 @@ class RouterMachine(RuleBasedStateMachine):
         self.received[channel].append(number)
 
     async def hand_over(self, channel: str) -> None:
-        handed_over = await self.rig.router.hand_over(channel)
+        handed_over = await self.rig.router.hand_overs.hand_over(channel)
         number = number_of(handed_over)
         self.check_received(channel, number)
         self.handed_over.append(handed_over)
@@ -1753,9 +1742,9 @@ class RouterMachine(RuleBasedStateMachine):
         self.handed_over.remove(handed_over)
         if is_accepted:
             self.received[handed_over.channel].append(number_of(handed_over))
-            self.rig.router.accept(handed_over)
+            self.rig.router.hand_overs.accept(handed_over)
         else:
-            self.rig.router.requeue(handed_over)
+            self.rig.router.hand_overs.requeue(handed_over)
 
     @precondition(lambda self: self.tasks)
     @rule(data=st.data())
@@ -1820,9 +1809,7 @@ class RouterMachine(RuleBasedStateMachine):
 
     @invariant()
     def it_asks_for_a_tick(self) -> None:
-        at = self.rig.router.next_tick_at()
-        assert (at is not None) == bool(self.rig.mailboxes.holding)
-        assert at is None or at <= self.rig.now + TICK_INTERVAL
+        assert self.rig.router.holds_messages == bool(self.rig.mailboxes.holding)
 
     @invariant()
     def books_are_right(self) -> None:
@@ -1865,7 +1852,7 @@ class RouterMachine(RuleBasedStateMachine):
             self.come_to_rest()
             assert not self.tasks
             for handed_over in self.handed_over:
-                self.rig.router.requeue(handed_over)
+                self.rig.router.hand_overs.requeue(handed_over)
             self.handed_over.clear()
             self.wait(self.LOCAL_EXPIRY, tick=True)
             self.rig.check_nothing_left()
