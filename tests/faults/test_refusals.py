@@ -57,6 +57,7 @@ async def test_sends_to_a_process_that_ends_find_no_full_queue(open_layer: OpenL
 
 async def test_sends_to_a_process_that_reconnects_arrive(open_layer: OpenLayer) -> None:
     sender, receiver = await open_layer(), await open_layer()
+    await receiver.connect()  # Messages may come before that.
     channel = await receiver.new_channel()
     await sender.send(channel, {"n": -1})
     assert await receiver.receive(channel) == {"n": -1}

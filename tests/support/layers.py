@@ -46,7 +46,9 @@ def publisher_of(layer: RabbitmqChannelLayer) -> Any:
 
 def reconnect_subscriber(layer: RabbitmqChannelLayer) -> None:
     """Have it replace its connection for receiving, as the watchdog would."""
-    subscriber_of(layer).supervisor.reconnect("for a test")
+    supervisor = subscriber_of(layer).supervisor
+    assert supervisor.connection is not None, "while one is set up, its set-up would fail"
+    supervisor.reconnect("for a test")
 
 
 def set_linger(layer: RabbitmqChannelLayer, seconds: float) -> None:
