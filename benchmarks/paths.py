@@ -97,7 +97,10 @@ class Paths:
         number = consumer._amqp_channel_id
         method = struct.pack(">IB8sQB", frames.DELIVER, 8, b"channels", self._tag, 0)
         key = b"\x15crq.aaaaaaaaaaaaaaaa!"
-        header = struct.pack(">HHQH", 60, 0, len(body), 0)
+        # In an hour, or each message of a batch would be older than the one before.
+        published = int(1000 * time.time()) + 3_600_000
+        headers = struct.pack(">I17sq", 25, b"\x0ftimestamp_in_msl", published)
+        header = struct.pack(">HHQH", 60, 0, len(body), 1 << 13) + headers
         return (
             _frame(frames.METHOD, number, method + b"\x06groups" + key)
             + _frame(frames.HEADER, number, header)

@@ -79,7 +79,7 @@ class LoopLayer:
         self._sender = Sender(
             self.id,
             settings,
-            self._names,
+            self._names.prefix,
             self.publisher,
             self.subscriber,
             self.bindings,
@@ -143,10 +143,11 @@ class LoopLayer:
 
     def send(self, channel: str, body: bytes) -> Coroutine[Any, Any, None]:
         """Send to one channel, of this or any other process."""
-        if self._names.is_local(channel):
+        is_local = self._names.is_local(channel)
+        if is_local:
             # The broker returns the message as long as our own queue isn't there.
             self._start_subscriber()
-        return self._sender.send(channel, body)
+        return self._sender.send(channel, body, is_local=is_local)
 
     def group_send(self, group: str, body: bytes) -> Coroutine[Any, Any, None]:
         """Send to all channels of a group, in all processes."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ssl
 import weakref
-from asyncio import get_running_loop
 from collections.abc import Awaitable, Generator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -118,7 +117,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
 
     def _loop_layer(self) -> Service:
         """Return the service of the running event loop."""
-        return self._loop_layers.by_loop.get(get_running_loop()) or self._start_service()
+        return self._loop_layers.find() or self._start_service()
 
     def _start_service(self) -> Service:
         process = current()
@@ -130,7 +129,8 @@ class RabbitmqChannelLayer(BaseChannelLayer):
     def _owner(self, channel: str) -> ChannelService:
         """Return the service of a channel, whichever event loop of this process has made it."""
         require_channel_name(channel)
-        _require_specific(channel)
+        if "!" not in channel:
+            raise _refusal_of_normal(channel)
         service = self._loop_layer()
         return service if service.is_local(channel) else self._loop_layers.owner(channel)
 
@@ -147,7 +147,8 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         it was ever there. Cancelling it may or may not take the message back.
         """
         require_channel_name(channel)
-        _require_specific(channel)
+        if "!" not in channel:
+            raise _refusal_of_normal(channel)
         # Here and not where it is published, perhaps in another thread: a lazy text gets the
         # language that is active in the caller's thread.
         body = self._settings.codec.encode_for_channel(channel, message)
@@ -300,11 +301,10 @@ def _refuse_serializers(cls: type[RabbitmqChannelLayer]) -> None:
             )
 
 
-def _require_specific(channel: str) -> None:
-    if "!" not in channel:
-        raise NotImplementedError(
-            f"{channel!r} is a normal channel (it holds no '!'), which channels_rabbitmq doesn't "
-            "have. For work queues use Celery, or a queue of your own on `await "
-            "layer.carehare_connection`; for messages to a websocket, the name that "
-            "new_channel() returned"
-        )
+def _refusal_of_normal(channel: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"{channel!r} is a normal channel (it holds no '!'), which channels_rabbitmq doesn't "
+        "have. For work queues use Celery, or a queue of your own on `await "
+        "layer.carehare_connection`; for messages to a websocket, the name that "
+        "new_channel() returned"
+    )

@@ -7,7 +7,7 @@ import enum
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import takewhile
-from time import time
+from time import time, time_ns
 from typing import NamedTuple
 
 import carehare
@@ -143,7 +143,7 @@ class PublisherChannel(CallChannel):
             self._amqp_channel_id,
             method,
             body,
-            int(time() * 1000),
+            time_ns() // 1_000_000,
             sequence_number if route.mandatory else None,
             self._max_payload,
         )

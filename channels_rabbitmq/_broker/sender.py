@@ -14,7 +14,6 @@ from functools import partial
 from channels.exceptions import ChannelFull
 
 from .._amqp.publishing import CONFIRMED, Outcome, Route
-from .._identity import ChannelNames
 from .._reporter import Reporter
 from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
@@ -48,7 +47,7 @@ class Sender:
         self,
         id_: str,
         settings: Settings,
-        names: ChannelNames,
+        own_prefix: str,
         publisher: Publisher,
         subscriber: Subscriber,
         bindings: Bindings,
@@ -58,7 +57,6 @@ class Sender:
         self._loop = asyncio.get_running_loop()
         self._operation_timeout = settings.operation_timeout
         self._groups_exchange = settings.groups_exchange
-        self._names = names
         self._publisher = publisher
         self._subscriber = subscriber
         self._bindings = bindings
@@ -75,14 +73,12 @@ class Sender:
             Receivers(self._routes.to_id(id_), self._loop.time),
             refusals,
         )
-        self.probes = Probes(id_, names.prefix, settings, publisher, refusals, self._routes)
+        self.probes = Probes(id_, own_prefix, settings, publisher, refusals, self._routes)
 
-    async def send(self, channel: str, body: bytes) -> None:
+    async def send(self, channel: str, body: bytes, *, is_local: bool) -> None:
         """Send to one channel: see ``RabbitmqChannelLayer.send``."""
         deadline = self._loop.time() + self._operation_timeout
-        after = None
-        if self._names.is_local(channel):
-            after = self._wait_for_own_queue(deadline)
+        after = self._wait_for_own_queue(deadline) if is_local else None
         route = self._routes.to_channel(channel)
         outcome = await self.direct_sender.send(route, body, deadline, after)
         if outcome is CONFIRMED:

@@ -72,7 +72,6 @@ class HandOvers:
     def _take(self, mailbox: Mailbox, now: float) -> HandedOver:
         handed_over = HandedOver(mailbox.channel, self._mailboxes.pop(mailbox))
         self._pending.add(handed_over)
-        self._mailboxes.forget_if_idle(mailbox)
         return handed_over
 
     def accept(self, handed_over: HandedOver) -> None:

@@ -138,18 +138,6 @@ class Mailbox:
         else:
             self.rest.append(delivery)
 
-    def popleft(self) -> Delivery:
-        """Take out the oldest message; there is one."""
-        delivery = self.first
-        assert delivery is not None
-        if self.rest is None:
-            self.first = None
-        else:
-            self.first = self.rest.popleft()
-            if not self.rest:
-                self.rest = None
-        return delivery
-
     def insert(self, delivery: Delivery) -> int:
         """Put a message back between those that arrived before and after it; return its place."""
         messages = list(self.messages())

@@ -45,15 +45,6 @@ class Mailboxes:
             mailbox = self.by_channel[channel] = Mailbox(channel)
         return mailbox
 
-    def note_idle(self, mailbox: Mailbox) -> None:
-        """Forget a mailbox that has handed out its last message, once another one is idle.
-
-        Most receivers come back at once. They then go on with this mailbox instead of a new one.
-        """
-        former, self._just_idle = self._just_idle, mailbox
-        if former is not None and former.waiter is None and former is not mailbox:
-            self.forget_if_idle(former)
-
     def forget_if_idle(self, mailbox: Mailbox) -> None:
         if mailbox.is_idle and self.by_channel.get(mailbox.channel) is mailbox:
             del self.by_channel[mailbox.channel]
@@ -70,10 +61,21 @@ class Mailboxes:
     # Messages
 
     def pop(self, mailbox: Mailbox) -> Delivery:
-        """Take out the oldest message, to be handed out, handed over or dropped."""
-        delivery = mailbox.popleft()
-        if mailbox.first is None:
+        """Take out the oldest message, to be handed out, handed over or dropped; there is one."""
+        delivery = mailbox.first
+        assert delivery is not None
+        if mailbox.rest is not None:
+            mailbox.first = mailbox.rest.popleft()
+            mailbox.rest = mailbox.rest or None
+        else:
+            mailbox.first = None
             del self.holding[mailbox]
+            if mailbox.waiter is None and not mailbox.reserved:
+                # Most receivers come back at once, and go on with this mailbox. So it is forgotten
+                # only when another one is idle.
+                former, self._just_idle = self._just_idle, mailbox
+                if former is not None and former.waiter is None and former is not mailbox:
+                    self.forget_if_idle(former)
         if mailbox.early_acked:
             self._accounting.release_early_acked(mailbox, delivery)
         else:
@@ -92,14 +94,12 @@ class Mailboxes:
         """Drop the expired messages of all channels."""
         for mailbox in [mailbox for mailbox in self.holding if mailbox.has_expired(now)]:
             self.drop_expired(mailbox, now)
-            self.forget_if_idle(mailbox)
 
     def drop_overflowing(self, mailbox: Mailbox) -> None:
         """Drop the oldest message, which is beyond a bound."""
         self.pop(mailbox)
         self._counters.overflowed += 1
         self._report("overflowed", mailbox.channel)
-        self.forget_if_idle(mailbox)
 
     # Receivers
 

@@ -158,7 +158,7 @@ class Router:
         if envelope.group is None:
             assert envelope.channel is not None, "an envelope has one recipient"
             self._counters.enqueued += 1
-            self._put(envelope.channel, delivery)
+            self._put(self._mailboxes.open(envelope.channel), delivery)
         else:
             self._put_into_all(self._members.channels(envelope.group), delivery)
         if delivery.unacked:
@@ -196,7 +196,6 @@ class Router:
         now = self._clock()
         if mailbox.reserved or delivery.expires_at <= now:
             self._mailboxes.drop_expired(mailbox, now)
-            self._mailboxes.forget_if_idle(mailbox)
             if not mailbox.is_behind:
                 return None
         elif (rest := mailbox.rest) is not None and len(rest) > 1 and not mailbox.early_acked:
@@ -248,7 +247,8 @@ class Router:
                 raise self._closed_exc
             mailbox.reserved -= 1
             now = self._clock()
-            self._mailboxes.drop_expired(mailbox, now)
+            if mailbox.first is not None and mailbox.first.expires_at <= now:
+                self._mailboxes.drop_expired(mailbox, now)
             if mailbox.first is not None:
                 return take(mailbox, now)
             # The message was dropped meanwhile. Wait again, as the first in line.
@@ -369,18 +369,17 @@ class Router:
             counters.no_members += 1
         mailbox_of, simple = self._mailbox_of, 0
         for channel in channels:
-            mailbox = mailbox_of(channel)
+            mailbox = mailbox_of(channel) or self._mailboxes.open(channel)
             # This does what _put() does for a mailbox that holds several messages, without the
             # call. A burst to a large group is put 1.8 times as fast.
-            if mailbox is not None and mailbox.rest is not None and mailbox.waiter is None:
+            if mailbox.rest is not None and mailbox.waiter is None:
                 mailbox.rest.append(delivery)
                 simple += 1
             else:
-                self._put(channel, delivery)
+                self._put(mailbox, delivery)
         delivery.unacked += simple
 
-    def _put(self, channel: str, delivery: Delivery) -> None:
-        mailbox = self._mailbox_of(channel) or self._mailboxes.open(channel)
+    def _put(self, mailbox: Mailbox, delivery: Delivery) -> None:
         if mailbox.first is None:
             self._mailboxes.holding[mailbox] = None
             mailbox.first = delivery
@@ -398,6 +397,4 @@ class Router:
         self._counters.consumed += 1
         if now - delivery.published_at > self._ages.highest:
             self._ages.note(now - delivery.published_at, mailbox.channel, now)
-        if mailbox.first is None and mailbox.waiter is None and not mailbox.reserved:
-            self._mailboxes.note_idle(mailbox)
         return delivery.envelope.message()

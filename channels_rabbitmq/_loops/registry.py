@@ -67,7 +67,7 @@ class LoopLayers:
         process.add(self)
 
     def find(self) -> Service | None:
-        """Return the service of the running event loop, if it has one: for ``receive()``."""
+        """Return the service of the running event loop, if it has one."""
         latest = self._latest
         # Its type doesn't tell of the attribute, which asyncio's own loops have.
         if latest is not None and latest.loop._thread_id == get_ident():  # type: ignore[attr-defined]
