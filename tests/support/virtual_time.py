@@ -7,8 +7,9 @@ may wait for the outside world.
 from __future__ import annotations
 
 import asyncio
+import functools
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -54,6 +55,16 @@ def run(coroutine: Coroutine[Any, Any, T], *, limit: float = 600.0) -> T:
         else _Runner(limit) as runner
     ):
         return runner.run(coroutine)
+
+
+def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Have an async test run in virtual time."""
+
+    @functools.wraps(test)
+    def run_it(*args: Any, **kwargs: Any) -> None:
+        run(test(*args, **kwargs))
+
+    return run_it
 
 
 class _Runner:

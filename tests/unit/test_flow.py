@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from channels_rabbitmq._inbox.members import Members
 from channels_rabbitmq._inbox.router import Router
 from channels_rabbitmq.statistics import Counters
 from tests.support import virtual_time
+from tests.support.virtual_time import in_virtual_time
 
 logger = logging.getLogger(__name__)  # of figures: pytest -o log_cli=1 --log-cli-level=INFO
 
@@ -170,14 +171,6 @@ class Site:
 
 async def at_once() -> None:
     """A prompt consumer's handler."""
-
-
-def in_virtual_time(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
-    def run() -> None:
-        virtual_time.run(cast(Coroutine[Any, Any, None], test()))
-
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
-    return run
 
 
 def sleeper(seconds: float) -> Callable[[], Awaitable[None]]:

@@ -10,6 +10,7 @@ import pytest
 
 from channels_rabbitmq._amqp import racing
 from channels_rabbitmq._amqp.racing import Race, most_telling
+from tests.support.virtual_time import in_virtual_time
 
 Act = Callable[["Attempt"], Awaitable[None]]
 
@@ -82,6 +83,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("patient")
+@in_virtual_time
 async def test_the_first_is_enough() -> None:
     events: list[str] = []
     assert await run(events, work, work) == "a"
@@ -89,36 +91,40 @@ async def test_the_first_is_enough() -> None:
 
 
 @pytest.mark.usefixtures("patient")
+@in_virtual_time
 async def test_after_a_failure_the_next_begins_at_once() -> None:
     events: list[str] = []
     assert await run(events, fail(OSError("no")), fail(OSError("no")), work) == "c"
     assert events == ["a begins", "b begins", "c begins"]
 
 
+@in_virtual_time
 async def test_the_next_begins_while_the_first_hangs() -> None:
     events: list[str] = []
     started_at = asyncio.get_running_loop().time()
     assert await run(events, hang, work) == "b"
-    assert 0.2 < asyncio.get_running_loop().time() - started_at < 1.5
+    assert asyncio.get_running_loop().time() - started_at == pytest.approx(racing.PATIENCE)
     assert events == ["a begins", "b begins", "a is stopped"]
 
 
-async def test_what_has_answered_is_given_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(racing, "PATIENCE", 0.01)
-    monkeypatch.setattr(racing, "PATIENCE_ONCE_ANSWERED", 0.3)
+@in_virtual_time
+async def test_what_has_answered_is_given_more_time() -> None:
     events: list[str] = []
     started_at = asyncio.get_running_loop().time()
     assert await run(events, say_nothing_more, work) == "b"
-    assert asyncio.get_running_loop().time() - started_at > 0.25
+    lasted = asyncio.get_running_loop().time() - started_at
+    assert lasted == pytest.approx(racing.PATIENCE_ONCE_ANSWERED)
 
 
 @pytest.mark.usefixtures("patient")
+@in_virtual_time
 async def test_each_has_its_share_of_a_short_time() -> None:
     events: list[str] = []
     assert await run(events, hang, say_nothing_more, hang, work, seconds=1.0) == "d"
 
 
 @pytest.mark.usefixtures("patient")
+@in_virtual_time
 async def test_a_final_error_ends_the_race() -> None:
     events: list[str] = []
     with pytest.raises(Refused):
@@ -126,6 +132,7 @@ async def test_a_final_error_ends_the_race() -> None:
     assert events == ["a begins"]
 
 
+@in_virtual_time
 async def test_a_final_error_stops_the_others() -> None:
     events: list[str] = []
     with pytest.raises(Refused):
@@ -134,6 +141,7 @@ async def test_a_final_error_stops_the_others() -> None:
 
 
 @pytest.mark.parametrize("acts", [(hang,), (hang, fail(OSError("no"))), (hang, say_nothing_more)])
+@in_virtual_time
 async def test_at_the_deadline_all_are_stopped(acts: tuple[Act, ...]) -> None:
     events: list[str] = []
     with pytest.raises(TimeoutError):
@@ -142,6 +150,7 @@ async def test_at_the_deadline_all_are_stopped(acts: tuple[Act, ...]) -> None:
     assert len([event for event in events if "begins" in event]) == len(acts)
 
 
+@in_virtual_time
 async def test_cancelled_it_stops_all() -> None:
     events: list[str] = []
     begun = asyncio.Event()
@@ -150,20 +159,22 @@ async def test_cancelled_it_stops_all() -> None:
         begun.set()
         await hang(attempt)
 
-    racing = asyncio.create_task(run(events, hang, begin))
+    race = asyncio.create_task(run(events, hang, begin))
     await begun.wait()
-    racing.cancel()
+    race.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await racing
+        await race
     assert events == ["a begins", "b begins", "a is stopped", "b is stopped"]
 
 
+@in_virtual_time
 async def test_one_that_succeeds_too_late_is_undone() -> None:
     events: list[str] = []
     assert await run(events, work_when_stopped, work) == "b"
     assert events == ["a begins", "b begins", "a is undone"]
 
 
+@in_virtual_time
 async def test_two_at_the_same_time() -> None:
     """One counts, the other is undone."""
     released = asyncio.Event()
@@ -181,6 +192,7 @@ async def test_two_at_the_same_time() -> None:
     assert events == ["a begins", "b begins", f"{loser} is undone"]
 
 
+@in_virtual_time
 async def test_one_that_somebody_else_cancels_has_failed() -> None:
     async def be_cancelled(attempt: Attempt) -> None:
         task = asyncio.current_task()
