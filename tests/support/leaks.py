@@ -57,8 +57,9 @@ def unclosed_resources() -> list[str]:
 class LoopWatch:
     """Collects what the running loop would only log, from now on, and finds what is left behind."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, socket_grace: float = _SOCKET_GRACE) -> None:
         self._loop = asyncio.get_running_loop()
+        self._socket_grace = socket_grace
         self._sockets = open_sockets()
         self._tasks = asyncio.all_tasks()
         self.errors: list[str] = []  # a test that provokes one on purpose takes it out
@@ -81,7 +82,7 @@ class LoopWatch:
             await asyncio.wait(tasks, timeout=1)
         del tasks
         problems += unclosed_resources()
-        deadline = self._loop.time() + _SOCKET_GRACE
+        deadline = self._loop.time() + self._socket_grace
         while (left := new_sockets(self._sockets)) and self._loop.time() < deadline:  # noqa: ASYNC110 - a socket tells nobody when it goes
             await asyncio.sleep(0.01)
         problems += left

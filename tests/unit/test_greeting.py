@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import ssl
 
 import carehare
 import pytest
@@ -13,6 +13,7 @@ from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_peer import START, Client, Peer, marshal, scripted_broker
+from tests.support.deadlines import soon
 from tests.support.fake_servers import closing_server, fake_server
 from tests.support.log_lines import log_lines
 
@@ -63,25 +64,29 @@ async def test_tls(alert: bytes) -> None:
             await connect(server.url)
 
 
-async def connect(url: str, limit: float = 10.0) -> None:
-    await Connection(BrokerUrl.parse(url)).connect(asyncio.get_running_loop().time() + limit)
+async def connect(
+    url: str, limit: float = 10.0, *, ssl_context: ssl.SSLContext | None = None
+) -> None:
+    connection = Connection(BrokerUrl.parse(url), ssl_context=ssl_context)
+    await connection.connect(soon(limit))
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=range(len(ANSWERS)))
 @pytest.mark.parametrize("close", [True, False])
 async def test_in_the_error_and_in_the_log(answer: bytes, close: bool) -> None:
     async with fake_server(answer=answer, close=close) as server:
-        layer = RabbitmqChannelLayer(host=server.url, operation_timeout=0.3)
+        layer = RabbitmqChannelLayer(host=server.url)
         with log_lines() as lines:
             with pytest.raises(BrokerUnavailable, match="not RabbitMQ but"):
-                await layer.group_send("g", {"type": "t"})
+                await layer.connect(fail_fast=True)
             await layer.close()
             logged = lines.rest()
         await server.all_gone()
     warnings = [line for line in logged if line.startswith("WARNING")]
-    assert len(warnings) == 1
-    assert ANSWERS[answer] in warnings[0]
-    assert "Traceback" not in warnings[0]
+    assert len([line for line in warnings if "subscriber" in line]) == 1
+    for line in warnings:
+        assert ANSWERS[answer] in line
+        assert "Traceback" not in line
 
 
 async def test_a_few_bytes_and_the_end() -> None:
@@ -115,8 +120,9 @@ async def test_one_that_says_nothing() -> None:
 async def test_one_that_says_nothing_to_tls() -> None:
     async with fake_server() as server:
         url = server.url.replace("amqp:", "amqps:")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # It takes a while to read CAs.
         with pytest.raises(TimeoutError, match="doesn't answer to TLS"):
-            await connect(url, 2.0)  # to read the system's CAs takes a while
+            await connect(url, 0.3, ssl_context=context)
         await server.all_gone()
 
 

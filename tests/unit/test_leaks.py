@@ -33,7 +33,8 @@ async def test_task_is_found_and_cancelled(watch: LoopWatch) -> None:
     assert task.cancelled()
 
 
-async def test_socket_is_found(watch: LoopWatch) -> None:
+async def test_socket_is_found() -> None:
+    watch = LoopWatch(socket_grace=0.02)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         assert await watch.left_behind() == [

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
 
 import carehare
 import pytest
@@ -73,24 +74,40 @@ async def failing_after(waiting: Awaitable[object], *, match: str = "No connecti
     return time.monotonic() - begun_at
 
 
+async def fails_at_once(waiting: Coroutine[Any, Any, object]) -> None:
+    """It raises BrokerUnavailable without waiting, on however busy a machine."""
+    task = asyncio.create_task(waiting)
+    for _ in range(5):
+        await asyncio.sleep(0)  # the turns that it takes
+    assert task.done()
+    await failing_after(task)
+
+
+@pytest.fixture
+def long_outage(known: KnownOutage) -> None:
+    """As another connection has noted it. Calls wait for the first attempt, and no longer."""
+    now = time.monotonic()
+    known.note_failure("other role", Failure(now - 60, now, False, {}))
+
+
 # The rule
 
 
 async def test_a_call_waits_for_the_rest_of_the_outages_first_seconds(
     make: Callable[..., Supervisor],
 ) -> None:
-    supervisor = make(nobody(), operation_timeout=1.5)
+    supervisor = make(nobody(), operation_timeout=0.5)
     begun_at = time.monotonic()
     supervisor.start()
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.2)
     first, second = (asyncio.create_task(supervisor.wait_ready(soon(60))) for _ in range(2))
     await failing_after(first)
     lasted = time.monotonic() - begun_at
     await failing_after(second)
-    assert 1.5 <= lasted < 3
-    # Whoever comes later doesn't wait at all.
+    assert 0.5 <= lasted < 3
+    # Later calls don't wait at all.
     for _ in range(3):
-        assert await failing_after(supervisor.wait_ready(soon(60))) < 0.5
+        await fails_at_once(supervisor.wait_ready(soon(60)))
 
 
 async def test_a_call_with_less_time_than_the_outage_has_waits_that_long(
@@ -103,16 +120,17 @@ async def test_a_call_with_less_time_than_the_outage_has_waits_that_long(
 async def test_an_outage_begins_with_the_loss(make: Callable[..., Supervisor]) -> None:
     handler = FakeHandler(nothing, *[TROUBLE] * 100)
     async with scripted_broker(serve) as broker:
-        supervisor = make(broker.url, handler=handler, operation_timeout=0.5)
+        supervisor = make(broker.url, handler=handler, operation_timeout=0.3)
         await supervisor.wait_ready(soon())
-        await asyncio.sleep(0.6)  # connected, for longer than that
+        await asyncio.sleep(0.35)  # connected, for longer than that
         supervisor.reconnect("for a test")
         lost_at = time.monotonic()
         await failing_after(supervisor.wait_ready(soon(60)))
-        assert 0.5 <= time.monotonic() - lost_at < 5
-        assert await failing_after(supervisor.wait_ready(soon(60))) < 0.5
+        assert 0.3 <= time.monotonic() - lost_at < 5
+        await fails_at_once(supervisor.wait_ready(soon(60)))
 
 
+@pytest.mark.usefixtures("fast")
 async def test_a_short_outage_is_bridged(make: Callable[..., Supervisor]) -> None:
     handler = FakeHandler(nothing, *[TROUBLE] * 3)
     async with scripted_broker(serve) as broker:
@@ -148,6 +166,7 @@ async def test_one_refusal_among_several_urls_is_enough(make: Callable[..., Supe
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("fast")
 async def test_who_is_patient_goes_on_waiting_for_what_is_refused(
     make: Callable[..., Supervisor],
 ) -> None:
@@ -159,6 +178,7 @@ async def test_who_is_patient_goes_on_waiting_for_what_is_refused(
         assert (await patient).is_open
 
 
+@pytest.mark.usefixtures("fast")
 async def test_a_refusal_after_the_first_success_is_bridged(
     make: Callable[..., Supervisor],
 ) -> None:
@@ -174,13 +194,14 @@ async def test_a_refusal_after_the_first_success_is_bridged(
 # Attempts for calls that fail
 
 
+@pytest.mark.usefixtures("long_outage")
 async def test_a_call_that_fails_has_the_next_attempt_made_soon(
     make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(back_off, "FIRST_DELAY", 300.0)
     monkeypatch.setattr(back_off, "LONGEST_DELAY", 300.0)
     async with scripted_broker(serve) as broker:
-        supervisor = make(broker.url, handler=FakeHandler(TROUBLE), operation_timeout=0.1)
+        supervisor = make(broker.url, handler=FakeHandler(TROUBLE), operation_timeout=60)
         await failing_after(supervisor.wait_ready(soon()))
         waiting = asyncio.create_task(supervisor.wait_ready(soon(), patient=True))
         await failing_after(waiting)
@@ -188,6 +209,7 @@ async def test_a_call_that_fails_has_the_next_attempt_made_soon(
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.usefixtures("long_outage")
 async def test_calls_that_fail_have_four_attempts_a_second_made_at_most(
     make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,14 +222,14 @@ async def test_calls_that_fail_have_four_attempts_a_second_made_at_most(
         raise OSError("no")
 
     async with scripted_broker(serve) as broker:
-        supervisor = make(broker.url, handler=FakeHandler(*[note] * 100), operation_timeout=0.05)
-        while len(begun_at) < 6:
+        supervisor = make(broker.url, handler=FakeHandler(*[note] * 100), operation_timeout=60)
+        while len(begun_at) < 4:
             await failing_after(supervisor.wait_ready(soon()))
             await asyncio.sleep(0.01)
     pauses = [after - before for before, after in itertools.pairwise(begun_at)]
     # A set-up may be quicker than the one before.
     assert min(pauses) > 0.2
-    assert sum(pauses) >= 5 * 0.25 - 0.05
+    assert sum(pauses) >= 3 * 0.25 - 0.05
 
 
 # What a layer's connections know together
@@ -221,12 +243,9 @@ async def test_a_connection_asked_for_in_the_midst_of_an_outage_counts_from_its_
     assert await failing_after(make(url, operation_timeout=1.5).wait_ready(soon(60))) < 1
 
 
-async def test_its_first_attempt_has_a_second(
-    make: Callable[..., Supervisor], known: KnownOutage
-) -> None:
+@pytest.mark.usefixtures("long_outage")
+async def test_its_first_attempt_has_a_second(make: Callable[..., Supervisor]) -> None:
     async with silent_server() as server:
-        now = time.monotonic()
-        known.note_failure("other role", Failure(now - 60, now, False, {}))
         waiting = make(server.url, operation_timeout=60).wait_ready(soon(60))
         assert 1 <= await failing_after(waiting, match="for 61 s: .*still connecting") < 5
 
@@ -303,9 +322,10 @@ async def test_the_first_round_of_attempts_is_enough_for_who_fails_fast(
 
 
 async def test_in_a_long_outage_who_fails_fast_needs_no_attempt(
-    make: Callable[..., Supervisor],
+    make: Callable[..., Supervisor], known: KnownOutage
 ) -> None:
+    now = time.monotonic()
+    # It stays "just now" for as long as the test lasts.
+    known.note_failure("role", Failure(now - 60, now + 60, False, {}))
     async with silent_server() as server:
-        supervisor = make(server.url, operation_timeout=1)
-        await failing_after(supervisor.wait_ready(soon(60)))
-        assert await failing_after(supervisor.wait_tried(soon(60))) < 0.5
+        await fails_at_once(make(server.url, operation_timeout=1).wait_tried(soon(60)))

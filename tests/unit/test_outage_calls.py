@@ -68,7 +68,7 @@ def test_calls_of_sync_code_do_not_fill_the_log(caplog: pytest.LogCaptureFixture
 
 async def silent_calls(url: str, count: int) -> list[float]:
     """How long calls take, each on an event loop of its own, of a broker that says nothing."""
-    layer = RabbitmqChannelLayer(host=url, operation_timeout=2.5)
+    layer = RabbitmqChannelLayer(host=url, operation_timeout=1.5)
     seconds = []
 
     async def call() -> None:
@@ -90,7 +90,7 @@ async def test_a_silent_broker_is_known_to_the_next_event_loop() -> None:
     async with silent_server() as server:
         with log_lines() as lines:
             first, *others = await silent_calls(server.url, 3)
-            line = await lines.next("cannot connect to amqp://.*: no answer within 2.5 s")
+            line = await lines.next("cannot connect to amqp://.*: no answer within 1.5 s")
             assert "publisher" in line
-    assert first > 2.4
-    assert max(others) < 2.4
+    assert first > 1.4
+    assert max(others) < 1.4

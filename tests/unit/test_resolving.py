@@ -150,7 +150,7 @@ async def test_an_address_is_not_looked_up(
 
 async def test_the_name_server_is_blamed_and_not_the_broker(dead: DeadNameServer) -> None:
     layer = RabbitmqChannelLayer(
-        host="amqp://broker.test", connect_timeout=0.1, operation_timeout=0.5
+        host="amqp://broker.test", connect_timeout=0.1, operation_timeout=0.2
     )
     with log_lines() as lines:
         with pytest.raises(BrokerUnavailable, match="no answer from the name server"):
@@ -181,7 +181,7 @@ PROGRAM = """
 
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
     layer = RabbitmqChannelLayer(
-        host="amqp://broker.test", connect_timeout=0.2, operation_timeout=0.5
+        host="amqp://broker.test", connect_timeout=0.1, operation_timeout=0.2
     )
 
     async def main():
