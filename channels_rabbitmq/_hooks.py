@@ -112,11 +112,11 @@ class Hook:
         if self._task is not None:
             self._task.cancel()
 
-    async def wait_closed(self) -> None:
-        """Wait for the call that ``close`` has cancelled, about a second at most."""
+    async def wait_closed(self, timeout: float = _CANCEL_TIMEOUT) -> None:
+        """Wait for the call that ``close`` has cancelled, ``timeout`` seconds at most."""
         task = self._task
         if task is not None and task is not asyncio.current_task():
-            await asyncio.wait([task], timeout=_CANCEL_TIMEOUT)
+            await asyncio.wait([task], timeout=timeout)
 
 
 class Hooks:

@@ -506,7 +506,7 @@ async def test_processes_that_turn_up_cost_nothing(
     slow_sender: DirectSender, publisher: FakePublisher
 ) -> None:
     """As those that start one after the other: their names are known before their queues are."""
-    for number in range(8):  # Together they take longer than the allowance lasts.
+    for number in range(5):  # Together they take longer than the allowance lasts.
         sending = asyncio.create_task(slow_sender.send(route(number), b"m", deadline()))
         await publisher.wait_for_tries(route(number), 3)
         publisher.reachable.add(f"crq.{number}!")

@@ -7,7 +7,7 @@ import ssl
 import carehare
 import pytest
 
-from channels_rabbitmq._amqp import greeting
+from channels_rabbitmq._amqp import greeting, opening
 from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq.core import RabbitmqChannelLayer
@@ -95,8 +95,10 @@ async def test_a_few_bytes_and_the_end() -> None:
             await connect(server.url)
 
 
-async def test_one_that_waits_for_the_end_of_a_line() -> None:
+async def test_one_that_waits_for_the_end_of_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """As some HTTP servers do: it is given one before the attempt is given up."""
+    monkeypatch.setattr(opening, "_PROVOKE_BEFORE", 9.9)  # of 10 s
+    monkeypatch.setattr(opening, "_PROVOKE_SHARE", 1.0)
 
     async def answer(client: Client) -> None:
         while await client._reader.read(1) != b"\n":
@@ -106,7 +108,7 @@ async def test_one_that_waits_for_the_end_of_a_line() -> None:
 
     async with scripted_broker(answer) as server:
         with pytest.raises(carehare.BadBytesFromServer, match="an HTTP server answers there"):
-            await connect(server.url, 2.0)
+            await connect(server.url)
         await server.until_gone()
 
 

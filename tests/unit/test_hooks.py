@@ -123,6 +123,6 @@ class TestWhatItCannotHarm:
         await turns()
         hook.close()
         hook.call("not any more")
-        await asyncio.wait_for(hook.wait_closed(), 10)
+        await asyncio.wait_for(hook.wait_closed(0.02), 10)
         release.set()
         await turns()

@@ -138,7 +138,7 @@ async def test_a_short_limit_leaves_time_for_the_second(monkeypatch: pytest.Monk
             ScriptedBroker(say_nothing).on_connect, SICK, broker.port
         )
         try:
-            assert await connect(broker.port, 1.5) == GOOD
+            assert await connect(broker.port, 1.0) == GOOD
         finally:
             listener.close()
 
@@ -169,10 +169,10 @@ async def test_what_was_found_out_by_the_deadline_is_told(monkeypatch: pytest.Mo
     serve_names(monkeypatch, broker=lambda: [SICK, "127.0.0.3", GOOD])
     async with scripted_broker(say_nothing) as broker:
         with swallowing_address(SICK, broker.port), pytest.raises(TimeoutError) as caught:
-            await connect(broker.port, 1.0)
+            await connect(broker.port, 0.6)
         await broker.until_gone()
     assert str(caught.value) == (
-        f"no answer from amqp://guest@broker.test:{broker.port}/%2F within 1 s: it accepts "
+        f"no answer from amqp://guest@broker.test:{broker.port}/%2F within 0.6 s: it accepts "
         "connections, and doesn't greet as RabbitMQ does (is it Redis, say?): "
         f"[Errno 111] Connect call failed ('127.0.0.3', {broker.port})"
     )

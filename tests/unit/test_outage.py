@@ -74,13 +74,15 @@ async def failing_after(waiting: Awaitable[object], *, match: str = "No connecti
     return time.monotonic() - begun_at
 
 
-async def fails_at_once(waiting: Coroutine[Any, Any, object]) -> None:
+async def fails_at_once(
+    waiting: Coroutine[Any, Any, object], *, match: str = "No connection"
+) -> None:
     """It raises BrokerUnavailable without waiting, on however busy a machine."""
     task = asyncio.create_task(waiting)
     for _ in range(5):
         await asyncio.sleep(0)  # the turns that it takes
     assert task.done()
-    await failing_after(task)
+    await failing_after(task, match=match)
 
 
 @pytest.fixture
@@ -236,11 +238,16 @@ async def test_calls_that_fail_have_four_attempts_a_second_made_at_most(
 
 
 async def test_a_connection_asked_for_in_the_midst_of_an_outage_counts_from_its_beginning(
-    make: Callable[..., Supervisor],
+    make: Callable[..., Supervisor], known: KnownOutage
 ) -> None:
-    url = nobody()
-    await failing_after(make(url, operation_timeout=1.5).wait_ready(soon(60)))
-    assert await failing_after(make(url, operation_timeout=1.5).wait_ready(soon(60))) < 1
+    begun_at = time.monotonic()
+    await failing_after(make(nobody(), operation_timeout=0.3).wait_ready(soon(60)))
+    began_at = known.began_at()
+    assert began_at is not None
+    assert begun_at <= began_at < time.monotonic() - 0.3
+    # From then on it counts for the next one, whose first attempt is refused at once.
+    known.note_failure("other role", Failure(began_at - 60, time.monotonic(), False, {}))
+    assert await failing_after(make(nobody(), operation_timeout=60).wait_ready(soon(120))) < 30
 
 
 @pytest.mark.usefixtures("long_outage")
@@ -268,28 +275,28 @@ async def test_a_failure_of_its_role_just_now_stands_for_its_first_attempt(
     accepted = 0
     async with closing_server() as server:
         begun_at = time.monotonic()
-        while time.monotonic() - begun_at < 1:
+        while time.monotonic() - begun_at < 0.6:
             supervisor = make(server.url, operation_timeout=0.1)
             waiting = supervisor.wait_ready(soon(60))
             await failing_after(waiting, match=f"{server.port}.*ended the connection")
             await end(supervisor)
             await asyncio.sleep(0.01)
         accepted = server.accepted
-    assert 2 <= accepted <= 6
+    assert 2 <= accepted <= 5
 
 
 async def test_a_refusal_of_its_role_just_now_stands_for_its_own(
     make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (_outage, back_off, _supervisor):
-        monkeypatch.setattr(module, "SHORTEST_DELAY_FOR_CALLS", 1.0)
+        monkeypatch.setattr(module, "SHORTEST_DELAY_FOR_CALLS", 0.5)
     async with scripted_broker(serve) as broker:
         first = make(broker.url, handler=FakeHandler(*[REFUSAL] * 100), operation_timeout=60)
         await failing_after(first.wait_ready(soon(60)))
         await end(first)
         handler = FakeHandler()
         second = make(broker.url, handler=handler, operation_timeout=60)
-        assert await failing_after(second.wait_ready(soon(60)), match="vhost v not found") < 1
+        await fails_at_once(second.wait_ready(soon(60)), match="vhost v not found")
         assert handler.set_up_count == 0
         await handler.until_ready()  # a moment later
 
