@@ -33,7 +33,7 @@ from .handshake import Handshake
 from .heartbeat import Heartbeat
 from .methods import Channel, Method
 from .tls import explain_end
-from .transport import CoalescingTransport, keep_alive
+from .transport import CoalescingTransport, set_options
 from .url import BrokerUrl
 
 # Seconds that a peer may take to read our Connection.Close, or to answer it, before the socket is
@@ -122,7 +122,7 @@ class Protocol(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # A cast: uvloop's transports are like asyncio's, but not instances of them.
         below = cast("asyncio.Transport", transport)
-        keep_alive(below)
+        set_options(below)
         self.transport = CoalescingTransport(below)
         self.write: Callable[[bytes], None] = self.transport.write
         self.is_connected = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +27,7 @@ from tests.support.amqp_peer import (
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
 from tests.support.brokers import Broker
 from tests.support.deadlines import soon
+from tests.support.sockets import socket_of
 from tools.private_broker import PrivateBroker
 
 
@@ -70,6 +72,20 @@ async def test_wrong_password_is_told_without_it(
 async def test_virtual_host_that_is_not_there(broker: Broker) -> None:
     with pytest.raises(carehare.ConnectionClosedByServer, match="530 NOT_ALLOWED"):
         await make(f"{broker.url}/no-such-vhost").connect(soon())
+
+
+# The socket
+
+
+async def test_nothing_waits_for_what_was_sent_before_it(broker: Broker) -> None:
+    """Nagle's algorithm holds back a small write until the one before it was acknowledged."""
+    connection = make(broker.url)
+    await connection.connect(soon())
+    try:
+        tcp = socket_of(connection)
+        assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    finally:
+        await connection.close()
 
 
 # What the broker offers
