@@ -43,6 +43,8 @@ _RESERVED_KEYS = frozenset({GROUP_KEY, CHANNEL_KEY, ENCRYPTED_KEY})
 
 _ATOMS = frozenset({str, bytes, float, bool, type(None)})
 _FLAT_TYPES = _ATOMS | {int}
+# Bytes of a member's info, packed: one answer may hold those of thousands.
+LONGEST_INFO = 4096
 # A message without containers and with at most so many keys takes its size and some overhead.
 _FEW_KEYS = 16
 _CONTAINERS = frozenset({dict, list, tuple})
@@ -216,6 +218,29 @@ class MessageCodec:
         if not _RESERVED_KEYS.isdisjoint(message):
             raise MalformedBody("a reserved key in the encrypted message")
         return packed, message
+
+
+def pack_info(info: dict[str, Any]) -> bytes:
+    """Pack the info of a group's member.
+
+    Raises ``TypeError`` for a value that a message can't hold, naming its place, or
+    ``channels.exceptions.MessageTooLarge``.
+    """
+    packed = _pack({**info}) if issubclass(type(info), dict) else None
+    if packed is None:
+        packed = _pack(plain_copy(info, "info"))
+    if packed is None:
+        raise TypeError("info can't be encoded by msgpack")
+    if len(packed) > LONGEST_INFO:
+        raise MessageTooLarge(
+            f"the encoded info has {len(packed)} bytes; it may have {LONGEST_INFO}"
+        )
+    return packed
+
+
+def unpack_info(packed: bytes) -> dict[str, Any]:
+    """Unpack a member's info. For any bytes, the only exception is ``MalformedBody``."""
+    return _unpack_map(packed)
 
 
 def _make_fernet(keys: Sequence[str | bytes]) -> MultiFernet | None:

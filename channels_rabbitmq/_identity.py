@@ -7,6 +7,7 @@ becomes of its connections.
 
 from __future__ import annotations
 
+import re
 import secrets
 
 LONGEST_NAME = 99  # characters; the specification's limit
@@ -14,11 +15,26 @@ _ID_PREFIX = "crq."
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 _ID_LENGTH = 16
 _RANDOM_LENGTH = 12
+_ID = re.compile(rf"{re.escape(_ID_PREFIX)}[{_ALPHABET}]{{{_ID_LENGTH}}}")
+
+# To whom a request goes that all processes shall hear. No group's name holds "!", so what is sent
+# to such a name reaches no process with 4.x, which knows nothing of requests.
+TO_ALL = "!all"
 
 
 def new_id() -> str:
     """Return an id that was never used before."""
     return _ID_PREFIX + _random_text(_ID_LENGTH)
+
+
+def is_id(text: str) -> bool:
+    """Whether a text has the form of a ``LoopLayer``'s id."""
+    return _ID.fullmatch(text) is not None
+
+
+def to_process(id_: str) -> str:
+    """Return to whom a request goes that one ``LoopLayer`` alone shall hear."""
+    return f"{id_}!requests"
 
 
 def id_of(channel: str) -> str:

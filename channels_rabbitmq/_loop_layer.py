@@ -5,17 +5,20 @@
     send, group_send --> Sender --> Publisher ~~~> RabbitMQ
 
     RabbitMQ ~~~> Subscriber --> Inbox --> Router --> receive
-                      ^                      ^
-                   Bindings <----------- Members <--- group_add, group_discard
+                 |    ^                      ^
+                 |  Bindings <---------- Members <--- group_add, group_discard
+                 v                           ^
+               Peers ------------------------+ <----- group_members, group_count
 
-The left half is ``_broker``, the right half ``_inbox``. Neither knows the other: this module joins
-them.
+The left half is ``_broker``, the right half ``_inbox``, and ``Peers`` is ``_peers``. None knows
+another: this module joins them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
@@ -27,6 +30,7 @@ from ._broker.connections import Connections
 from ._broker.groups_exchange import GroupsExchange
 from ._broker.outage import KnownOutage
 from ._broker.publisher import Publisher
+from ._broker.request_link import RequestLink
 from ._broker.sender import Sender
 from ._broker.subscriber import Subscriber
 from ._broker.user_connection import UserConnection
@@ -37,8 +41,10 @@ from ._inbox.culprits import Culprits
 from ._inbox.hand_overs import HandedOver
 from ._inbox.inbox import Inbox
 from ._inbox.members import Members
+from ._peers.peers import Peers
 from ._reporter import Reporter
 from ._settings.settings import Settings
+from .presence import GroupMembers
 from .statistics import Counters, GroupStatistics, LoopLayerStatistics
 
 logger = logging.getLogger("channels_rabbitmq.messages")
@@ -85,6 +91,7 @@ class LoopLayer:
             self.bindings,
             self.counters,
             self._reporter,
+            self.peers.processes.has_said_bye,
         )
         self._watchdog = Watchdog(
             self.subscriber,
@@ -99,19 +106,6 @@ class LoopLayer:
     def _make_connections(self, known_outage: KnownOutage) -> None:
         settings = self._settings
         groups_exchange = GroupsExchange(settings.groups_exchange)
-        self.subscriber = Subscriber(
-            self.id,
-            settings,
-            self.bindings,
-            groups_exchange,
-            known_outage=known_outage,
-            on_delivery=self._inbox.on_delivery,
-            on_consumer_lost=self.router.connection_lost,
-            on_disconnect=self._hooks.on_disconnect.call,
-            on_reconnect=self._hooks.on_reconnect.call,
-        )
-        # A program may cancel all tasks and let the loop go on: no receive() shall wait in vain.
-        self.subscriber.supervisor.on_closed = self.router.close
         self.publisher = Publisher(
             settings,
             self.counters,
@@ -120,6 +114,25 @@ class LoopLayer:
             known_outage=known_outage,
             on_no_exchange=self._on_no_exchange,
         )
+        link = RequestLink(
+            self.publisher, settings.groups_exchange, self.counters, self._wait_receiving
+        )
+        self.peers = Peers(self.id, settings, self, link, self.counters, self._reporter)
+        link.set_farewell(self.peers.farewell)
+        self.subscriber = Subscriber(
+            self.id,
+            settings,
+            self.bindings,
+            groups_exchange,
+            known_outage=known_outage,
+            requests=self.peers,
+            on_delivery=self._inbox.on_delivery,
+            on_consumer_lost=self.router.connection_lost,
+            on_disconnect=self._hooks.on_disconnect.call,
+            on_reconnect=self._hooks.on_reconnect.call,
+        )
+        # A program may cancel all tasks and let the loop go on: no receive() shall wait in vain.
+        self.subscriber.supervisor.on_closed = self.router.close
         self._user_connection = UserConnection(settings, self.id, known_outage)
         self.connections = Connections(
             [part.supervisor for part in (self.subscriber, self.publisher, self._user_connection)]
@@ -128,8 +141,12 @@ class LoopLayer:
     def __repr__(self) -> str:
         return f"<LoopLayer {self.id}: {self.router!r} {self.bindings!r}>"
 
-    def _deadline(self) -> float:
-        return self.loop.time() + self._settings.operation_timeout
+    def _deadline(self, timeout: float = math.inf) -> float:
+        return self.loop.time() + min(timeout, self._settings.operation_timeout)
+
+    async def _wait_receiving(self, deadline: float) -> None:
+        self._start_subscriber()
+        await self.subscriber.supervisor.wait_ready(deadline)
 
     def _start_subscriber(self) -> None:
         if not self.is_closing:
@@ -156,24 +173,57 @@ class LoopLayer:
 
     # Groups
 
-    async def group_add(self, group: str, channel: str) -> None:
-        """Make a channel of this event loop a member; returns when the broker has confirmed."""
+    async def group_add(self, group: str, channel: str, info: bytes | None) -> None:
+        """Make a channel of any process a member; returns when the broker has confirmed."""
+        if self._names.is_local(channel):
+            await self.add(group, channel, info, self._deadline())
+        else:
+            await self.peers.add(group, channel, info, self._deadline())
+
+    async def add(self, group: str, channel: str, info: bytes | None, deadline: float) -> None:
+        """Make a channel of this event loop a member."""
         self._names.require_local(channel)
         self._start_subscriber()
         membership = self.members.add(group, channel)
         is_bound = False
         try:
-            await self.subscriber.bind(group, self._deadline())
+            await self.subscriber.bind(group, deadline)
+            while await self.peers.greeter.wait_greeted(deadline):
+                # There may be another connection meanwhile.
+                await self.subscriber.wait_bound(group, deadline)
             is_bound = True
         finally:
-            if self.members.finish_add(membership, is_bound):
+            if self.members.finish_add(membership, is_bound, info):
                 self.subscriber.unbind(group)
 
     async def group_discard(self, group: str, channel: str) -> None:
+        """Stop delivering a group to a channel of any process."""
+        if self._names.is_local(channel):
+            self.discard(group, channel)
+        else:
+            await self.peers.discard(group, channel, self._deadline())
+
+    def discard(self, group: str, channel: str) -> None:
         """Stop delivering a group to a channel of this event loop."""
         self._names.require_local(channel)
         if self.members.discard(group, channel):
             self.subscriber.unbind(group)
+
+    def confirmed(self, group: str) -> list[tuple[str, bytes | None]]:
+        """Return the members of a group on this event loop, each with its packed info."""
+        return self.members.confirmed(group)
+
+    def count(self, group: str) -> int:
+        """Return how many these are."""
+        return self.members.count(group)
+
+    async def group_members(self, group: str, timeout: float) -> GroupMembers:
+        """Return the members of a group in all processes."""
+        return await self.peers.group_members(group, self._deadline(timeout))
+
+    async def group_count(self, group: str, timeout: float) -> int:
+        """Return how many members a group has in all processes."""
+        return await self.peers.group_count(group, self._deadline(timeout))
 
     # Receiving
 
@@ -235,6 +285,7 @@ class LoopLayer:
             groups=GroupStatistics(
                 required=bindings.required, bound=bindings.bound, lingering=bindings.lingering
             ),
+            processes=self.peers.processes.statistics(),
         )
 
     # The user's connection, and the end
@@ -296,6 +347,8 @@ class LoopLayer:
         self._user_connection.supervisor.close()
         self._watchdog.close()
         self._hooks.close()
+        self.peers.close()
+        await self.peers.wait_closed()
         await self._watchdog.wait_closed()
         for supervisor in self.connections.supervisors:
             await supervisor.wait_closed()

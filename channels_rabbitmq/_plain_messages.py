@@ -74,16 +74,17 @@ class _Level(NamedTuple):
             self.copy.append(value)
 
 
-def plain_copy(message: object) -> dict[str, Any]:
+def plain_copy(message: object, name: str = "message") -> dict[str, Any]:
     """Return a copy of a message without proxies; tuples become lists, and views become bytes.
 
-    Raises ``TypeError`` for a value that a message can't hold, and names its place.
+    Raises ``TypeError`` for a value that a message can't hold, and names its place; ``name`` is
+    what it calls the message.
     """
-    content = _resolve("message", message)
+    content = _resolve(name, message)
     if not _is_a(content, dict):
-        raise TypeError(f"message must be a dict, not {_type_name(message)}")
+        raise TypeError(f"{name} must be a dict, not {_type_name(message)}")
     copy: dict[str, Any] = {}
-    levels = [_Level(message, _children("message", content), copy)]
+    levels = [_Level(message, _children(name, content), copy)]
     while levels:
         child = next(levels[-1].rest, None)
         if child is None:

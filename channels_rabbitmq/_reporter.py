@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -27,13 +28,17 @@ SENTENCES = {
         "%d group messages refused by at least one queue: its process doesn't keep up, or is gone"
     ),
     "malformed": "%d messages dropped: not in this layer's format",
+    "malformed_request": "%d requests of other processes dropped: not in this layer's format",
     "late": "messages were up to %d s old when they were received, more than half of expiry",
     "misrouted": "%d messages dropped: for channels of another process",
     "overflowed": "%d messages dropped: channels that are behind hold more than is kept for them",
     "outcome_unknown": "%d messages written but not confirmed: they may or may not arrive",
+    "silent": "%d answers missing: processes that are connected didn't give them in time",
     "unreachable": "%d messages dropped: the process of their channel is gone",
 }
 
+
+_PLURAL = re.compile("(message|request|answer)s")
 
 # Reasons whose names are channels of this event loop. ``describe`` can say more about these.
 _OF_OWN_CHANNELS = frozenset({"back-pressure", "behind", "expired", "late", "overflowed"})
@@ -95,7 +100,7 @@ class Reporter:
         total = max(counts.values()) if reason == "late" else sum(counts.values())
         text = SENTENCES[reason] % total
         if total == 1 and reason != "late":
-            text = text.replace("messages", "message", 1)
+            text = _PLURAL.sub(r"\1", text, count=1)
         self._logger.warning("%s: %s: %s%s", self._owner, text, worst, more)
 
     def close(self) -> None:

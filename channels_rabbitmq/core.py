@@ -13,6 +13,7 @@ import carehare
 from channels.exceptions import ChannelFull, InvalidChannelLayerError, MessageTooLarge
 from channels.layers import BaseChannelLayer
 
+from ._codec import pack_info
 from ._loops.process import Process, current
 from ._loops.registry import LoopLayers
 from ._loops.service import ChannelService, Service
@@ -20,6 +21,7 @@ from ._names import require_channel_name, require_group_name
 from ._settings.readers import HookFunction, HostFunction
 from ._settings.settings import DEFAULT_HOST, OPTIONS, Settings
 from .exceptions import BrokerUnavailable
+from .presence import GroupMembers
 from .statistics import LoopLayerStatistics
 
 
@@ -134,6 +136,17 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         service = self._loop_layer()
         return service if service.is_local(channel) else self._loop_layers.owner(channel)
 
+    def _group_service(self, group: str, channel: str) -> ChannelService:
+        """Return the service that adds a channel of any process to a group, or discards it."""
+        require_group_name(group)
+        require_channel_name(channel)
+        if "!" not in channel:
+            raise _refusal_of_normal(channel)
+        service = self._loop_layer()
+        return (
+            service if service.is_local(channel) else self._loop_layers.owner_or(service, channel)
+        )
+
     async def send(self, channel: str, message: dict[str, Any]) -> None:
         """Send a message to one channel: at most once, in the order of one sender's calls.
 
@@ -190,25 +203,56 @@ class RabbitmqChannelLayer(BaseChannelLayer):
             raise TypeError(f"The prefix {prefix!r} holds a '!'")
         return await self._loop_layer().new_channel(prefix)
 
-    async def group_add(self, group: str, channel: str) -> None:
-        """Add a channel of this process to a group; no error if it is a member.
+    async def group_add(self, group: str, channel: str, info: dict[str, Any] | None = None) -> None:
+        """Add a channel of any process to a group; no error if it is a member.
 
-        When it returns, each ``group_send`` that any process calls from then on reaches it. Raises
-        ``BrokerUnavailable`` if the broker doesn't confirm within ``operation_timeout``, or as
-        ``send`` does, and ``ValueError`` as ``receive`` does. If it raises or is cancelled, the
-        channel is what it was before: a member or not.
+        When it returns, each ``group_send`` that any process calls from then on reaches it.
+        ``info`` is what ``group_members`` tells of it: a ``dict`` as a message, of at most 4 KiB
+        when it is encoded. It takes the place of an earlier one, also if it is None.
+
+        For a channel of another process, that process does it, and this one waits for its answer.
+
+        Raises ``BrokerUnavailable`` if the broker doesn't confirm within ``operation_timeout``, or
+        as ``send`` does, or if the other process doesn't answer in that time. Raises ``ValueError``
+        if the process or the event loop of the channel is gone, or never was one of this layer's;
+        ``TypeError`` and ``MessageTooLarge`` for a wrong ``info``. If it raises or is cancelled, a
+        channel of this process is what it was before: a member or not. A channel of another process
+        may have become a member all the same.
         """
-        require_group_name(group)
-        await self._owner(channel).group_add(group, channel)
+        service = self._group_service(group, channel)
+        packed = None if info is None else pack_info(info)
+        await service.group_add(group, channel, packed)
 
     async def group_discard(self, group: str, channel: str) -> None:
-        """Take a channel out of a group; no error if it isn't in it. Doesn't wait for the broker.
+        """Take a channel of any process out of a group; no error if it isn't in it.
 
-        When it returns, nothing more is put into the channel for this group. Raises ``ValueError``
-        as ``receive`` does.
+        When it returns, nothing more is put into the channel for this group. Doesn't wait for the
+        broker if the channel is of this process. Raises ``ValueError`` as ``group_add`` does; for a
+        channel of another process also ``BrokerUnavailable`` as that does.
+        """
+        await self._group_service(group, channel).group_discard(group, channel)
+
+    async def group_members(self, group: str, timeout: float = 1.0) -> GroupMembers:
+        """Ask all processes who is in a group.
+
+        The result has each channel once whose ``group_add`` had returned, anywhere, before this was
+        called, unless it has left. It tells whether it ``is_complete``, and which processes didn't
+        answer within ``timeout`` (seconds; at most ``operation_timeout``). Most often it takes some
+        milliseconds, but up to half a second more when this event loop has just connected.
+
+        Raises ``BrokerUnavailable`` if there is no connection in that time, so that nobody could be
+        asked. Any thread and any event loop may call it, also sync code by ``async_to_sync``.
         """
         require_group_name(group)
-        await self._owner(channel).group_discard(group, channel)
+        return await self._loop_layer().group_members(group, _require_timeout(timeout))
+
+    async def group_count(self, group: str, timeout: float = 1.0) -> int:
+        """Ask all processes how many channels are in a group; otherwise as ``group_members``.
+
+        The number is too low if a process doesn't answer in time. ``group_members`` can tell.
+        """
+        require_group_name(group)
+        return await self._loop_layer().group_count(group, _require_timeout(timeout))
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         """Send a message to all channels of a group, at most once each.
@@ -308,3 +352,11 @@ def _refusal_of_normal(channel: str) -> NotImplementedError:
         "layer.carehare_connection`; for messages to a websocket, the name that "
         "new_channel() returned"
     )
+
+
+def _require_timeout(timeout: float) -> float:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds, not {timeout!r}")
+    if not timeout > 0:
+        raise ValueError(f"timeout must be above 0, not {timeout!r}")
+    return timeout

@@ -79,6 +79,40 @@ class Counters:
     overflowed: int = 0
     """Messages dropped beyond the capacity of a channel that was behind while others waited."""
 
+    requests: int = 0
+    """What the layer has told or asked other processes, or answered them: written to the broker,
+    each try counts. These don't count as ``published``."""
+
+    questions: int = 0
+    """Calls of ``group_members()`` and ``group_count()`` that returned."""
+
+    incomplete: int = 0
+    """Those of them whose result wasn't complete."""
+
+    silent: int = 0
+    """Answers that were missing in these, of processes that are connected."""
+
+    answered: int = 0
+    """Requests of other processes that were done here."""
+
+    unanswered: int = 0
+    """Requests of other processes that were dropped: the broker took no answers, or too many were
+    under way."""
+
+    malformed_requests: int = 0
+    """Requests dropped because they are not in the layer's format, or have another key."""
+
+
+@dataclass(frozen=True)
+class ProcessStatistics:
+    """The other processes, strictly the other event loops that use the layer, now."""
+
+    known: int
+    """Those that this one has heard of, and that haven't ended."""
+
+    absent: int
+    """Those of them that had no connection when they were asked last."""
+
 
 @dataclass(frozen=True)
 class ConnectionStatistics:
@@ -179,3 +213,6 @@ class LoopLayerStatistics:
 
     groups: GroupStatistics
     """Its groups."""
+
+    processes: ProcessStatistics
+    """The other processes."""

@@ -50,6 +50,7 @@ _OTHER_SCHEMES = {
 }
 # Milliseconds. Users mean a smaller number as seconds.
 SHORTEST_CONNECTION_TIMEOUT = 100
+FEWEST_CHANNELS = 3  # AMQP channels that the layer needs on one connection
 _TLS_PARAMETERS = ("cacertfile", "certfile", "keyfile", "verify", "server_name_indication")
 PARAMETERS = (
     "heartbeat",
@@ -131,8 +132,10 @@ class BrokerUrl:
         parameters = _parse_query(query, tls=tls)
         connection_timeout = _parse_connection_timeout(parameters)
         channel_max = _parse_number(parameters, "channel_max", 0, 2**16 - 1)
-        if channel_max == 1:
-            raise ValueError("the URL's query parameter channel_max must be at least 2, or 0")
+        if channel_max and channel_max < FEWEST_CHANNELS:
+            raise ValueError(
+                f"the URL's query parameter channel_max must be at least {FEWEST_CHANNELS}, or 0"
+            )
         heartbeat = _parse_number(parameters, "heartbeat", 0, 2**16 - 1)
         return cls(
             tls=tls,

@@ -21,14 +21,14 @@ import carehare
 
 from .._amqp.connection import Connection
 from .._amqp.publishing import CONFIRMED, Outcome, PublisherChannel, Route
-from .._futures import resolve
+from .._futures import Waiters, resolve
 from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
 from ..statistics import Counters
 from .groups_exchange import GroupsExchange
 from .outage import KnownOutage
 from .outbox import Confirm, Outbox, WaitingMessage
-from .supervisor import Supervisor
+from .supervisor import State, Supervisor
 from .version_4 import DefaultExchange
 
 logger = logging.getLogger("channels_rabbitmq.publisher")
@@ -77,6 +77,9 @@ class Publisher:
         self.supervisor = Supervisor(self, settings, id_=id_, known_outage=known_outage)
         self._was_connected = False
         self.reconnected_at = float("-inf")  # loop time
+        self.usable = Waiters()  # woken when it can publish again
+        # Published at an orderly end: a body and its route
+        self.farewell: tuple[bytes, Route] | None = None
 
     # ConnectionHandler
 
@@ -138,10 +141,21 @@ class Publisher:
             self._outbox.discard_all()
         else:
             self._outbox.drain()
+        self.usable.wake()
 
     def on_lost(self, reason: str) -> None:
+        if self.supervisor.state is State.CLOSED:
+            self._say_farewell()
         self._amqp_channel = self._new_amqp_channel = self._default_exchange = None
         self._outbox.look_again()
+
+    def _say_farewell(self) -> None:
+        amqp_channel = self._amqp_channel
+        if self.farewell is None or amqp_channel is None or self._is_blocked:
+            return
+        if amqp_channel.can_publish():
+            # Nobody waits for its confirm. The connection is closed behind it.
+            amqp_channel.publish(*self.farewell, asyncio.get_running_loop().time())
 
     def _on_blocked(self, reason: str | None) -> None:
         self._is_blocked = reason is not None
@@ -153,6 +167,7 @@ class Publisher:
                 self._outbox.discard_all()
         else:
             logger.info("%s: RabbitMQ takes messages again", self.supervisor.name)
+            self.usable.wake()
 
     def _on_end(self, exc: Exception) -> None:
         self._end_exc = exc
@@ -267,6 +282,21 @@ class Publisher:
                 if self._amqp_channel is None or self._amqp_channel.can_publish():
                     raise BrokerUnavailable("Messages that came before were not sent in time")
                 message.finish()  # too slow: as good as blocked
+
+    async def publish_request(self, body: bytes, route: Route, deadline: float) -> Outcome:
+        """As ``publish``, for what is no message: not in the messages' order, and not counted."""
+        while True:
+            amqp_channel = self._amqp_channel
+            if self.is_blocked:
+                return Outcome.BLOCKED
+            if amqp_channel is None or amqp_channel.is_closed:
+                await self.supervisor.wait_ready(deadline)
+            elif amqp_channel.can_publish():
+                return await amqp_channel.publish(body, route, deadline)
+            elif asyncio.get_running_loop().time() >= deadline:
+                return Outcome.BLOCKED  # too slow
+            else:
+                await asyncio.sleep(0.01)  # The event "writable" is the outbox's.
 
     def _write_waiting(self, message: WaitingMessage) -> Confirm | None:
         amqp_channel = self._amqp_channel

@@ -3,6 +3,7 @@
 - A process whose queue took a message in the last minute is *alive*. If a message to it is returned
   now, it is probably reconnecting, and back in a moment.
 - A process that stayed away through all tries of a message is *unreachable* for a minute.
+- A process that has said that it ends is unreachable for ever (``has_ended``).
 - Of any other process nothing is known. Most often it ended long ago, and a table somewhere still
   holds the names of its channels. (At two seconds for each, eight such names held up the ninth for
   14.5 s.) Or it is starting: ``new_channel()`` returns before there is a queue. So all these
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .._amqp.publishing import Route
+from .._identity import id_of
 
 # Seconds after its last message for which a process counts as alive.
 HEARD_TIMEOUT = 60.0
@@ -47,11 +49,20 @@ class Allowance:
 
 
 class Receivers:
-    """``own_route`` leads to the caller's own process, which is alive. ``clock``: loop time."""
+    """``own_route`` leads to the caller's own process, which is alive. ``clock``: loop time.
 
-    def __init__(self, own_route: Route, clock: Callable[[], float]) -> None:
+    ``has_ended(id)``: whether the process with that id has said so.
+    """
+
+    def __init__(
+        self,
+        own_route: Route,
+        clock: Callable[[], float],
+        has_ended: Callable[[str], bool] = lambda id_: False,
+    ) -> None:
         self._own_route = own_route
         self._clock = clock
+        self._has_ended = has_ended
         # By route: when that call was made whose message was the last to be taken
         self._heard_at: dict[Route, float] = {}
         self._unreachable: dict[Route, float] = {}  # by route: until when
@@ -75,7 +86,9 @@ class Receivers:
 
     def is_unreachable(self, route: Route) -> bool:
         until = self._unreachable.get(route)
-        return until is not None and self._clock() < until
+        if until is not None and self._clock() < until:
+            return True
+        return self._has_ended(id_of(route.routing_key))
 
     def on_unreachable(self, route: Route) -> None:
         """All tries of a message were in vain."""

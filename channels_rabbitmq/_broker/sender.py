@@ -40,7 +40,8 @@ _TIME_TO_CONFIRM = 0.5
 class Sender:
     """Sends for one ``LoopLayer``, which receives by ``subscriber``.
 
-    ``probes`` are the messages that it sends to itself.
+    ``probes`` are the messages that it sends to itself. ``has_ended(id)``: whether the process with
+    that id has said so.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Sender:
         bindings: Bindings,
         counters: Counters,
         reporter: Reporter,
+        has_ended: Callable[[str], bool],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._operation_timeout = settings.operation_timeout
@@ -70,7 +72,7 @@ class Sender:
         self.direct_sender = DirectSender(
             publisher,
             settings.operation_timeout,
-            Receivers(self._routes.to_id(id_), self._loop.time),
+            Receivers(self._routes.to_id(id_), self._loop.time, has_ended),
             refusals,
         )
         self.probes = Probes(id_, own_prefix, settings, publisher, refusals, self._routes)

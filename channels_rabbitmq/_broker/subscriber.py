@@ -1,6 +1,6 @@
 """``Subscriber``: this event loop's queue, its bindings, and the deliveries from it.
 
-Each connection has a queue and exchanges of its own: ``topology`` says which, and why. They are all
+Each connection has queues and exchanges of its own: ``topology`` says which, and why. They are all
 declared in one pipeline, which also unbinds what leads to the former connection's queue, and
 consumes the new queue. Then messages to the channels of this id arrive. The groups are bound right
 afterwards, those first for whose bind a caller waits.
@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 import carehare
 
@@ -28,11 +29,24 @@ from .groups_exchange import GroupsExchange
 from .outage import KnownOutage
 from .reasons import describe
 from .supervisor import State, Supervisor
-from .topology import Topology
+from .topology import REQUESTS_PREFETCH, Topology
 
 logger = logging.getLogger("channels_rabbitmq.subscriber")
 
 _NOT_FOUND = 404  # AMQP 0-9-1, section 1.2
+
+
+class Requests(Protocol):
+    """Who handles the requests of other processes."""
+
+    def on_request(self, body: bytes, tag: int, published: int, consumer: ConsumerChannel) -> None:
+        """A request has arrived; ``consumer`` is to ack it by its ``tag``."""
+
+    def on_ready(self) -> None:
+        """Requests arrive from now on, and all that is declared is there."""
+
+    def on_lost(self) -> None:
+        """None arrive any more, until ``on_ready``."""
 
 
 class Subscriber:
@@ -44,6 +58,7 @@ class Subscriber:
     ``on_consumer_lost()`` is called when a connection delivers nothing more, since it is lost.
     ``on_disconnect(reason)`` and ``on_reconnect(reason)`` are called in turn: see ``_hooks``. Both
     get the reason of the loss.
+    ``requests`` gets what other processes ask.
     """
 
     name = "subscriber"
@@ -56,12 +71,14 @@ class Subscriber:
         groups_exchange: GroupsExchange,
         *,
         known_outage: KnownOutage,
+        requests: Requests,
         on_delivery: Callable[[bytes, int, int, ConsumerChannel], None],
         on_consumer_lost: Callable[[], None],
         on_disconnect: Callable[[str], None],
         on_reconnect: Callable[[str], None],
     ) -> None:
         self._bindings = bindings
+        self._requests = requests
         self._on_delivery = on_delivery
         self._on_consumer_lost = on_consumer_lost
         self._on_disconnect = on_disconnect
@@ -75,6 +92,7 @@ class Subscriber:
         self._topology: Topology | None = None  # of the present connection, or the last
         self._declarer = Declarer(id_, settings, groups_exchange, owner=self.supervisor.name)
         self._consumer: ConsumerChannel | None = None
+        self._requests_consumer: ConsumerChannel | None = None
         self._topology_channel: TopologyChannel | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self._waiters: dict[str, Waiters] = {}  # by group: calls that wait for its bind
@@ -87,6 +105,7 @@ class Subscriber:
         self._topology = await self._declarer.declare(
             partial(self._open_consumer, connection), channel, connection.server_version
         )
+        await self._consume_requests(connection, self._topology.requests_queue)
         self._topology_channel = channel
         self.queue = self._topology.queue
         self._declarer.keep_groups(channel)
@@ -97,8 +116,16 @@ class Subscriber:
         )
         return self._consumer
 
+    async def _consume_requests(self, connection: Connection, queue: str) -> None:
+        """Consume beside the messages: what is unacked there holds up no request."""
+        self._requests_consumer = connection.open_consumer(
+            on_delivery=self._requests.on_request, on_end=self._on_end
+        )
+        await self._requests_consumer.consume(queue, REQUESTS_PREFETCH)
+
     def on_ready(self) -> None:
         self._was_ready = True
+        self._requests.on_ready()
         self._write_commands()
         self._check_rebound()
 
@@ -115,6 +142,10 @@ class Subscriber:
             self._consumer.detach()
             self._consumer = None
             self._on_consumer_lost()
+        if self._requests_consumer is not None:
+            self._requests_consumer.detach()
+            self._requests_consumer = None
+            self._requests.on_lost()
         if self._topology_channel is not None:
             self._topology_channel = None
             self.queue = ""

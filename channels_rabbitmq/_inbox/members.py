@@ -12,6 +12,8 @@ A discard removes the membership, however many adds are pending. An add that was
 then holds a membership that is *detached* from the table, and finishing the add changes nothing. So
 the last call wins.
 
+A member's *info* is kept packed, and beside the table: so members without one cost nothing for it.
+
 This module does no I/O and has no clock.
 """
 
@@ -43,6 +45,7 @@ class Members:
     def __init__(self) -> None:
         # Group -> channel -> membership; no inner dict is empty.
         self._groups: dict[str, dict[str, Membership]] = {}
+        self._infos: dict[Membership, bytes] = {}  # of memberships in the table only
 
     def add(self, group: str, channel: str) -> Membership:
         """Deliver ``group`` to ``channel`` from now on.
@@ -56,8 +59,10 @@ class Members:
         membership.pending_adds += 1
         return membership
 
-    def finish_add(self, membership: Membership, ok: bool) -> bool:
+    def finish_add(self, membership: Membership, ok: bool, info: bytes | None = None) -> bool:
         """End one add: confirm the membership if ``ok``, else remove it unless it is needed.
+
+        If ``ok``, ``info`` takes the place of the member's former one (None: it has none).
 
         Returns True if the group has just lost its last member.
         """
@@ -65,10 +70,12 @@ class Members:
         membership.pending_adds -= 1
         if ok:
             membership.confirmed = True
+            if info is not None or self._infos:
+                self._set_info(membership, info)
             return False
         if membership.confirmed or membership.pending_adds:
             return False
-        if self._groups.get(membership.group, {}).get(membership.channel) is not membership:
+        if not self._is_in_table(membership):
             return False  # It was discarded. If it was added anew, that is another membership.
         return self._remove(membership.group, membership.channel)
 
@@ -80,6 +87,25 @@ class Members:
         if channel not in self._groups.get(group, {}):
             return False
         return self._remove(group, channel)
+
+    def _is_in_table(self, membership: Membership) -> bool:
+        channels = self._groups.get(membership.group, {})
+        return channels.get(membership.channel) is membership
+
+    def _set_info(self, membership: Membership, info: bytes | None) -> None:
+        if info is None:
+            self._infos.pop(membership, None)
+        elif self._is_in_table(membership):
+            self._infos[membership] = info
+
+    def confirmed(self, group: str) -> list[tuple[str, bytes | None]]:
+        """Return the channels of a group whose adds have succeeded, each with its info."""
+        memberships = self._groups.get(group, {}).values()
+        return [(one.channel, self._infos.get(one)) for one in memberships if one.confirmed]
+
+    def count(self, group: str) -> int:
+        """Return the number of channels that ``confirmed`` returns."""
+        return sum(one.confirmed for one in self._groups.get(group, {}).values())
 
     def channels(self, group: str) -> Collection[str]:
         """Return a live view of the members of ``group``, the unconfirmed ones included."""
@@ -107,7 +133,9 @@ class Members:
 
     def _remove(self, group: str, channel: str) -> bool:
         channels = self._groups[group]
-        del channels[channel]
+        membership = channels.pop(channel)
+        if self._infos:
+            self._infos.pop(membership, None)
         if channels:
             return False
         del self._groups[group]

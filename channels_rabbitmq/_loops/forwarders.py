@@ -15,6 +15,7 @@ from .._identity import new_id
 from .._loop_layer import LoopLayer
 from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
+from ..presence import GroupMembers
 from .calls import Call, ReceiveCall, SyncReceivers
 
 T = TypeVar("T")
@@ -61,8 +62,8 @@ class Forwarder:
                 self._sync_receivers.discard(call)
         return message
 
-    async def group_add(self, group: str, channel: str) -> None:
-        await self._call(lambda loop_layer: loop_layer.group_add(group, channel))
+    async def group_add(self, group: str, channel: str, info: bytes | None) -> None:
+        await self._call(lambda loop_layer: loop_layer.group_add(group, channel, info))
 
     async def group_discard(self, group: str, channel: str) -> None:
         await self._call(lambda loop_layer: loop_layer.group_discard(group, channel))
@@ -114,6 +115,12 @@ class SyncForwarder(Forwarder):
     async def group_send(self, group: str, body: bytes) -> None:
         await self._call(lambda loop_layer: loop_layer.group_send(group, body))
 
+    async def group_members(self, group: str, timeout: float) -> GroupMembers:
+        return await self._call(lambda loop_layer: loop_layer.group_members(group, timeout))
+
+    async def group_count(self, group: str, timeout: float) -> int:
+        return await self._call(lambda loop_layer: loop_layer.group_count(group, timeout))
+
     async def connect(self, fail_fast: bool) -> None:
         await self._call(lambda loop_layer: loop_layer.connect(fail_fast))
 
@@ -147,7 +154,7 @@ class ClosedService:
     async def receive(self, channel: str) -> NoReturn:
         raise StopConsumer
 
-    async def group_add(self, group: str, channel: str) -> NoReturn:
+    async def group_add(self, group: str, channel: str, info: bytes | None) -> NoReturn:
         raise BrokerUnavailable("The channel layer is closed")
 
     async def group_discard(self, group: str, channel: str) -> NoReturn:

@@ -19,7 +19,7 @@ from threading import get_ident
 from .._broker.host_function import with_imported_host
 from .._broker.outage import KnownOutage
 from .._hooks import HookFunctions
-from .._identity import id_of
+from .._identity import id_of, is_id
 from .._loop_layer import LoopLayer
 from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
@@ -137,6 +137,21 @@ class LoopLayers:
                 if not loop_layer.loop.is_running():
                     loop_layer.shut_down_if_stopped(LONGEST_STANDSTILL)
 
+    def owner_or(self, service: Service, channel: str) -> ChannelService:
+        """As ``owner``, for changes of groups: ``service`` does them for other processes.
+
+        Raises ValueError also for a channel of a process that can't be asked.
+        """
+        id_ = id_of(channel)
+        if id_ in self._by_id or id_ in self._ended_ids:
+            return self.owner(channel)
+        if not is_id(id_) or channel == f"{id_}!":
+            raise ValueError(
+                f"The channel {channel} wasn't made by new_channel() of a process with "
+                "channels_rabbitmq 5, so it can't be added to groups from here"
+            )
+        return service
+
     def owner(self, channel: str) -> ChannelService:
         """Return the service of a channel, whichever event loop of this process has made it.
 
@@ -149,7 +164,7 @@ class LoopLayers:
         if found is None and id_ not in self._ended_ids:
             raise ValueError(
                 f"The channel {channel} belongs to another process, or to another layer: only the "
-                "one that made it by new_channel() can receive from it, or add it to groups"
+                "one that made it by new_channel() can receive from it"
             )
         if found is None or found.loop.is_closed():
             raise ValueError(

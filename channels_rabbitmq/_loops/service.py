@@ -3,7 +3,7 @@
 ``core`` checks the names and packs the message. Everything else is done by the ``Service`` of the
 event loop that runs: a ``LoopLayer``, or on a loop of ``async_to_sync`` a ``SyncForwarder``. What
 is done to a channel is done by the ``ChannelService`` of the event loop that made it: the same
-``LoopLayer``, or a ``Forwarder``.
+``LoopLayer``, or a ``Forwarder``. A ``Service`` also adds and discards channels of other processes.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import Any, Protocol
 
 import carehare
 
+from ..presence import GroupMembers
+
 
 class ChannelService(Protocol):
     """Serves the channels of one ``LoopLayer``."""
 
     def receive(self, channel: str) -> Coroutine[Any, Any, dict[str, Any]]: ...
 
-    async def group_add(self, group: str, channel: str) -> None: ...
+    async def group_add(self, group: str, channel: str, info: bytes | None) -> None: ...
 
     async def group_discard(self, group: str, channel: str) -> None: ...
 
@@ -42,6 +44,10 @@ class Service(ChannelService, Protocol):
     async def send(self, channel: str, body: bytes) -> None: ...
 
     async def group_send(self, group: str, body: bytes) -> None: ...
+
+    async def group_members(self, group: str, timeout: float) -> GroupMembers: ...
+
+    async def group_count(self, group: str, timeout: float) -> int: ...
 
     async def connect(self, fail_fast: bool) -> None: ...
 

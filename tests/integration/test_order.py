@@ -139,7 +139,7 @@ class Behind:
 
     def _note(self, frame: Frame) -> Frame:
         key = frame.decode().routing_key
-        if key != "!probe":
+        if key not in ("!probe", "!all"):  # What the layer says itself doesn't count.
             self.published.append(key)
         return frame
 

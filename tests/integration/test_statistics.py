@@ -28,6 +28,7 @@ from channels_rabbitmq.statistics import (
     Counters,
     GroupStatistics,
     LoopLayerStatistics,
+    ProcessStatistics,
 )
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
 from tests.support.brokers import Broker
@@ -138,6 +139,7 @@ class TestWhere:
             local_capacity=7,
             early_acked_bytes=0,
             groups=NO_GROUPS,
+            processes=ProcessStatistics(known=0, absent=0),
         )
         await layer.close()
 
@@ -623,6 +625,7 @@ class TestReceived:
         assert (statistics.buffered, statistics.unacked) == (1, 0)
         assert statistics.early_acked_bytes > 0
         await receive(layer, channel)
+        await until(lambda: of(layer).unconfirmed == 0)  # its greeting
         must_have_nothing_left(of(layer))
 
     async def test_the_highest_age(self, open_layer: OpenLayer) -> None:

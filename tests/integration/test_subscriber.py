@@ -73,7 +73,7 @@ async def test_the_queue_and_the_private_exchange(
         layer = await open_layer(host=proxy.url, local_capacity=7, remote_capacity=8, expiry=1.5)
         id_ = (await layer.new_channel()).partition("!")[0]
         await connected(layer)
-        queue, lease = told.of(commands.Queue.Declare)
+        queue, requests, lease = told.of(commands.Queue.Declare)
         assert (queue.queue, queue.exclusive, queue.durable) == (id_, True, False)
         assert queue.arguments == {
             "x-queue-type": "classic",
@@ -82,6 +82,20 @@ async def test_the_queue_and_the_private_exchange(
             "x-overflow": "reject-publish",
             "x-message-ttl": 1500,
         }
+        assert (requests.queue, requests.exclusive) == (f"{id_}.1.requests", True)
+        assert requests.arguments == {
+            "x-queue-type": "classic",
+            "x-max-length": 1000,
+            "x-max-length-bytes": 32 * 1024 * 1024,
+            "x-overflow": "drop-head",
+            "x-message-ttl": 5000,
+        }
+        requests_binds = [
+            (each.exchange, each.routing_key)
+            for each in told.of(commands.Queue.Bind)
+            if each.queue == requests.queue
+        ]
+        assert requests_binds == [(groups_exchange, "!all"), (groups_exchange, f"{id_}!requests")]
         # Newer brokers may refuse a queue that is neither exclusive nor durable.
         assert (lease.queue, lease.exclusive, lease.durable) == (f"{id_}.1.lease", False, True)
         version = subscriber_of(layer).supervisor.connection.server_version
@@ -103,8 +117,8 @@ async def test_the_queue_and_the_private_exchange(
             f"{id_}.1",
             f"{id_}!",
         )
-        (qos,) = told.of(commands.Basic.Qos)
-        assert (qos.prefetch_count, qos.global_) == (7, False)
+        qos = [(each.prefetch_count, each.global_) for each in told.of(commands.Basic.Qos)]
+        assert qos == [(7, False), (100, False)]
         # With Khepri, bindings that have arguments break the routing of direct exchanges.
         await layer.group_add("g", f"{id_}!x")
         binds = [*told.of(commands.Queue.Bind), *told.of(commands.Exchange.Bind)]
@@ -115,6 +129,7 @@ async def test_the_queue_and_the_private_exchange(
         await reconnect(layer)
         assert [each.queue for each in told.of(commands.Queue.Declare)] == [
             f"{id_}.2",
+            f"{id_}.2.requests",
             f"{id_}.2.lease",
         ]
         # The former exchange goes before the new one is bound: no message goes to both.

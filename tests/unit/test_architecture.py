@@ -14,19 +14,27 @@ PACKAGE = "channels_rabbitmq"
 # What each part may import of the others. A part is a folder, or a file of the package itself.
 MAY_IMPORT = {
     "lifespan": {"core", "exceptions"},
-    "core": {"_loops", "_loop_layer", "_settings", "_names", "exceptions", "statistics"},
+    "core": {
+        *("_loops", "_loop_layer", "_codec", "_settings", "_names"),
+        *("exceptions", "presence", "statistics"),
+    },
     "_loops": {
         *("_loop_layer", "_inbox", "_broker"),
         *("_hooks", "_identity", "_settings", "_futures", "_threads"),
-        *("exceptions", "statistics"),
+        *("exceptions", "presence", "statistics"),
     },
     "_loop_layer": {
-        *("_inbox", "_broker", "_carehare", "_amqp"),
+        *("_inbox", "_peers", "_broker", "_carehare", "_amqp"),
         *("_codec", "_hooks", "_identity", "_reporter", "_settings", "_futures"),
-        *("exceptions", "statistics"),
+        *("exceptions", "presence", "statistics"),
     },
-    # The two wings don't know each other. What has arrived is sorted without any I/O.
+    # The three wings don't know each other. What has arrived is sorted without any I/O.
     "_inbox": {"_codec", "_identity", "_reporter", "_settings", "statistics"},
+    # Of the client it knows only what may become of a message.
+    "_peers": {
+        *("_amqp", "_codec", "_identity", "_reporter", "_settings", "_futures"),
+        *("exceptions", "presence", "statistics"),
+    },
     "_broker": {
         *("_carehare", "_amqp"),
         *("_codec", "_functions", "_identity", "_reporter", "_settings", "_futures", "_threads"),
@@ -46,6 +54,7 @@ MAY_IMPORT = {
     "_names": set(),
     "_reporter": {"_futures"},
     "exceptions": set(),
+    "presence": set(),
     "statistics": set(),
 }
 IMPORTS = read_imports(ROOT / PACKAGE)
@@ -72,6 +81,16 @@ def test_parts_import_downwards_only() -> None:
 
 def test_the_floors_have_no_circle_themselves() -> None:
     assert find_circles(MAY_IMPORT) == []
+
+
+def test_processes_talk_to_each_other_without_the_client() -> None:
+    peers = {
+        name
+        for module, imported in IMPORTS.items()
+        for name in imported
+        if _part(module) == "_peers" and _part(name) == "_amqp"
+    }
+    assert peers == {f"{PACKAGE}._amqp.publishing"}  # for Outcome
 
 
 def test_only_the_client_makes_frames() -> None:

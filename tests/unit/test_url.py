@@ -227,7 +227,7 @@ def test_heartbeat_and_channel_max_of_zero() -> None:
         ),
         ("amqp://broker?connection_timeout=99", "connection_timeout is in milliseconds"),
         ("amqp://broker?channel_max=65536", "channel_max must be a whole number"),
-        ("amqp://broker?channel_max=1", "channel_max must be at least 2"),
+        ("amqp://broker?channel_max=2", "channel_max must be at least 3"),
         ("amqp://broker?hartbeat=5", "unknown query parameter hartbeat; known are heartbeat,"),
         ("amqp://broker?Heartbeat=5", "unknown query parameter Heartbeat"),
         ("amqp://broker?frame_max=5", "unknown query parameter frame_max"),

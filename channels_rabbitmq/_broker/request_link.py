@@ -1,0 +1,68 @@
+"""``RequestLink``: publishes the requests of a ``LoopLayer``, which are for other processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from .._amqp.publishing import Outcome, Route
+from .._identity import TO_ALL
+from ..statistics import Counters
+from .publisher import Publisher
+
+# Seconds between two looks whether the publisher is usable: an event says so earlier.
+_LONGEST_WAIT = 3600.0
+
+
+class RequestLink:
+    """Publishes by ``publisher`` to the groups exchange, of that name.
+
+    ``wait_receiving(deadline)`` waits for this event loop's own queues.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        groups_exchange: str,
+        counters: Counters,
+        wait_receiving: Callable[[float], Awaitable[object]],
+    ) -> None:
+        self._publisher = publisher
+        self._groups_exchange = groups_exchange
+        self._counters = counters
+        self._wait_receiving = wait_receiving
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the broker takes nothing now."""
+        return self._publisher.is_blocked
+
+    def _route(self, recipient: str) -> Route:
+        return Route(self._groups_exchange, recipient, mandatory=recipient != TO_ALL)
+
+    async def wait_usable(self) -> None:
+        """Wait, without a limit in time, until something can be published."""
+        publisher = self._publisher
+        publisher.supervisor.start()
+        while publisher.supervisor.connection is None or publisher.is_blocked:
+            await publisher.usable.wait(asyncio.get_running_loop().time() + _LONGEST_WAIT)
+
+    async def publish(self, recipient: str, body: bytes, deadline: float) -> Outcome:
+        """Publish to all, or to one: see ``_peers.link``."""
+        route = self._route(recipient)
+        outcome = await self._publisher.publish_request(body, route, deadline)
+        if outcome is not Outcome.BLOCKED:
+            self._counters.requests += 1
+        return outcome
+
+    async def wait_sending(self, deadline: float) -> None:
+        """Wait for the connection that publishes."""
+        await self._publisher.supervisor.wait_ready(deadline)
+
+    async def wait_receiving(self, deadline: float) -> None:
+        """Wait until this event loop's own queues are there."""
+        await self._wait_receiving(deadline)
+
+    def set_farewell(self, body: bytes) -> None:
+        """Have this published to all at an orderly end."""
+        self._publisher.farewell = (body, self._route(TO_ALL))

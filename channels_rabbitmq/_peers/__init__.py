@@ -1,0 +1,1 @@
+"""The processes know each other: which are there, and what one asks the others."""

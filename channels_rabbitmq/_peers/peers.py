@@ -1,0 +1,215 @@
+"""``Peers``: the other processes, for one ``LoopLayer``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from .._codec import MalformedBody, MessageCodec, unpack_info
+from .._identity import TO_ALL, id_of, to_process
+from .._reporter import Reporter
+from .._settings.settings import Settings
+from ..exceptions import BrokerUnavailable
+from ..presence import GroupMembers, Member
+from ..statistics import Counters, ProcessStatistics
+from .answerer import Answerer, LocalGroups
+from .asker import Asker
+from .greeter import Greeter
+from .link import Link
+from .processes import Processes
+from .questions import Question
+from .requests import (
+    ADD,
+    BYE,
+    COUNT,
+    DISCARD,
+    HELLO,
+    HERE,
+    MEMBERS,
+    Answer,
+    Greeting,
+    PackedMember,
+    Request,
+    read,
+)
+
+# Bytes of a request, whatever max_message_size is. The largest is a part of a list of members.
+_LARGEST_REQUEST = 1024 * 1024
+
+
+class Acker(Protocol):
+    """What acks a delivery."""
+
+    def ack(self, delivery_tag: int) -> None: ...
+
+
+class Peers:
+    """Says who is in a group anywhere, and changes groups in other processes.
+
+    ``groups`` are those of this event loop, and ``link`` its way to the others.
+    """
+
+    def __init__(
+        self,
+        id_: str,
+        settings: Settings,
+        groups: LocalGroups,
+        link: Link,
+        counters: Counters,
+        reporter: Reporter,
+    ) -> None:
+        self._id = id_
+        self._groups = groups
+        self._counters = counters
+        self._reporter = reporter
+        self._loop = asyncio.get_running_loop()
+        self._codec = MessageCodec(
+            max_message_size=_LARGEST_REQUEST,
+            symmetric_encryption_keys=settings.symmetric_encryption_keys,
+        )
+        self._recipients = (TO_ALL, to_process(id_))
+        self.processes = Processes(id_, self._loop.time)
+        self.greeter = Greeter(id_, self.processes, link, self._codec, self._on_settled)
+        self._asker = Asker(id_, self.processes, self.greeter, link, self._codec)
+        longest = settings.operation_timeout
+        self._answerer = Answerer(id_, groups, link, self._codec, counters, longest)
+        self.farewell = self._codec.encode_for_channel(TO_ALL, Greeting(BYE, id_).message())
+
+    # From the connection that receives
+
+    def on_ready(self) -> None:
+        """Requests to this process arrive from now on."""
+        self.greeter.on_ready()
+
+    def on_lost(self) -> None:
+        """Nothing arrives any more, until ``on_ready``."""
+        self.processes.on_own_connection_lost()
+        self.greeter.on_lost()
+        self._asker.questions.on_own_connection_lost()
+
+    def on_request(self, body: bytes, tag: int, published: int, acker: Acker) -> None:
+        """Handle what another process, or anybody else, has published."""
+        acker.ack(tag)
+        try:
+            envelope = self._codec.decode(body)
+            if envelope.channel not in self._recipients:
+                raise MalformedBody("a request for another process")
+            request = read(envelope.message())
+        except MalformedBody as err:
+            self._counters.malformed_requests += 1
+            self._reporter.report("malformed_request", str(err))
+            return
+        if request.sender == self._id:
+            if isinstance(request, Request):
+                self._asker.questions.on_echo(request.number)
+        elif isinstance(request, Greeting):
+            self._on_greeting(request)
+        else:
+            self.processes.on_heard(request.sender)
+            if isinstance(request, Answer):
+                self._asker.questions.on_answer(request)
+            else:
+                self._answerer.on_request(request)
+
+    def _on_greeting(self, greeting: Greeting) -> None:
+        if greeting.kind == BYE:
+            self.processes.on_bye(greeting.sender)
+            self._asker.questions.wake_all()
+            return
+        self.processes.on_heard(greeting.sender)
+        if greeting.kind == HELLO:
+            self.greeter.on_hello(greeting.sender)
+        else:
+            assert greeting.kind == HERE, "there is no other kind"
+            self.greeter.on_here(greeting.known)
+
+    def _on_settled(self) -> None:
+        self._asker.questions.wake_all()
+
+    # Questions
+
+    async def group_members(self, group: str, deadline: float) -> GroupMembers:
+        """Ask all processes for the members of a group: see ``RabbitmqChannelLayer``."""
+        question = await self._ask_all(MEMBERS, group, deadline)
+        is_complete = self._is_complete(question)
+        answers = self._answers(question)
+        packed = [*self._groups.confirmed(group), *(m for a in answers for m in a.members)]
+        silent = self._asker.silent(question)
+        known = self.processes.known()
+        return GroupMembers(
+            members=tuple(_unpack(packed)),
+            is_complete=is_complete,
+            silent=tuple(sorted(silent)),
+            absent=tuple(sorted(question.returned.intersection(known))),
+        )
+
+    async def group_count(self, group: str, deadline: float) -> int:
+        """Ask all processes for the number of a group's members."""
+        question = await self._ask_all(COUNT, group, deadline)
+        return self._groups.count(group) + sum(a.count for a in self._answers(question))
+
+    async def _ask_all(self, kind: str, group: str, deadline: float) -> Question:
+        question = await self._asker.ask_all(kind, group, deadline)
+        self._counters.questions += 1
+        self._counters.incomplete += not self._is_complete(question)
+        for id_ in self._asker.silent(question):
+            self._counters.silent += 1
+            self._reporter.report("silent", id_)
+        return question
+
+    def _is_complete(self, question: Question) -> bool:
+        return self._asker.has_all(question) and not question.returned.intersection(
+            self.processes.known()
+        )
+
+    def _answers(self, question: Question) -> list[Answer]:
+        """Return the answers of processes that haven't ended meanwhile."""
+        return [
+            answer
+            for id_, answers in question.answers.items()
+            if not self.processes.is_gone(id_)
+            for answer in answers
+        ]
+
+    # Changes in other processes
+
+    async def add(self, group: str, channel: str, info: bytes | None, deadline: float) -> None:
+        """Have the process of a channel add it to a group, and wait until that is confirmed."""
+        await self._change(
+            {"kind": ADD, "group": group, "channel": channel, "info": info}, deadline
+        )
+
+    async def discard(self, group: str, channel: str, deadline: float) -> None:
+        """Have the process of a channel take it out of a group."""
+        await self._change({"kind": DISCARD, "group": group, "channel": channel}, deadline)
+
+    async def _change(self, what: dict[str, Any], deadline: float) -> None:
+        id_ = id_of(what["channel"])
+        answer = await self._asker.ask_one(id_, deadline, what)
+        if answer.error:
+            text = f"The process {id_} answers: {answer.error}"
+            raise ValueError(text) if answer.is_mistake else BrokerUnavailable(text)
+
+    # For operators, and the end
+
+    def statistics(self) -> ProcessStatistics:
+        """Tell who is known. From any thread."""
+        return self.processes.statistics()
+
+    def close(self) -> None:
+        """Ask and answer nothing more."""
+        self.greeter.close()
+        self._answerer.close()
+        self._asker.questions.wake_all()
+
+    async def wait_closed(self) -> None:
+        """Wait for the tasks that ``close`` has cancelled."""
+        tasks = [*self.greeter.tasks, *self._answerer.tasks]
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+def _unpack(members: Iterable[PackedMember]) -> Iterable[Member]:
+    for channel, info in members:
+        yield Member(channel, None if info is None else unpack_info(info))

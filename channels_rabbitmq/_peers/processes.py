@@ -1,0 +1,145 @@
+"""Which other processes are there, as far as this one has heard. (Each is a ``LoopLayer``'s id.)
+
+A process is in one of these states::
+
+                heard            a request to it was returned
+      unknown --------> present ------------------------------> absent
+         ^                 ^ ^                                     |
+         |                 | |               heard                 |
+         |                 | +-------------------------------------+
+         |           heard |                                       |
+         |                 |      "bye", or absent for GONE_AFTER  |
+         +-- (forgotten) - gone <----------------------------------+
+
+- *Whatever is heard of a process makes it present*: a greeting, a question, an answer.
+- *Returned isn't gone.* A request is returned if no queue is there. That is so, too, while a
+  process reconnects: right after a restart of the broker, "returned means gone" was false
+  (measured). So it is *absent*, and a result without it isn't complete, until it is back, or
+  ``GONE_AFTER`` is over. By then it has tried to connect several times.
+- *Time without an own connection doesn't count.* A process that came back meanwhile wasn't heard.
+- *Hearsay* is whom another process has heard. It makes an unknown process present, but isn't passed
+  on. So the name of a process that was killed doesn't go round for ever.
+
+Strangers, which were never heard of, are remembered when a request to them is returned, so that
+they are gone in the end, too. No result waits for them.
+
+No I/O, and the clock is passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from ..statistics import ProcessStatistics
+
+# Seconds for which a process is absent before it is gone.
+GONE_AFTER = 10.0
+# How many are remembered; beyond that, those that were heard least lately are forgotten.
+MOST_KNOWN = 10_000
+MOST_GONE = 1000
+
+
+class Processes:
+    """The processes other than ``own_id``. ``clock()``: seconds."""
+
+    def __init__(self, own_id: str, clock: Callable[[], float]) -> None:
+        self._own_id = own_id
+        self._clock = clock
+        # All have ids as keys; those that were heard latest are at the end.
+        self._known: dict[str, None] = {}  # present or absent
+        self._absent: dict[str, float] = {}  # those of them that are absent: since when
+        self._by_hearsay: set[str] = set()  # those of them that weren't heard themselves
+        self._strangers: dict[str, float] = {}  # since when requests are returned
+        self._gone: dict[str, bool] = {}  # whether it has said bye
+
+    def __repr__(self) -> str:
+        return f"<Processes: known={len(self._known)} absent={len(self._absent)}>"
+
+    def statistics(self) -> ProcessStatistics:
+        """Tell how many are known. From any thread."""
+        return ProcessStatistics(known=len(self._known), absent=len(self._absent))
+
+    def on_heard(self, id_: str) -> None:
+        """Something has come from a process."""
+        if id_ != self._own_id:
+            self._gone.pop(id_, None)
+            self._forget(id_)
+            self._add(id_)
+
+    def on_hearsay(self, ids: Iterable[str]) -> None:
+        """Another process knows these."""
+        for id_ in ids:
+            if id_ != self._own_id and id_ not in self._known and id_ not in self._gone:
+                self._add(id_)
+                self._by_hearsay.add(id_)
+
+    def _add(self, id_: str) -> None:
+        self._strangers.pop(id_, None)
+        self._known[id_] = None
+        if len(self._known) > MOST_KNOWN:
+            self._forget(next(iter(self._known)))
+
+    def on_returned(self, id_: str) -> None:
+        """A request to a process has found no queue."""
+        now = self._clock()
+        if id_ in self._known:
+            self._absent.setdefault(id_, now)
+        elif id_ not in self._gone and id_ != self._own_id:
+            since = self._strangers.setdefault(id_, now)
+            if now - since >= GONE_AFTER:
+                self._on_gone(id_, said_bye=False)
+            elif len(self._strangers) > MOST_GONE:
+                del self._strangers[next(iter(self._strangers))]
+
+    def on_bye(self, id_: str) -> None:
+        """A process has ended."""
+        if id_ != self._own_id:
+            self._on_gone(id_, said_bye=True)
+
+    def _on_gone(self, id_: str, *, said_bye: bool) -> None:
+        self._forget(id_)
+        self._strangers.pop(id_, None)
+        self._gone[id_] = said_bye
+        if len(self._gone) > MOST_GONE:
+            del self._gone[next(iter(self._gone))]
+
+    def _forget(self, id_: str) -> None:
+        self._known.pop(id_, None)
+        self._absent.pop(id_, None)
+        self._by_hearsay.discard(id_)
+
+    def on_own_connection_lost(self) -> None:
+        """From now on nothing is heard, whoever comes back."""
+        self._strike_off()
+        self._absent.clear()
+        self._strangers.clear()
+
+    def _strike_off(self) -> None:
+        limit = self._clock() - GONE_AFTER
+        for id_ in [one for one, since in self._absent.items() if since <= limit]:
+            self._on_gone(id_, said_bye=False)
+
+    def known(self) -> list[str]:
+        """Return all whose members a result must not lack, the absent ones included."""
+        self._strike_off()
+        return list(self._known)
+
+    def absent(self) -> list[str]:
+        """Return those of them that are absent."""
+        self._strike_off()
+        return list(self._absent)
+
+    def heard(self) -> list[str]:
+        """Return the present ones that this process has heard itself."""
+        return [
+            id_ for id_ in self._known if id_ not in self._absent and id_ not in self._by_hearsay
+        ]
+
+    def is_gone(self, id_: str) -> bool:
+        """Whether a process has ended, as far as that is known."""
+        self._strike_off()
+        return id_ in self._gone
+
+    def has_said_bye(self, id_: str) -> bool:
+        """Whether a process has said that it ends."""
+        return self._gone.get(id_, False)

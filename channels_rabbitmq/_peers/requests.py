@@ -1,0 +1,183 @@
+"""What processes say to each other: its form, as the message of ``_codec``'s bodies.
+
+Whatever others have published, reading it gives one of the types below or raises ``MalformedBody``.
+Unknown keys are ignored, so that later versions may add some.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .._codec import MalformedBody, unpack_info
+from .._identity import id_of, is_id
+
+HELLO, HERE, BYE = "hello", "here", "bye"
+MEMBERS, COUNT, ADD, DISCARD = "members", "count", "add", "discard"
+ANSWER = "answer"
+_GREETINGS = (HELLO, HERE, BYE)
+_REQUESTS = (MEMBERS, COUNT, ADD, DISCARD)
+
+# Bytes, about, of one part of an answer that lists members: below any broker's limit.
+PART_SIZE = 128 * 1024
+
+_T = TypeVar("_T")
+
+# A channel and its packed info
+PackedMember = tuple[str, "bytes | None"]
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """*hello*: I have just connected. *here*: the answer to that. *bye*: I end."""
+
+    kind: str
+    sender: str
+    known: tuple[str, ...] | None = None
+    """With *here*: whom the sender has heard itself; None if it may not know all yet."""
+
+    def message(self) -> dict[str, Any]:
+        known = None if self.known is None else list(self.known)
+        return {"kind": self.kind, "from": self.sender, "known": known}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question to all processes about a group, or to one to add or discard a channel."""
+
+    kind: str
+    sender: str
+    number: int
+    timeout: float
+    """Seconds that are left for the answer."""
+    group: str
+    channel: str = ""
+    info: bytes | None = None
+
+    def message(self) -> dict[str, Any]:
+        message = {"kind": self.kind, "from": self.sender, "number": self.number}
+        message |= {"timeout": self.timeout, "group": self.group}
+        if self.channel:
+            message |= {"channel": self.channel, "info": self.info}
+        return message
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, or one of its ``parts``, which have their ``series`` in common."""
+
+    sender: str
+    number: int
+    """The request's."""
+    series: int = 0
+    part: int = 0
+    parts: int = 1
+    count: int = 0
+    members: tuple[PackedMember, ...] = ()
+    error: str = ""
+    """Why the request was refused."""
+    is_mistake: bool = False
+    """Whether the caller has made a mistake, or else the broker wasn't there."""
+
+    def message(self) -> dict[str, Any]:
+        message: dict[str, Any] = {"kind": ANSWER, "from": self.sender, "number": self.number}
+        message |= {"series": self.series, "part": self.part, "parts": self.parts}
+        message |= {"count": self.count, "members": [list(member) for member in self.members]}
+        if self.error:
+            message |= {"error": self.error, "mistake": self.is_mistake}
+        return message
+
+
+def read(message: dict[str, Any]) -> Greeting | Request | Answer:
+    """Return what a message says. The only exception is ``MalformedBody``."""
+    kind, sender = _get(message, "kind", str), _get(message, "from", str)
+    if not is_id(sender):
+        raise MalformedBody("a request without a sender")
+    if kind in _GREETINGS:
+        return Greeting(kind, sender, _read_known(message))
+    if kind in _REQUESTS:
+        return _read_request(message, kind, sender)
+    if kind == ANSWER:
+        return _read_answer(message, sender)
+    raise MalformedBody("a request of an unknown kind")
+
+
+def _read_known(message: dict[str, Any]) -> tuple[str, ...] | None:
+    known = message.get("known")
+    if known is None:
+        return None
+    if not isinstance(known, list) or not all(isinstance(id_, str) and is_id(id_) for id_ in known):
+        raise MalformedBody("a request with a wrong list of processes")
+    return tuple(known)
+
+
+def _read_request(message: dict[str, Any], kind: str, sender: str) -> Request:
+    info = message.get("info")
+    if info is not None:
+        if not isinstance(info, bytes):
+            raise MalformedBody("a request with a wrong info")
+        unpack_info(info)  # or other processes would get what they can't read
+    timeout = message.get("timeout")
+    if not isinstance(timeout, (int, float)) or not 0 <= timeout < float("inf"):
+        raise MalformedBody("a request with a wrong timeout")
+    return Request(
+        kind,
+        sender,
+        _get(message, "number", int),
+        timeout,
+        _get(message, "group", str),
+        _get(message, "channel", str) if kind in (ADD, DISCARD) else "",
+        info,
+    )
+
+
+def _read_answer(message: dict[str, Any], sender: str) -> Answer:
+    part, parts = _get(message, "part", int), _get(message, "parts", int)
+    count = _get(message, "count", int)
+    if not 0 <= part < parts or count < 0:
+        raise MalformedBody("an answer with wrong numbers")
+    return Answer(
+        sender,
+        _get(message, "number", int),
+        _get(message, "series", int),
+        part,
+        parts,
+        count,
+        tuple(_read_member(member, sender) for member in _get(message, "members", list)),
+        _get(message, "error", str) if "error" in message else "",
+        message.get("mistake") is True,
+    )
+
+
+def _read_member(member: object, sender: str) -> PackedMember:
+    # A process can only say what is so of its own channels: so no member comes twice.
+    if isinstance(member, list) and len(member) == 2:
+        channel, info = member
+        if isinstance(channel, str) and "!" in channel and id_of(channel) == sender:
+            if info is None:
+                return channel, None
+            if isinstance(info, bytes):
+                unpack_info(info)
+                return channel, info
+    raise MalformedBody("an answer with a wrong member")
+
+
+def _get(message: dict[str, Any], key: str, kind: type[_T]) -> _T:
+    value = message.get(key)
+    if type(value) is not kind:
+        raise MalformedBody(f"a request with a wrong value of {key!r}")
+    return value
+
+
+def split(members: list[PackedMember]) -> list[tuple[PackedMember, ...]]:
+    """Return the members in parts, at least one, that fit an answer."""
+    parts: list[tuple[PackedMember, ...]] = []
+    part: list[PackedMember] = []
+    size = 0
+    for channel, info in members:
+        if size >= PART_SIZE:
+            parts.append(tuple(part))
+            part, size = [], 0
+        part.append((channel, info))
+        size += len(channel) + len(info or b"") + 8  # of msgpack's headers
+    return [*parts, tuple(part)]
