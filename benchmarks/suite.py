@@ -15,6 +15,7 @@ from benchmarks.model import Failed, Sample
 from benchmarks.problems import Problems, add_problems
 from benchmarks.scenario import Scenario
 from benchmarks.scenarios import (
+    ask,
     churn,
     fanout,
     large,
@@ -42,6 +43,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     *sync.SCENARIOS,
     *site.SCENARIOS,
     *neighbours.SCENARIOS,
+    *ask.SCENARIOS,
 )
 
 
