@@ -1,16 +1,13 @@
 """One page's stay in one room.
 
 Every page has a websocket and every websocket a ``ChatConsumer`` of its own, in whichever server
-process took the connection. Consumers know nothing of each other: all they hear comes from the
-room's group on the channel layer.
+process took the connection. Consumers hear of each other by the room's group on the channel layer:
 
     chat.message     somebody said something
-    chat.joined      somebody came
-    chat.left        somebody went
-    chat.here        a sign of life, every BEAT seconds from everyone
-    chat.roll_call   somebody asks who is here; answered by a chat.here to that channel only
+    chat.changed     somebody came, went, or has another name: look who is here
 
-Signs of life make n * n deliveries per BEAT for n people: right for a room, wrong for a stadium.
+Who is here the channel layer knows: each consumer joins with its ``Person`` as the member's info,
+and asks for all members every BEAT seconds, and when something has changed.
 """
 
 from __future__ import annotations
@@ -28,13 +25,13 @@ from channels.exceptions import ChannelFull
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
 
 from channels_rabbitmq.exceptions import BrokerUnavailable
-from chat.presence import Person, Roster
+from chat.presence import Person, missing, people_in
 from chat.rooms import group_of
 
 logger = logging.getLogger(__name__)
 
-BEAT = 2.0  # seconds between two signs of life
-ROOM_TIMEOUT = 2.0  # seconds after which a sign of life that didn't come back is lost
+BEAT = 2.0  # seconds between two looks at who is here
+ROOM_TIMEOUT = 2.0  # seconds that the other processes may take to answer
 MAX_NAME = 30  # characters
 MAX_TEXT = 2000  # characters
 
@@ -46,7 +43,7 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
     """Between a page (JSON over a websocket) and a room (a group of the channel layer).
 
     From the page: ``introduce`` (first of all, and again for a new name) and ``say``.
-    To the page: ``welcome``, ``room`` (is it within reach? after every sign of life), ``people``,
+    To the page: ``welcome``, ``room`` (is it within reach? after every look), ``people``,
     ``joined``, ``left``, ``message`` and ``not_delivered``.
     """
 
@@ -69,11 +66,9 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
         self.me = Person(
             id=secrets.token_hex(8), name="", port=self.scope["server"][1], pid=os.getpid()
         )
-        self.roster = Roster(patience=3 * BEAT + ROOM_TIMEOUT)
-        self.is_member = False
-        self.can_hear = False
+        self.people: list[Person] = []  # as the page shows them
         self.room_is_up = False
-        self.heard_myself = asyncio.Event()
+        self.look_again = asyncio.Event()
         await self.accept()
         await self.send_json({"type": "welcome", "you": asdict(self.me)})
 
@@ -98,9 +93,9 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
         self.me = replace(self.me, name=name.strip()[:MAX_NAME] or "Anonymous")
         if self.stay is None:
             self.stay = asyncio.create_task(self.stay_in_room())
-        elif self.can_hear:
-            with contextlib.suppress(*LayerError):  # the next sign of life says the same
-                await self.tell_room("chat.here")
+        elif self.room_is_up:
+            with contextlib.suppress(*LayerError):  # then the old name stays
+                await self.join()
 
     async def say(self, message_id: str, text: str) -> None:
         if self.stay is None or not text.strip() or len(text) > MAX_TEXT:
@@ -115,54 +110,61 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
     # To the room
 
     async def stay_in_room(self) -> None:
-        """Join, then give signs of life until cancelled.
+        """Join, then look who is here until cancelled.
 
-        The sign goes through the room like any message. So the others learn that this person is
-        still here; and hearing it oneself proves that the room is within reach. When it isn't
-        (RabbitMQ restarts, say), the channel layer reconnects by itself: all there is to do here
-        is to tell the page, and to try again.
-
-        The processes come back one by one, and who isn't back yet misses what is said. So the room
-        counts as within reach when everybody who was here has been heard again (who can be heard
-        can hear: group_send waits for the sender's own group) or has been silent for too long.
+        The look goes by RabbitMQ to all server processes, this one included. So it also shows
+        whether the room is within reach. When it isn't (RabbitMQ restarts, say), the channel layer
+        reconnects by itself: all there is to do here is to tell the page, and to try again.
         """
+        is_member = False
         try:
             # Cancelling alone would not do: before Python 3.12, wait_for may swallow it.
             while not self.has_left:
                 try:
-                    await asyncio.wait_for(self.give_sign_of_life(), ROOM_TIMEOUT)
-                except (*LayerError, asyncio.TimeoutError):
-                    self.can_hear = False
-                else:
-                    self.can_hear = True
-                    await self.miss_the_silent()
+                    if not is_member:
+                        await self.join()
+                        is_member = True
+                    self.look_again.clear()
+                    await self.look()
+                except LayerError:
+                    self.room_is_up = False
                 await self.show_room()
-                await asyncio.sleep(BEAT if self.can_hear else BEAT / 10)
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(
+                        self.look_again.wait(), BEAT if self.room_is_up else BEAT / 10
+                    )
         except Exception:
             logger.exception("The stay in %s ended", self.group)
             await self.close()  # the page will come back
 
-    async def give_sign_of_life(self) -> None:
-        """Say that one is here and wait to hear it."""
-        if not self.is_member:
-            await self.channel_layer.group_add(self.group, self.channel_name)
-            self.is_member = True
-            await self.tell_room("chat.joined")
-        if not self.can_hear:
-            # New here, or deaf until now: whoever came and went meanwhile, we missed it.
-            self.roster.start_over()
-            await self.tell_room("chat.roll_call", reply_channel=self.channel_name)
-        self.heard_myself.clear()
-        await self.tell_room("chat.here")
-        await self.heard_myself.wait()
+    async def join(self) -> None:
+        """Become a member, or take another name."""
+        await self.channel_layer.group_add(self.group, self.channel_name, info=asdict(self.me))
+        await self.tell_room("chat.changed")
+
+    async def look(self) -> None:
+        """Ask who is here, and show it.
+
+        After an outage the processes come back one by one, and those that aren't back yet miss what
+        is said. So the room is within reach again when all have answered, or are known to be gone.
+        """
+        found = await self.channel_layer.group_members(self.group, timeout=ROOM_TIMEOUT)
+        people = people_in(found)
+        is_heard = self.is_among(people)
+        self.room_is_up = is_heard and (self.room_is_up or found.is_complete)
+        if self.room_is_up:
+            await self.show_people(people)
+
+    def is_among(self, people: list[Person]) -> bool:
+        return any(person.id == self.me.id for person in people)
 
     async def leave_room(self) -> None:
         """Say good-bye, as far as that is possible."""
         await self.channel_layer.group_discard(self.group, self.channel_name)
-        # Where this fails, the others will notice by the missing signs of life.
+        # Where this fails, the others find out at their next look.
         with contextlib.suppress(*LayerError, asyncio.TimeoutError):
-            if self.can_hear:
-                await asyncio.wait_for(self.tell_room("chat.left"), ROOM_TIMEOUT)
+            if self.room_is_up:
+                await asyncio.wait_for(self.tell_room("chat.changed"), ROOM_TIMEOUT)
 
     async def tell_room(self, message_type: str, **content: Any) -> None:
         await self.channel_layer.group_send(
@@ -174,46 +176,24 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
     async def chat_message(self, event: dict[str, Any]) -> None:
         await self.send_json({**event, "type": "message"})
 
-    async def chat_joined(self, event: dict[str, Any]) -> None:
-        await self.chat_here(event)
-        await self.send_json({**event, "type": "joined"})
-
-    async def chat_left(self, event: dict[str, Any]) -> None:
-        if self.roster.remove(event["person"]["id"]):
-            await self.send_json({**event, "type": "left"})
-            await self.show_people()
-
-    async def chat_here(self, event: dict[str, Any]) -> None:
-        person = Person(**event["person"])
-        if person.id == self.me.id:
-            self.heard_myself.set()
-        if self.roster.hear(person):
-            await self.show_people()
-        if not self.room_is_up:
-            await self.show_room()  # this may have been the last one missing
-
-    async def chat_roll_call(self, event: dict[str, Any]) -> None:
-        with contextlib.suppress(*LayerError):
-            await self.channel_layer.send(
-                event["reply_channel"], {"type": "chat.here", "person": asdict(self.me)}
-            )
+    async def chat_changed(self, event: dict[str, Any]) -> None:
+        self.look_again.set()
 
     # To the page
 
-    async def miss_the_silent(self) -> None:
-        silent = self.roster.remove_silent()
-        for person in silent:
-            await self.send_json({"type": "left", "person": asdict(person)})
-        if silent:
-            await self.show_people()
-
     async def show_room(self) -> None:
-        self.room_is_up = self.can_hear and self.roster.is_complete
         await self.send_json({"type": "room", "up": self.room_is_up})
 
-    async def show_people(self) -> None:
-        people = [asdict(person) for person in self.roster.people()]
-        await self.send_json({"type": "people", "people": people})
+    async def show_people(self, people: list[Person]) -> None:
+        if people == self.people:
+            return
+        before, self.people = self.people, people
+        await self.send_json({"type": "people", "people": [asdict(person) for person in people]})
+        if self.is_among(before):  # else it is we who came
+            for person in missing(people, before):
+                await self.send_json({"type": "joined", "person": asdict(person)})
+        for person in missing(before, people):
+            await self.send_json({"type": "left", "person": asdict(person)})
 
     async def show_not_delivered(self, message_id: str, reason: str) -> None:
         await self.send_json({"type": "not_delivered", "id": message_id, "reason": reason})

@@ -1,10 +1,15 @@
-"""Who is in a room, as far as one connection has heard."""
+"""Who is in a room, by what the channel layer's processes answer.
+
+Nobody keeps a list of who is where: each look asks all server processes. So a process may die at
+any moment without leaving ghosts behind.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from channels_rabbitmq.presence import GroupMembers
 
 
 @dataclass(frozen=True)
@@ -17,48 +22,13 @@ class Person:
     pid: int
 
 
-class Roster:
-    """People by their signs of life; who gives none for ``patience`` seconds is gone.
+def people_in(found: GroupMembers) -> list[Person]:
+    """Return the people in a room, by name; each member's info describes a ``Person``."""
+    people = [Person(**member.info) for member in found.members if member.info is not None]
+    return sorted(people, key=lambda person: (person.name.lower(), person.id))
 
-    Nobody keeps a list of who is where. So a server process may die at any moment without
-    leaving ghosts behind for longer than that.
-    """
 
-    def __init__(self, patience: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._patience = patience
-        self._clock = clock
-        self._people: dict[str, Person] = {}
-        self._last_heard: dict[str, float] = {}
-        self._missing: set[str] = set()  # not heard since we started over
-
-    def hear(self, person: Person) -> bool:
-        """Note a sign of life. True if it tells something new."""
-        is_news = self._people.get(person.id) != person
-        self._people[person.id] = person
-        self._last_heard[person.id] = self._clock()
-        self._missing.discard(person.id)
-        return is_news
-
-    def remove(self, person_id: str) -> Person | None:
-        self._last_heard.pop(person_id, None)
-        self._missing.discard(person_id)
-        return self._people.pop(person_id, None)
-
-    def remove_silent(self) -> list[Person]:
-        """Remove and return those whose signs of life have ended."""
-        limit = self._clock() - self._patience
-        silent = [person_id for person_id, heard in self._last_heard.items() if heard < limit]
-        return [person for person_id in silent if (person := self.remove(person_id))]
-
-    def start_over(self) -> None:
-        """Be patient with everybody again: it was we who couldn't hear."""
-        self._last_heard = dict.fromkeys(self._people, self._clock())
-        self._missing = set(self._people)
-
-    @property
-    def is_complete(self) -> bool:
-        """Has everybody been heard, or given up, since we started over?"""
-        return not self._missing
-
-    def people(self) -> list[Person]:
-        return sorted(self._people.values(), key=lambda person: (person.name.lower(), person.id))
+def missing(people: Iterable[Person], from_others: Iterable[Person]) -> list[Person]:
+    """Return the people whose page isn't among the others. (A new name makes nobody new.)"""
+    ids = {person.id for person in from_others}
+    return [person for person in people if person.id not in ids]

@@ -25,6 +25,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Origin
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from channels_rabbitmq.presence import GroupMembers, Member
 from tests.support.brokers import Broker
 from tests.support.changes import Changes
 from tools import brokers, root_rights
@@ -505,7 +506,7 @@ async def test_chat_goes_on_after_a_restart_of_the_broker(private_broker: Privat
 # Who is in the room
 
 
-class TestRoster:
+class TestPresence:
     @pytest.fixture
     def presence(self, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.syspath_prepend(ROOT / "example")
@@ -513,39 +514,39 @@ class TestRoster:
 
         return presence
 
-    def test_silent_people_are_removed(self, presence: Any) -> None:
-        now = 0.0
-        roster = presence.Roster(patience=8, clock=lambda: now)
+    def test_people_are_what_the_members_say_of_themselves(self, presence: Any) -> None:
+        grace = {"id": "2", "name": "Grace", "port": 8002, "pid": 12}
+        ada = {"id": "1", "name": "ada", "port": 8001, "pid": 11}
+        members = (Member("a!1", grace), Member("a!2", None), Member("b!1", ada))
+        found = GroupMembers(members, is_complete=True, silent=(), absent=())
+        people = [presence.Person(**ada), presence.Person(**grace)]
+        assert presence.people_in(found) == people
+
+    def test_who_came_and_who_left(self, presence: Any) -> None:
         ada = presence.Person("1", "Ada", 8001, 11)
+        augusta = presence.Person("1", "Augusta", 8001, 11)
         grace = presence.Person("2", "Grace", 8002, 12)
-        assert roster.hear(ada)
-        assert roster.hear(grace)
-        now = 7.0
-        assert not roster.hear(grace)  # no news
-        now = 9.0
-        assert roster.remove_silent() == [ada]
-        assert roster.people() == [grace]
+        assert presence.missing([ada, grace], [augusta]) == [grace]
+        assert presence.missing([augusta], [ada, grace]) == []
 
-    def test_new_name_is_news(self, presence: Any) -> None:
-        roster = presence.Roster(patience=8)
-        roster.hear(presence.Person("1", "Ada", 8001, 11))
-        assert roster.hear(presence.Person("1", "Augusta", 8001, 11))
-        assert [person.name for person in roster.people()] == ["Augusta"]
 
-    def test_is_complete_when_all_were_heard_again_or_are_gone(self, presence: Any) -> None:
-        now = 0.0
-        roster = presence.Roster(patience=8, clock=lambda: now)
-        people = [presence.Person(str(number), "", 8001, 11) for number in range(3)]
-        for person in people:
-            roster.hear(person)
-        assert roster.is_complete
-        now = 100.0
-        roster.start_over()
-        assert roster.remove_silent() == []  # it was we who couldn't hear
-        assert not roster.is_complete
-        roster.hear(people[0])
-        roster.remove(people[1].id)
-        assert not roster.is_complete
-        now = 109.0
-        roster.remove_silent()
-        assert roster.is_complete
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+async def test_chat_shows_who_is_here_after_a_crash(broker: Broker) -> None:
+    """Both people of the killed process are gone, the others are not, and the chat goes on."""
+    room = secrets.token_hex(8)
+    with running_servers(Path(sys.executable), broker.url, two_ports()) as servers:
+        async with (
+            open_page(servers[0].address, room, "Ada") as ada,
+            open_page(servers[0].address, room, "Alan") as alan,
+            open_page(servers[1].address, room, "Grace"),
+            open_page(servers[1].address, room, "Guido"),
+        ):
+            for page in (ada, alan):
+                await page.until(lambda page: page.people == ["Ada", "Alan", "Grace", "Guido"])
+            servers[1].kill()
+            for page in (ada, alan):
+                await page.until(lambda page: page.people == ["Ada", "Alan"])
+                assert page.room_is_up
+            await ada.say("Who was that?")
+            await alan.until(lambda page: page.messages == ["Who was that?"])
