@@ -6,6 +6,7 @@ Unknown keys are ignored, so that later versions may add some.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -169,7 +170,7 @@ def _get(message: dict[str, Any], key: str, kind: type[_T]) -> _T:
     return value
 
 
-def split(members: list[PackedMember]) -> list[tuple[PackedMember, ...]]:
+def split(members: Sequence[PackedMember]) -> list[tuple[PackedMember, ...]]:
     """Return the members in parts, at least one, that fit an answer."""
     parts: list[tuple[PackedMember, ...]] = []
     part: list[PackedMember] = []

@@ -1,0 +1,643 @@
+"""Processes that greet, ask and answer each other, in virtual time, over a wire in memory.
+
+The wire is where a broker would be: it can drop, return and block what a real one only does at
+moments that no test can choose.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from channels_rabbitmq._amqp.publishing import Outcome
+from channels_rabbitmq._codec import MessageCodec, pack_info
+from channels_rabbitmq._identity import TO_ALL, to_process
+from channels_rabbitmq._peers import answerer as _answerer
+from channels_rabbitmq._peers.greeter import SETTLE_TIMEOUT, SPREAD
+from channels_rabbitmq._peers.peers import Peers
+from channels_rabbitmq._peers.processes import GONE_AFTER
+from channels_rabbitmq._peers.requests import HELLO, HERE, MEMBERS, Greeting, Request, read
+from channels_rabbitmq._reporter import Reporter
+from channels_rabbitmq._settings.settings import Settings
+from channels_rabbitmq.exceptions import BrokerUnavailable
+from channels_rabbitmq.presence import Member
+from channels_rabbitmq.statistics import Counters
+from tests.support.virtual_time import run
+
+GROUP = "room"
+DELAY = 0.001  # seconds from the publisher to the queue
+_codec = MessageCodec(max_message_size=10**6)
+
+
+class Wire:
+    """Brings bodies to the processes that are connected, and keeps a list of them."""
+
+    def __init__(self) -> None:
+        self.connected: dict[str, Process] = {}
+        self.is_blocked = False
+        self.unblocked = asyncio.Event()
+        self.deaf: set[str] = set()  # what is for them stays in their queues
+        self.lost_answers: list[Outcome] = []  # outcomes in place of the next ones
+        self.said: list[tuple[str, str, str]] = []  # (sender, recipient, kind)
+
+    def kinds(self, sender: str) -> Counter[str]:
+        return Counter(kind for one, _, kind in self.said if one == sender)
+
+    async def publish(self, recipient: str, body: bytes) -> Outcome:
+        if self.is_blocked:
+            return Outcome.BLOCKED
+        message = _codec.decode(body).message()
+        self.said.append((message["from"], recipient, message["kind"]))
+        found = [
+            process
+            for process in self.connected.values()
+            if recipient in (TO_ALL, to_process(process.id))
+        ]
+        await asyncio.sleep(DELAY)
+        if self.lost_answers:
+            return self.lost_answers.pop(0)
+        for process in found:
+            if process.id not in self.deaf:
+                process.peers.on_request(body, 1, 0, process)
+        return Outcome.CONFIRMED if found or recipient == TO_ALL else Outcome.RETURNED
+
+
+class Process:
+    """One process: its groups, and its way to the wire."""
+
+    def __init__(self, wire: Wire, letter: str, keys: tuple[str, ...] = ()) -> None:
+        self.id = f"crq.{letter * 16}"
+        self.wire = wire
+        self.members: dict[str, bytes | None] = {}
+        self.counters = Counters()
+        self.acked = 0
+        self.answers_late = asyncio.Event()
+        self.answers_late.set()
+        settings = Settings.from_config({"symmetric_encryption_keys": list(keys) or None})
+        self.reporter = Reporter(logging.getLogger("test"), self.id)
+        self.peers = Peers(self.id, settings, self, self, self.counters, self.reporter)
+        self._is_ready = asyncio.Event()
+
+    def connect(self) -> None:
+        self.wire.connected[self.id] = self
+        self._is_ready.set()
+        self.peers.on_ready()
+
+    def disconnect(self) -> None:
+        """As by a fault: nobody is told."""
+        del self.wire.connected[self.id]
+        self._is_ready.clear()
+        self.peers.on_lost()
+
+    async def say_bye(self) -> None:
+        del self.wire.connected[self.id]
+        await self.wire.publish(TO_ALL, self.peers.farewell)
+        self.close()
+
+    def close(self) -> None:
+        self.wire.connected.pop(self.id, None)
+        self.peers.close()
+        self.reporter.close()
+
+    def ack(self, delivery_tag: int) -> None:
+        self.acked += 1
+
+    # Link
+
+    @property
+    def is_blocked(self) -> bool:
+        return self.wire.is_blocked
+
+    async def wait_usable(self) -> None:
+        while self.wire.is_blocked:
+            await self.wire.unblocked.wait()
+
+    async def publish(self, recipient: str, body: bytes, deadline: float) -> Outcome:
+        return await self.wire.publish(recipient, body)
+
+    async def wait_sending(self, deadline: float) -> None:
+        pass
+
+    async def wait_receiving(self, deadline: float) -> None:
+        try:
+            await asyncio.wait_for(self._is_ready.wait(), max(0, deadline - now()))
+        except asyncio.TimeoutError:
+            raise BrokerUnavailable("no connection") from None
+
+    # LocalGroups
+
+    def confirmed(self, group: str) -> list[tuple[str, bytes | None]]:
+        return list(self.members.items()) if group == GROUP else []
+
+    def count(self, group: str) -> int:
+        return len(self.confirmed(group))
+
+    async def add(self, group: str, channel: str, info: bytes | None, deadline: float) -> None:
+        await self.answers_late.wait()
+        if channel.endswith("!bad"):
+            raise ValueError("a bad channel")
+        if channel.endswith("!unlucky"):
+            raise BrokerUnavailable("no broker")
+        self.members[channel] = info
+
+    def discard(self, group: str, channel: str) -> None:
+        self.members.pop(channel, None)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+Scene = Callable[[Wire, list[Process]], Coroutine[Any, Any, None]]
+
+
+def play(scene: Scene, letters: str = "abc", *, settled: bool = True) -> None:
+    """Run a scene with processes that are connected, each with one member."""
+
+    async def main() -> None:
+        wire = Wire()
+        processes = [Process(wire, letter) for letter in letters]
+        for process in processes:
+            process.members[f"{process.id}!x"] = None
+            process.connect()
+        if settled:
+            await asyncio.sleep(1)
+        await scene(wire, processes)
+        for process in processes:
+            process.close()
+        await asyncio.gather(*(process.peers.wait_closed() for process in processes))
+
+    run(main())
+
+
+def channels(result: Any) -> list[str]:
+    return sorted(member.channel for member in result.members)
+
+
+class TestGreeting:
+    def test_all_know_all_after_a_moment(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            for process in processes:
+                others = sorted(one.id for one in processes if one is not process)
+                assert sorted(process.peers.processes.known()) == others
+                assert wire.kinds(process.id)[HELLO] == 1
+                assert process.acked
+
+        play(scene)
+
+    def test_hello_is_repeated_until_it_is_confirmed(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            (a,) = processes
+            wire.lost_answers = [Outcome.UNKNOWN, Outcome.UNKNOWN]
+            assert not a.peers.greeter.is_greeted
+            assert await a.peers.greeter.wait_greeted(now() + 10)
+            assert wire.kinds(a.id)[HELLO] == 3
+            assert not await a.peers.greeter.wait_greeted(now() + 10)
+
+        play(scene, "a", settled=False)
+
+    def test_who_waits_for_it_is_told_in_time(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            wire.lost_answers = [Outcome.UNKNOWN] * 100
+            with pytest.raises(BrokerUnavailable, match="did not confirm"):
+                await processes[0].peers.greeter.wait_greeted(now() + 1)
+            assert now() == pytest.approx(1, abs=0.01)
+
+        play(scene, "a", settled=False)
+
+    def test_nobody_waits_for_it_while_publishers_are_blocked(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a = Process(wire, "n")
+            wire.is_blocked = True
+            a.connect()
+            await a.peers.greeter.wait_greeted(now() + 10)
+            assert wire.kinds(a.id) == {}
+            wire.is_blocked = False
+            wire.unblocked.set()
+            await asyncio.sleep(DELAY * 2)
+            assert wire.kinds(a.id) == {HELLO: 1}
+            assert a.id in processes[0].peers.processes.known()
+            a.close()
+
+        play(scene)
+
+    def test_each_hello_is_answered(self) -> None:
+        """Also of one that has just been answered: it knows nobody any more."""
+
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b = processes
+            for times in range(2, 5):
+                b.disconnect()
+                b.connect()
+                await asyncio.sleep(2 * SPREAD)
+                assert wire.kinds(a.id)[HERE] == times
+                assert wire.said[-1] == (a.id, to_process(b.id), HERE)
+
+        play(scene, "ab")
+
+    def test_many_hellos_are_answered_together(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            answers = [(to, kind) for one, to, kind in wire.said if one == processes[0].id]
+            assert answers.count((TO_ALL, HERE)) >= 1
+            assert len(answers) <= 3
+            assert all(len(one.peers.processes.known()) == 19 for one in processes)
+
+        play(scene, "abcdefghijklmnopqrst")
+
+    def test_one_answer_tells_a_new_process_of_all(self) -> None:
+        """It doesn't take the time that it takes if nobody answers."""
+
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            new = Process(wire, "n")
+            begun = now()
+            new.connect()
+            wire.deaf = {one.id for one in processes[1:]}  # They hear no hello.
+            result = await new.peers.group_members(GROUP, begun + 0.4)
+            assert sorted(new.peers.processes.known()) == [one.id for one in processes]
+            assert new.peers.greeter.is_settled
+            assert result.silent == tuple(one.id for one in processes[1:])
+            new.close()
+
+        play(scene)
+
+    def test_before_it_knows_all_no_result_is_complete(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            (a,) = processes
+            result = await a.peers.group_members(GROUP, now() + SETTLE_TIMEOUT / 2)
+            assert not result.is_complete
+            assert result.silent == result.absent == ()
+            result = await a.peers.group_members(GROUP, now() + 1)
+            assert result.is_complete
+            assert now() == pytest.approx(SETTLE_TIMEOUT, abs=0.01)
+
+        play(scene, "a", settled=False)
+
+    def test_an_unsettled_ones_list_is_no_proof(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b = processes
+            await asyncio.sleep(2 * SPREAD)
+            assert a.peers.processes.known() == [b.id]
+            assert not a.peers.greeter.is_settled
+            assert not b.peers.greeter.is_settled
+
+        play(scene, "ab", settled=False)
+
+
+class TestAskingAll:
+    def test_all_members_once(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, c = processes
+            b.members[f"{b.id}!y"] = pack_info({"name": "y"})
+            begun = now()
+            result = await a.peers.group_members(GROUP, begun + 1)
+            assert now() - begun < 10 * DELAY
+            assert result.is_complete
+            assert (result.silent, result.absent) == ((), ())
+            expected = [f"{a.id}!x", f"{b.id}!x", f"{b.id}!y", f"{c.id}!x"]
+            assert channels(result) == expected
+            assert Member(f"{b.id}!y", {"name": "y"}) in result.members
+            assert await a.peers.group_count(GROUP, now() + 1) == 4
+            assert await a.peers.group_count("another", now() + 1) == 0
+            # One question, and one answer from each: nobody is asked twice.
+            assert wire.kinds(a.id)[MEMBERS] == 1
+
+        play(scene)
+
+    def test_large_answers_come_in_parts(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b = processes
+            b.members = {f"{b.id}!{n}": pack_info({"x": "y" * 4000}) for n in range(200)}
+            result = await a.peers.group_members(GROUP, now() + 1)
+            assert result.is_complete
+            assert len(result.members) == 201
+            assert wire.kinds(b.id)["answer"] > 1
+
+        play(scene, "ab")
+
+    def test_the_silent_are_named_in_time(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, c = processes
+            wire.deaf = {b.id}
+            begun = now()
+            result = await a.peers.group_members(GROUP, begun + 1)
+            assert now() - begun == pytest.approx(1, abs=0.01)
+            assert not result.is_complete
+            assert (result.silent, result.absent) == ((b.id,), ())
+            assert channels(result) == [f"{a.id}!x", f"{c.id}!x"]
+            assert (a.counters.questions, a.counters.incomplete, a.counters.silent) == (1, 1, 1)
+
+        play(scene)
+
+    def test_one_that_answers_late_is_asked_again(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, _ = processes
+            wire.deaf = {b.id}
+            asking = asyncio.create_task(a.peers.group_members(GROUP, now() + 1))
+            await asyncio.sleep(0.2)
+            wire.deaf = set()
+            result = await asking
+            assert result.is_complete
+            assert (a.id, to_process(b.id), MEMBERS) in wire.said
+
+        play(scene)
+
+    def test_the_lost_are_absent_then_gone(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, c = processes
+            b.disconnect()
+            begun = now()
+            result = await a.peers.group_members(GROUP, begun + 1)
+            assert now() - begun < 0.2  # Who is known to be away isn't waited for.
+            assert (result.is_complete, result.silent, result.absent) == (False, (), (b.id,))
+            begun = now()
+            result = await a.peers.group_members(GROUP, begun + 1)
+            assert now() - begun < 10 * DELAY  # It is asked alone at once.
+            assert result.absent == (b.id,)
+            await asyncio.sleep(GONE_AFTER)
+            result = await a.peers.group_members(GROUP, now() + 1)
+            assert result.is_complete
+            assert channels(result) == [f"{a.id}!x", f"{c.id}!x"]
+
+        play(scene)
+
+    def test_one_that_is_back_is_asked_again(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, _ = processes
+            b.disconnect()
+            assert not (await a.peers.group_members(GROUP, now() + 1)).is_complete
+            b.connect()
+            await b.peers.greeter.wait_greeted(now() + 1)
+            result = await a.peers.group_members(GROUP, now() + 1)
+            assert result.is_complete
+            assert len(result.members) == 3
+
+        play(scene)
+
+    def test_one_that_has_ended_in_order_is_gone_at_once(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, c = processes
+            await b.say_bye()
+            result = await a.peers.group_members(GROUP, now() + 1)
+            assert result.is_complete
+            assert channels(result) == [f"{a.id}!x", f"{c.id}!x"]
+
+        play(scene)
+
+    def test_one_that_ends_meanwhile_is_not_waited_for(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, _ = processes
+            wire.deaf = {b.id}
+            asking = asyncio.create_task(a.peers.group_members(GROUP, now() + 5))
+            await asyncio.sleep(0.5)
+            await b.say_bye()
+            begun = now()
+            assert (await asking).is_complete
+            assert now() - begun < 0.01
+
+        play(scene)
+
+    def test_without_the_echo_no_result_is_complete(self) -> None:
+        """Somebody may have greeted whom this process hasn't heard."""
+
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a = processes[0]
+            wire.deaf = {a.id}
+            result = await a.peers.group_members(GROUP, now() + 1)
+            assert not result.is_complete
+            wire.deaf = set()
+            assert (await a.peers.group_members(GROUP, now() + 1)).is_complete
+
+        play(scene)
+
+    def test_while_publishers_are_blocked_all_is_quiet(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, _ = processes
+            before = len(wire.said)
+            wire.is_blocked = True
+            begun = now()
+            result = await a.peers.group_members(GROUP, begun + 1)
+            assert now() == begun
+            assert not result.is_complete
+            assert result.silent == tuple(one.id for one in processes[1:])
+            assert channels(result) == [f"{a.id}!x"]
+            # A question that was written just before
+            request = Request(MEMBERS, a.id, 99, 1.0, GROUP)
+            b.peers.on_request(_codec.encode_for_channel(TO_ALL, request.message()), 1, 0, b)
+            assert b.counters.unanswered == 1
+            assert len(wire.said) == before
+
+        play(scene)
+
+    def test_on_the_next_connection_it_is_asked_again(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, _ = processes
+            wire.deaf = {b.id}
+            asking = asyncio.create_task(a.peers.group_members(GROUP, now() + 5))
+            await asyncio.sleep(0.05)
+            a.disconnect()
+            wire.deaf = set()
+            await asyncio.sleep(1)
+            assert not asking.done()
+            a.connect()
+            result = await asking
+            assert result.is_complete
+            assert len(result.members) == 3
+
+        play(scene)
+
+    def test_an_own_connection_that_stays_away(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, _ = processes
+            wire.deaf = {b.id}
+            asking = asyncio.create_task(a.peers.group_members(GROUP, now() + 2))
+            await asyncio.sleep(0.05)
+            a.disconnect()
+            begun = now()
+            result = await asking
+            assert now() - begun < 2
+            assert not result.is_complete
+            assert f"{a.id}!x" in channels(result)
+            with pytest.raises(BrokerUnavailable):
+                await a.peers.group_members(GROUP, now() + 1)
+
+        play(scene)
+
+    def test_cancelled_it_leaves_nothing(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, _ = processes
+            wire.deaf = {b.id}
+            asking = asyncio.create_task(a.peers.group_members(GROUP, now() + 5))
+            await asyncio.sleep(0.05)
+            asking.cancel()
+            await asyncio.wait([asking])
+            assert len(a.peers._asker.questions) == 0
+
+        play(scene)
+
+
+class TestAnswering:
+    def test_a_hundred_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_answerer, "MOST_AT_ONCE", 3)
+
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, _ = processes
+            b.answers_late.clear()
+            adding = [
+                asyncio.create_task(a.peers.add(GROUP, f"{b.id}!{n}", None, now() + 5))
+                for n in range(5)
+            ]
+            await asyncio.sleep(0.01)
+            assert (b.counters.answered, b.counters.unanswered) == (3, 2)
+            b.answers_late.set()
+            await asyncio.gather(*adding)  # The rest is asked again.
+            assert len(b.members) == 6
+
+        play(scene)
+
+    @pytest.mark.parametrize("what", ["garbage", "for another", "without a sense"])
+    def test_what_nobody_should_send_is_counted(self, what: str) -> None:
+        bodies = {
+            "garbage": b"\xc1",
+            "for another": _codec.encode_for_channel(
+                "crq.x!requests", Greeting(HELLO, "crq." + "z" * 16).message()
+            ),
+            "without a sense": _codec.encode_for_channel(TO_ALL, {"kind": "hello"}),
+        }
+
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            (a,) = processes
+            acked = a.acked
+            a.peers.on_request(bodies[what], 1, 0, a)
+            assert a.counters.malformed_requests == 1
+            assert a.acked == acked + 1
+            assert a.peers.processes.known() == []
+            assert (await a.peers.group_members(GROUP, now() + 1)).is_complete
+
+        play(scene, "a")
+
+    def test_with_other_keys_nobody_is_known(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            (a,) = processes
+            stranger = Process(wire, "s", keys=("another",))
+            a.peers.on_request(stranger.peers.farewell, 1, 0, a)
+            stranger.peers.on_request(a.peers.farewell, 1, 0, stranger)
+            for one in (a, stranger):
+                assert one.counters.malformed_requests == 1
+                assert one.peers.processes.known() == []
+            stranger.close()
+
+        play(scene, "a")
+
+    def test_what_it_says_can_be_read(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            farewell = read(_codec.decode(processes[0].peers.farewell).message())
+            assert farewell == Greeting("bye", processes[0].id)
+
+        play(scene, "a")
+
+
+class TestAskingOne:
+    def test_it_is_done_there(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, _ = processes
+            channel = f"{b.id}!y"
+            await a.peers.add(GROUP, channel, pack_info({"n": 1}), now() + 10)
+            assert b.members[channel] == pack_info({"n": 1})
+            await a.peers.discard(GROUP, channel, now() + 10)
+            assert channel not in b.members
+
+        play(scene)
+
+    @pytest.mark.parametrize(
+        ("end", "error"), [("bad", ValueError), ("unlucky", BrokerUnavailable)]
+    )
+    def test_what_it_raises_there_is_raised_here(self, end: str, error: type[Exception]) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, _ = processes
+            with pytest.raises(error, match=f"The process {b.id} answers: "):
+                await a.peers.add(GROUP, f"{b.id}!{end}", None, now() + 10)
+
+        play(scene)
+
+    def test_one_that_has_ended(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, _ = processes
+            await b.say_bye()
+            begun = now()
+            with pytest.raises(ValueError, match=f"The process {b.id} is gone"):
+                await a.peers.add(GROUP, f"{b.id}!x", None, now() + 10)
+            assert now() == begun
+
+        play(scene)
+
+    def test_one_that_ends_meanwhile(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, _ = processes
+            wire.deaf = {b.id}
+            adding = asyncio.create_task(a.peers.add(GROUP, f"{b.id}!x", None, now() + 10))
+            await asyncio.sleep(0.5)
+            begun = now()
+            await b.say_bye()
+            with pytest.raises(ValueError, match="is gone"):
+                await adding
+            assert now() - begun < 0.01
+
+        play(scene)
+
+    @pytest.mark.parametrize("is_known", [True, False])
+    def test_one_that_has_vanished(self, is_known: bool) -> None:
+        """First nobody can know; when it has been away for long enough, it is gone."""
+
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, _ = processes
+            b.disconnect()
+            id_ = b.id if is_known else "crq." + "z" * 16
+            with pytest.raises(BrokerUnavailable, match="has no queue on RabbitMQ"):
+                await a.peers.add(GROUP, f"{id_}!x", None, now() + GONE_AFTER / 2)
+            with pytest.raises(ValueError, match="is gone"):
+                await a.peers.add(GROUP, f"{id_}!x", None, now() + GONE_AFTER)
+            begun = now()
+            with pytest.raises(ValueError, match="is gone"):
+                await a.peers.add(GROUP, f"{id_}!x", None, now() + GONE_AFTER)
+            assert now() == begun
+
+        play(scene)
+
+    def test_one_that_comes_back(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, _ = processes
+            b.disconnect()
+            adding = asyncio.create_task(a.peers.add(GROUP, f"{b.id}!y", None, now() + 10))
+            await asyncio.sleep(3)
+            b.connect()
+            begun = now()
+            await adding
+            assert now() - begun < 0.3
+            assert f"{b.id}!y" in b.members
+
+        play(scene)
+
+    def test_one_that_does_not_answer(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, _ = processes
+            wire.deaf = {b.id}
+            begun = now()
+            with pytest.raises(BrokerUnavailable, match="did not answer in time"):
+                await a.peers.add(GROUP, f"{b.id}!x", None, begun + 10)
+            assert now() - begun == pytest.approx(10, abs=0.01)
+
+        play(scene)
+
+    def test_while_publishers_are_blocked(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, _ = processes
+            wire.is_blocked = True
+            with pytest.raises(BrokerUnavailable, match="takes nothing"):
+                await a.peers.add(GROUP, f"{b.id}!x", None, now() + 1)
+
+        play(scene)

@@ -1,0 +1,195 @@
+"""Which processes are known, absent and gone, by a clock of the test's own."""
+
+from __future__ import annotations
+
+import pytest
+
+from channels_rabbitmq._peers import processes as _processes
+from channels_rabbitmq._peers.processes import GONE_AFTER, Processes
+from channels_rabbitmq.statistics import ProcessStatistics
+
+OWN, A, B, C = (f"crq.{letter * 16}" for letter in "oabc")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def processes(clock: Clock) -> Processes:
+    return Processes(OWN, clock)
+
+
+def test_nobody_is_known_at_first(processes: Processes) -> None:
+    assert processes.known() == processes.absent() == processes.heard() == []
+    assert not processes.is_gone(A)
+
+
+def test_whatever_is_heard_makes_a_process_known(processes: Processes) -> None:
+    processes.on_heard(A)
+    processes.on_heard(B)
+    processes.on_heard(A)
+    assert sorted(processes.known()) == [A, B]
+    assert processes.statistics() == ProcessStatistics(known=2, absent=0)
+
+
+def test_it_does_not_know_itself(processes: Processes) -> None:
+    processes.on_heard(OWN)
+    processes.on_hearsay([OWN])
+    processes.on_returned(OWN)
+    processes.on_bye(OWN)
+    assert processes.known() == []
+    assert not processes.is_gone(OWN)
+
+
+def test_returned_is_absent_and_gone_after_a_while(processes: Processes, clock: Clock) -> None:
+    processes.on_heard(A)
+    processes.on_returned(A)
+    clock.now += GONE_AFTER - 0.1
+    processes.on_returned(A)  # doesn't begin anew
+    assert processes.known() == processes.absent() == [A]
+    assert processes.statistics() == ProcessStatistics(known=1, absent=1)
+    assert not processes.is_gone(A)
+    clock.now += 0.1
+    assert processes.is_gone(A)
+    assert processes.known() == processes.absent() == []
+    assert not processes.has_said_bye(A)
+
+
+def test_one_that_is_back_is_present(processes: Processes, clock: Clock) -> None:
+    processes.on_heard(A)
+    processes.on_returned(A)
+    clock.now += GONE_AFTER - 0.1
+    processes.on_heard(A)
+    clock.now += GONE_AFTER
+    assert processes.known() == [A]
+    assert processes.absent() == []
+    processes.on_returned(A)
+    assert processes.absent() == [A]
+
+
+def test_bye_is_gone_at_once(processes: Processes) -> None:
+    processes.on_heard(A)
+    processes.on_bye(A)
+    processes.on_bye(B)
+    assert processes.known() == []
+    for id_ in (A, B):
+        assert processes.is_gone(id_)
+        assert processes.has_said_bye(id_)
+
+
+def test_one_that_is_heard_again_is_not_gone(processes: Processes) -> None:
+    processes.on_bye(A)
+    processes.on_heard(A)
+    assert processes.known() == [A]
+    assert not processes.is_gone(A)
+    assert not processes.has_said_bye(A)
+
+
+def test_a_return_after_bye_changes_nothing(processes: Processes, clock: Clock) -> None:
+    processes.on_bye(A)
+    processes.on_returned(A)
+    clock.now += GONE_AFTER
+    processes.on_returned(A)
+    assert processes.has_said_bye(A)
+    assert processes.absent() == []
+
+
+def test_hearsay_is_known_and_not_passed_on(processes: Processes) -> None:
+    processes.on_heard(A)
+    processes.on_hearsay([A, B])
+    assert sorted(processes.known()) == [A, B]
+    assert processes.heard() == [A]
+    processes.on_heard(B)
+    assert sorted(processes.heard()) == [A, B]
+
+
+def test_hearsay_revives_nobody(processes: Processes, clock: Clock) -> None:
+    """It may be older than the bye."""
+    processes.on_bye(A)
+    processes.on_heard(B)
+    processes.on_returned(B)
+    clock.now += GONE_AFTER
+    assert processes.is_gone(B)
+    processes.on_hearsay([A, B])
+    assert processes.known() == []
+
+
+def test_hearsay_does_not_end_an_absence(processes: Processes) -> None:
+    processes.on_heard(A)
+    processes.on_returned(A)
+    processes.on_hearsay([A])
+    assert processes.absent() == [A]
+
+
+def test_absent_ones_are_not_passed_on(processes: Processes) -> None:
+    processes.on_heard(A)
+    processes.on_returned(A)
+    assert processes.heard() == []
+
+
+def test_no_result_waits_for_a_stranger(processes: Processes, clock: Clock) -> None:
+    processes.on_returned(A)
+    assert processes.known() == processes.absent() == []
+    assert not processes.is_gone(A)
+    clock.now += GONE_AFTER
+    assert not processes.is_gone(A)  # It may have come since.
+    processes.on_returned(A)
+    assert processes.is_gone(A)
+
+
+def test_a_stranger_that_turns_up(processes: Processes, clock: Clock) -> None:
+    processes.on_returned(A)
+    processes.on_heard(A)
+    clock.now += GONE_AFTER
+    assert processes.known() == [A]
+    assert processes.absent() == []
+
+
+def test_time_without_an_own_connection_does_not_count(processes: Processes, clock: Clock) -> None:
+    """Those that came back meanwhile were not heard."""
+    processes.on_heard(A)
+    processes.on_returned(A)
+    processes.on_returned(B)
+    processes.on_own_connection_lost()
+    clock.now += 10 * GONE_AFTER
+    assert processes.known() == [A]
+    assert processes.absent() == []
+    processes.on_returned(A)
+    processes.on_returned(B)
+    assert processes.absent() == [A]
+    assert not processes.is_gone(B)
+
+
+def test_those_that_were_gone_before_stay_gone(processes: Processes, clock: Clock) -> None:
+    processes.on_bye(A)
+    processes.on_heard(B)
+    processes.on_returned(B)
+    clock.now += GONE_AFTER
+    processes.on_own_connection_lost()
+    assert processes.is_gone(A)
+    assert processes.is_gone(B)
+
+
+def test_memory_is_bounded(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever others say: those that were heard least lately are forgotten."""
+    monkeypatch.setattr(_processes, "MOST_KNOWN", 2)
+    monkeypatch.setattr(_processes, "MOST_GONE", 2)
+    for id_ in (A, B, A, C):
+        processes.on_heard(id_)
+    assert sorted(processes.known()) == [A, C]
+    for id_ in (A, B, C):
+        processes.on_bye(id_)
+    assert [processes.is_gone(id_) for id_ in (A, B, C)] == [False, True, True]
+    for number in range(10):
+        processes.on_returned(f"crq.{number}")
+    assert len(processes._strangers) <= 3
