@@ -77,6 +77,7 @@ _PUBLISHED_SIZE = len(_PUBLISHED) + _milliseconds.size
 _our_header_frame = struct.Struct(f">BHIHHQHI{len(_PUBLISHED)}sq")
 _numbered_header_frame = struct.Struct(f">BHIHHQHI{len(_PUBLISHED)}sqB")
 _OUR_HEADER_SIZE = _our_header_frame.size - 7  # bytes of its payload
+_PUBLISHED_AT = _our_header_frame.size - _PUBLISHED_SIZE  # where it is in such a frame
 # The frame of a Basic.Deliver up to its delivery tag: head, index, consumer tag, delivery tag
 _deliver_frame = struct.Struct(f">BHII{1 + len(CONSUMER_TAG)}sQ")
 _LEAST_DELIVER = _deliver_frame.size - 7  # bytes of its payload
@@ -157,7 +158,7 @@ def read_published(data: bytes, start: int, end: int) -> int:
     """Return when a message was published, in milliseconds since 1970, by its content header.
 
     Returns 0 if the header doesn't say. The entry is searched for, since the broker may have added
-    headers of its own.
+    headers of its own. (``find_delivery`` looks at its usual place first.)
     """
     at = data.find(_PUBLISHED, start, end)
     if at < 0 or at + _PUBLISHED_SIZE > end:
@@ -195,7 +196,7 @@ def find_delivery(
         or data[at - 1] != FRAME_END
     ):
         return None
-    header_start = at
+    published_at = at + _PUBLISHED_AT
     frame_type, number, header_size, _, _, size, flags = _header_frame.unpack_from(data, at)
     body_start = at + OVERHEAD + header_size + 7
     body_end = body_start + size
@@ -210,7 +211,12 @@ def find_delivery(
         or _end_and_frame_head.unpack_from(data, body_start - 8) != (FRAME_END, BODY, number, size)
     ):
         return None
-    published = read_published(data, header_start, body_start - 8) if flags & _HAS_HEADERS else 0
+    if not flags & _HAS_HEADERS:
+        published = 0
+    elif header_size >= _OUR_HEADER_SIZE and data.startswith(_PUBLISHED, published_at):
+        published = _milliseconds.unpack_from(data, published_at + len(_PUBLISHED))[0]
+    else:
+        published = read_published(data, at, body_start - 8)
     return tag, published, body_start, body_end
 
 

@@ -85,7 +85,7 @@ class Mailboxes:
         return delivery
 
     def drop_expired(self, mailbox: Mailbox, now: float) -> None:
-        while (first := mailbox.first) is not None and first.expires_at <= now:
+        while mailbox.has_expired(now):
             self.pop(mailbox)
             self._counters.expired += 1
             self._report("expired", mailbox.channel)

@@ -156,9 +156,10 @@ class Router:
             envelope, tag, acker, now + self._local_expiry, now - age, self._deliveries
         )
         if envelope.group is None:
-            assert envelope.channel is not None, "an envelope has one recipient"
+            channel = envelope.channel
+            assert channel is not None, "an envelope has one recipient"
             self._counters.enqueued += 1
-            self._put(self._mailboxes.open(envelope.channel), delivery)
+            self._put(self._mailbox_of(channel) or self._mailboxes.open(channel), delivery)
         else:
             self._put_into_all(self._members.channels(envelope.group), delivery)
         if delivery.unacked:
