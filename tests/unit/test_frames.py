@@ -294,6 +294,46 @@ def test_time_of_publishing_is_not_read_on_into_the_next_frame() -> None:
     assert frames.read_published(whole, 7, len(whole) - 1) == 2**50
 
 
+def whole_delivery(header: bytes, body: bytes) -> bytes:
+    deliver = commands.Basic.Deliver(frames.CONSUMER_TAG, 7, False, "groups", "key")
+    return marshal(deliver) + header + marshal(ContentBody(body))
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        (None, 0),
+        ({}, 0),
+        ({"a": 1}, 0),
+        ({"timestamp_in_ms": 2**50}, 2**50),
+        ({"timestamp_in_ms": 2**50, "z": 3}, 2**50),
+        ({"a": 1, "timestamp_in_ms": 2**50}, 2**50),
+    ],
+)
+@pytest.mark.parametrize("content_type", [None, "text/plain"])
+def test_delivery_tells_when_it_was_published(
+    headers: dict[str, object] | None, expected: int, content_type: str | None
+) -> None:
+    properties = commands.Basic.Properties(content_type=content_type, headers=headers)
+    header = marshal(ContentHeader(body_size=4, properties=properties))
+    data = whole_delivery(header, b"body")
+    found = frames.find_delivery(data, 0, 0, 1000)
+    assert found is not None
+    tag, published, start, end = found
+    assert (tag, published, data[start:end]) == (7, expected, b"body")
+
+
+def test_delivery_is_not_read_on_for_its_time_of_publishing() -> None:
+    properties = commands.Basic.Properties(headers={"timestamp_in_ms": 2**50})
+    whole = marshal(ContentHeader(body_size=40, properties=properties))
+    for missing in range(1, 9):
+        size = len(whole) - frames.OVERHEAD - missing
+        cut = whole[:3] + size.to_bytes(4, "big") + whole[7 : 7 + size] + b"\xce"
+        found = frames.find_delivery(whole_delivery(cut, b"x" * 40), 0, 0, 1000)
+        assert found is not None
+        assert found[1] == 0
+
+
 # pamqp's part
 
 
