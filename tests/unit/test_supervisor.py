@@ -218,14 +218,12 @@ def in_this_order(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_node_that_is_gone_costs_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     in_this_order(monkeypatch)
-    port = free_port()
     async with scripted_broker(serve) as broker:
-        with swallowing_address("127.0.0.2", port):
+        with swallowing_address("127.0.0.2", broker.port):
             handler = FakeHandler()
-            supervisor = make(handler, f"amqp://127.0.0.2:{port}", broker.url)
-            started_at = time.monotonic()
-            await supervisor.wait_ready(soon())
-            assert time.monotonic() - started_at < 5  # of 30
+            gone = f"amqp://127.0.0.2:{broker.port}"
+            supervisor = make(handler, gone, broker.url, connect_timeout=600)
+            await supervisor.wait_ready(soon(30))  # of 600
             assert handler.events == ["ready"]
             await end(supervisor)
 
@@ -234,7 +232,7 @@ async def test_a_node_that_hangs_is_left_alone_when_another_answers(
     monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
 ) -> None:
     in_this_order(monkeypatch)
-    monkeypatch.setattr(racing, "PATIENCE_ONCE_ANSWERED", 0.3)
+    monkeypatch.setattr(racing, "PATIENCE_ONCE_ANSWERED", 0.1)
     async with scripted_broker(hear_end_only) as frozen, scripted_broker(serve) as broker:
         handler = FakeHandler()
         supervisor = make(handler, frozen.url, broker.url)
