@@ -142,15 +142,6 @@ async def test_real_broker_takes_percent_encoded_credentials(broker: Broker) -> 
 # Names, and whether publishers are blocked
 
 
-async def test_operators_see_the_name(broker: Broker, queue: str) -> None:
-    if broker.private is None:
-        pytest.skip("only a private broker can be asked for its connections")
-    async with connected(broker.url, connection_name=f"name {queue}"):
-        rows = await asyncio.to_thread(broker.private.list_connections)
-    names = [row["client_properties"].get("connection_name") for row in rows]
-    assert f"name {queue}" in names
-
-
 async def test_blocked_publishers_are_told_and_the_connection_stays_up(
     proxy: AmqpProxy, queue: str
 ) -> None:

@@ -505,7 +505,7 @@ class TestGroups:
         set_linger(layer, 0.0)
         one, two = await layer.new_channel(), await layer.new_channel()
         await layer.group_add("g", one)
-        for n in range(200):
+        for n in range(100):
             stays, leaves = (one, two) if n % 2 else (two, one)
             await asyncio.gather(layer.group_discard("g", leaves), layer.group_add("g", stays))
             await layer.group_send("g", {"n": n})
