@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pamqp import commands
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.support.amqp_proxy import TO_CLIENT, AmqpProxy, Frame
 from tests.support.brokers import Broker
 from tests.support.layers import inside
 from tests.support.log_lines import log_lines
@@ -71,6 +73,41 @@ async def test_ours_first_then_the_old_one(open_layer: OpenLayer, old: OldProces
     """Either declares the exchange so that the other takes it as it is."""
     new, new_channel = await open_member(open_layer)
     await must_share_a_group(new, new_channel, old, await open_old_member(old))
+
+
+async def test_an_old_process_hears_no_request(
+    open_layer: OpenLayer, broker: Broker, groups_exchange: str, old_python: Path
+) -> None:
+    """It would log each as a message that it can't read."""
+    async with (
+        AmqpProxy(broker.url) as proxy,
+        OldProcess(old_python, host=proxy.url, groups_exchange=groups_exchange) as old,
+    ):
+        delivered: list[str] = []
+
+        def note(frame: Frame) -> Frame:
+            delivered.append(frame.decode().routing_key)
+            return frame
+
+        proxy.rule(TO_CLIENT, commands.Basic.Deliver, note)
+        old_channel = await open_old_member(old)
+        members = [await open_member(open_layer) for _ in range(2)]
+        for layer, _ in members:
+            await reconnect(layer)
+        (one, channel), (other, other_channel) = members
+        for _ in range(3):
+            # Its members are no concern of ours.
+            await one.group_add(GROUP, other_channel, {"n": 1})
+            result = await one.group_members(GROUP, 10.0)
+            assert {member.channel for member in result.members} == {channel, other_channel}
+            await must_share_a_group(one, channel, old, old_channel)
+            for _ in range(2):
+                await receive(other, other_channel)
+            with pytest.raises(ValueError, match="wasn't made by new_channel"):
+                await one.group_add(GROUP, old_channel)
+        await other.close()  # says bye
+        await must_share_a_group(one, channel, old, old_channel)
+        assert set(delivered) == {GROUP}
 
 
 async def test_leaving_a_group(open_layer: OpenLayer, old: OldProcess) -> None:

@@ -171,3 +171,42 @@ class MembersMachine(RuleBasedStateMachine):
 
 TestMembersMachine = MembersMachine.TestCase
 TestMembersMachine.settings = settings(stateful_step_count=30)
+
+
+class TestInfos:
+    def test_a_member_has_the_info_of_its_last_add(self, members: Members) -> None:
+        for info in (None, b"1", b"2", None):
+            members.finish_add(members.add("g", "a"), True, info)
+            assert members.confirmed("g") == [("a", info)]
+
+    def test_only_confirmed_members_are_told(self, members: Members) -> None:
+        members.add("g", "a")
+        members.finish_add(members.add("g", "b"), True)
+        assert members.confirmed("g") == [("b", None)]
+        assert members.count("g") == 1
+        assert members.confirmed("another") == []
+        assert members.count("another") == 0
+
+    def test_a_failed_add_leaves_the_info_as_it_was(self, members: Members) -> None:
+        members.finish_add(members.add("g", "a"), True, b"1")
+        members.finish_add(members.add("g", "a"), False, b"2")
+        assert members.confirmed("g") == [("a", b"1")]
+
+    def test_a_discard_takes_the_info_along(self, members: Members) -> None:
+        members.finish_add(members.add("g", "a"), True, b"1")
+        members.discard("g", "a")
+        members.finish_add(members.add("g", "a"), True)
+        assert members.confirmed("g") == [("a", None)]
+
+    def test_nothing_stays_of_an_add_that_met_a_discard(self, members: Members) -> None:
+        membership = members.add("g", "a")
+        members.discard("g", "a")
+        members.finish_add(membership, True, b"1")
+        assert members.confirmed("g") == []
+        assert members._infos == {}
+
+    def test_members_without_info_take_no_memory_for_it(self, members: Members) -> None:
+        for number in range(100):
+            members.finish_add(members.add("g", f"c{number}"), True)
+        assert members._infos == {}
+        assert Membership.__slots__ == ("channel", "confirmed", "group", "pending_adds")
