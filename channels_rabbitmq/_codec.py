@@ -5,6 +5,12 @@ recipient: ``"__asgi_group__"`` or ``"__asgi_channel__"``. With encryption the
 map holds the recipient's key and ``"__asgi_encrypted__"``, a Fernet token of
 the message's msgpack map. The recipient stays readable.
 
+With another serializer than msgpack (``_serializers``), two keys take the place
+of the message: ``"__asgi_serializer__"``, the serializer's name, and
+``"__asgi_serialized__"``, its bytes. Encryption wraps these two as it wraps a
+message. So each body says what it is, and a receiver with other settings can
+say so in the log.
+
 Encoding is strict, so an unsuitable message fails where it is sent and not in
 the processes that receive it. msgpack's C code does the work and refuses most
 unsuitable values. A quick walk over the containers finds the ones that msgpack
@@ -25,13 +31,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgpack
 from channels.exceptions import MessageTooLarge
 
-from ._plain_messages import MAX_DEPTH, MAX_INT, is_container, plain_copy
+from ._plain_messages import MAX_DEPTH, MAX_INT, is_container, plain_copy, type_name
+from ._serializers import MSGPACK, Serializer
 
 if TYPE_CHECKING:
     from cryptography.fernet import MultiFernet
@@ -39,7 +47,11 @@ if TYPE_CHECKING:
 GROUP_KEY = "__asgi_group__"
 CHANNEL_KEY = "__asgi_channel__"
 ENCRYPTED_KEY = "__asgi_encrypted__"
-_RESERVED_KEYS = frozenset({GROUP_KEY, CHANNEL_KEY, ENCRYPTED_KEY})
+SERIALIZER_KEY = "__asgi_serializer__"
+SERIALIZED_KEY = "__asgi_serialized__"
+_RECIPIENT_OR_ENCRYPTED = frozenset({GROUP_KEY, CHANNEL_KEY, ENCRYPTED_KEY})
+_RESERVED_KEYS = _RECIPIENT_OR_ENCRYPTED | {SERIALIZER_KEY, SERIALIZED_KEY}
+_NAME_OF_SERIALIZER = re.compile("[a-zA-Z0-9_.<>]{1,200}")
 
 _ATOMS = frozenset({str, bytes, float, bool, type(None)})
 _FLAT_TYPES = _ATOMS | {int}
@@ -131,17 +143,55 @@ class Envelope:
         return f"<Envelope {recipient} size={self.size}>"
 
 
+class SerializedEnvelope(Envelope):
+    """The envelope of a message that another serializer than msgpack has packed."""
+
+    __slots__ = ("_serializer",)
+
+    def __init__(
+        self,
+        group: str | None,
+        channel: str | None,
+        size: int,
+        packed: bytes,
+        message: dict[str, Any],
+        serializer: Serializer,
+    ) -> None:
+        super().__init__(group, channel, size, packed, message)
+        # Kept for a channel's message, too: to make it again may fail, or give something else.
+        self._packed = packed
+        self._serializer = serializer
+
+    def message(self) -> dict[str, Any]:
+        if self.flat is not None:
+            return self.flat.copy()
+        message, self._message = self._message, None
+        if message is None:
+            assert self._packed is not None, "it is always kept"
+            message = _deserialize(self._serializer, self._packed)
+        return message
+
+    def compact(self) -> None:
+        self._message = self.flat = None
+
+
 class MessageCodec:
     """Makes bodies from messages and messages from bodies. Any thread may use it.
 
     ``max_message_size`` is the largest body, in bytes, that encoding makes.
     Decoding takes any size. Of ``symmetric_encryption_keys`` the first encrypts
-    and all decrypt; they need the package ``cryptography``.
+    and all decrypt; they need the package ``cryptography``. Without a
+    ``serializer`` messages are packed with msgpack.
     """
 
     def __init__(
-        self, *, max_message_size: int, symmetric_encryption_keys: Sequence[str | bytes] = ()
+        self,
+        *,
+        max_message_size: int,
+        symmetric_encryption_keys: Sequence[str | bytes] = (),
+        serializer: Serializer | None = None,
     ) -> None:
+        self._serializer = serializer
         self._max_message_size = max_message_size
         self._fernet = _make_fernet(symmetric_encryption_keys)
 
@@ -175,13 +225,21 @@ class MessageCodec:
         elif ENCRYPTED_KEY in content:
             raise MalformedBody("encrypted, but no symmetric_encryption_keys are set")
         group, channel = (recipient, None) if is_for_group else (None, recipient)
-        return Envelope(group, channel, len(body), packed, content)
+        serializer = self._serializer
+        if serializer is None and SERIALIZER_KEY not in content:
+            return Envelope(group, channel, len(body), packed, content)
+        serialized = _unwrap(content, serializer)
+        assert serializer is not None, "else _unwrap() has raised"
+        message = _deserialize(serializer, serialized)
+        return SerializedEnvelope(group, channel, len(body), serialized, message, serializer)
 
     def _encode(self, recipient_key: str, recipient: str, message: dict[str, Any]) -> bytes:
         if type(message) is not dict and not issubclass(type(message), dict):
             message = plain_copy(message)
         if not _RESERVED_KEYS.isdisjoint(message):
             raise _reserved_key(message)
+        if self._serializer is not None:
+            message = _wrap(message, self._serializer)
         if self._fernet is None:
             body = _pack({**message, recipient_key: recipient})
             if body is None:
@@ -215,7 +273,7 @@ class MessageCodec:
         if packed is None:
             raise MalformedBody("encrypted with a key that symmetric_encryption_keys lacks")
         message = _unpack_map(packed)
-        if not _RESERVED_KEYS.isdisjoint(message):
+        if not _RECIPIENT_OR_ENCRYPTED.isdisjoint(message):
             raise MalformedBody("a reserved key in the encrypted message")
         return packed, message
 
@@ -241,6 +299,45 @@ def pack_info(info: dict[str, Any]) -> bytes:
 def unpack_info(packed: bytes) -> dict[str, Any]:
     """Unpack a member's info. For any bytes, the only exception is ``MalformedBody``."""
     return _unpack_map(packed)
+
+
+def _wrap(message: dict[str, Any], serializer: Serializer) -> dict[str, Any]:
+    """Return what takes the place of the message in a body."""
+    serialized = serializer.serialize(message)
+    if type(serialized) is not bytes:
+        raise TypeError(
+            f"the serializer {serializer.name} must return bytes, not {type_name(serialized)}"
+        )
+    return {SERIALIZER_KEY: serializer.name, SERIALIZED_KEY: serialized}
+
+
+def _unwrap(content: dict[str, Any], serializer: Serializer | None) -> bytes:
+    """Return what ``_wrap`` has put into a body, if that was with the same serializer."""
+    expected = MSGPACK if serializer is None else serializer.name
+    name = content.get(SERIALIZER_KEY, MSGPACK)
+    if name != expected:
+        # Anything could be here, also what doesn't belong into a log.
+        is_name = isinstance(name, str) and _NAME_OF_SERIALIZER.fullmatch(name)
+        other = f"the serializer {name}" if is_name else "a serializer without a proper name"
+        raise MalformedBody(f"by {other}, while it is {expected} here")
+    serialized = content.get(SERIALIZED_KEY)
+    if len(content) != 2 or not isinstance(serialized, bytes):
+        raise MalformedBody("not a recipient and a serialized message")
+    return serialized
+
+
+def _deserialize(serializer: Serializer, serialized: bytes) -> dict[str, Any]:
+    """Return the message. The only exception is MalformedBody."""
+    message: object
+    try:
+        message = serializer.deserialize(serialized)
+    except Exception as exc:  # It may be the project's code.
+        problem = f"{type(exc).__name__} was raised by deserialize()"
+    else:
+        if isinstance(message, dict):
+            return message
+        problem = f"deserialize() returned a {type_name(message)}, not a dict"
+    raise MalformedBody(f"{problem}, of the serializer {serializer.name}")
 
 
 def _make_fernet(keys: Sequence[str | bytes]) -> MultiFernet | None:

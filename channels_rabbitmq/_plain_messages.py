@@ -80,9 +80,9 @@ def plain_copy(message: object, name: str = "message") -> dict[str, Any]:
     Raises ``TypeError`` for a value that a message can't hold, and names its place; ``name`` is
     what it calls the message.
     """
-    content = _resolve(name, message)
+    content = resolve(name, message)
     if not _is_a(content, dict):
-        raise TypeError(f"{name} must be a dict, not {_type_name(message)}")
+        raise TypeError(f"{name} must be a dict, not {type_name(message)}")
     copy: dict[str, Any] = {}
     levels = [_Level(message, _children(name, content), copy)]
     while levels:
@@ -91,13 +91,13 @@ def plain_copy(message: object, name: str = "message") -> dict[str, Any]:
             levels.pop()
             continue
         path, key, value = child
-        content = _resolve(path, value)
+        content = resolve(path, value)
         if not is_container(content):
             levels[-1].put(key, _check_atom(path, content))
         elif any(level.original is value for level in levels):
-            raise TypeError(f"{_shorten(path)} contains itself")
+            raise TypeError(f"{shorten(path)} contains itself")
         elif len(levels) >= MAX_DEPTH:
-            raise TypeError(f"{_shorten(path)} is nested deeper than {MAX_DEPTH} levels")
+            raise TypeError(f"{shorten(path)} is nested deeper than {MAX_DEPTH} levels")
         else:
             deeper = _Level(value, _children(path, content), {} if _is_a(content, dict) else [])
             levels[-1].put(key, deeper.copy)
@@ -111,7 +111,7 @@ def is_container(value: object) -> bool:
     return _is_a(value, dict, list, tuple) and not _is_a(value, msgpack.ExtType)
 
 
-def _resolve(path: str, value: Any) -> Any:
+def resolve(path: str, value: Any) -> Any:
     """Return the value that ``value`` stands for, most often itself."""
     if _is_a(value, bytearray, memoryview):
         return _ask(path, value, lambda view: memoryview(view).tobytes())
@@ -126,9 +126,9 @@ def _resolve(path: str, value: Any) -> Any:
         if _is_class(reported, cls):
             content = _ask(path, value, ask)
             if _is_a(content, cls):
-                return _resolve(path, content)
+                return resolve(path, content)
     raise TypeError(
-        f"{_shorten(path)} is of type {_type_name(value)} and stands for "
+        f"{shorten(path)} is of type {type_name(value)} and stands for "
         f"{getattr(reported, '__qualname__', 'something else')}; {_ALLOWED}"
     )
 
@@ -143,7 +143,7 @@ def _ask(path: str, value: object, how: Callable[[Any], _T]) -> _T:
     except Exception as exc:
         problem = type(exc).__name__
     raise TypeError(
-        f"{_shorten(path)} is of type {_type_name(value)}, and {problem} was raised when it was "
+        f"{shorten(path)} is of type {type_name(value)}, and {problem} was raised when it was "
         "asked what it stands for"
     )
 
@@ -163,17 +163,17 @@ def _children(path: str, container: Any) -> Iterator[tuple[str, str, object]]:
         return
     keys: set[str] = set()
     for original, value in _ask(path, container, _items):
-        key = _resolve(f"a key of {path}", original)
+        key = resolve(f"a key of {path}", original)
         if not _is_a(key, str):
             raise TypeError(
-                f"{_shorten(path)} has a key of type {_type_name(original)}; keys must be str"
+                f"{shorten(path)} has a key of type {type_name(original)}; keys must be str"
             )
-        short_key = _shorten(key, 40)
+        short_key = shorten(key, 40)
         quoted_key = json.dumps(short_key, ensure_ascii=not short_key.isprintable())
         if not is_encodable(key):
-            raise TypeError(f"{_shorten(path)} has a key, {quoted_key}, with a lone surrogate")
+            raise TypeError(f"{shorten(path)} has a key, {quoted_key}, with a lone surrogate")
         if key in keys:
-            raise TypeError(f"{_shorten(path)} has the key {quoted_key} twice")
+            raise TypeError(f"{shorten(path)} has the key {quoted_key} twice")
         keys.add(key)
         yield f"{path}[{quoted_key}]", key, value
 
@@ -184,18 +184,18 @@ def _items(mapping: Any) -> list[tuple[object, object]]:
 
 def _check_atom(path: str, value: Any) -> object:
     """Return a value that isn't a container; raise TypeError if it can't be sent."""
-    problem = f"is of type {_type_name(value)}; {_ALLOWED}"
+    problem = f"is of type {type_name(value)}; {_ALLOWED}"
     if _is_a(value, str):
         problem = "" if is_encodable(value) else "is a str with a lone surrogate"
     elif _is_a(value, int) and not _is_a(value, bool):
         original, value = value, int.__index__(value)  # A subclass may compare in its own way.
         problem = ""
         if not _MIN_INT <= value <= MAX_INT:
-            problem = f"is of type {_type_name(original)} and beyond 64 bits (signed)"
+            problem = f"is of type {type_name(original)} and beyond 64 bits (signed)"
     elif value is None or _is_a(value, bool, bytes, float):
         problem = ""
     if problem:
-        raise TypeError(f"{_shorten(path)} {problem}")
+        raise TypeError(f"{shorten(path)} {problem}")
     return value
 
 
@@ -208,11 +208,11 @@ def _is_class(cls: Any, base: type) -> bool:
     return _is_a(cls, type) and issubclass(cls, base)
 
 
-def _shorten(text: str, limit: int = 200) -> str:
+def shorten(text: str, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"
 
 
-def _type_name(value: object) -> str:
+def type_name(value: object) -> str:
     cls = type(value)
     if cls.__module__ == "builtins":
         return cls.__qualname__

@@ -38,13 +38,14 @@ class RabbitmqChannelLayer(BaseChannelLayer):
     ``operation_timeout`` (seconds). When there has been no connection for that long, none waits.
 
     Raises ``InvalidChannelLayerError``, which tells of all options that don't exist or have a bad
-    value. So does the first call on an event loop if ``host``, ``on_disconnect`` or
-    ``on_reconnect`` is a dotted path that can't be imported.
+    value. So does the first call on an event loop if ``host``, ``serializer``, ``on_disconnect``
+    or ``on_reconnect`` is a dotted path that can't be imported.
 
     A message is a ``dict`` with ``str`` keys all the way down, and values of ``bytes``, ``str``,
     ``int`` (signed, 64 bits), ``float``, ``list``, ``tuple`` (arrives as a ``list``), ``dict``,
     ``bool`` and ``None``. A ``bytearray`` or ``memoryview`` arrives as ``bytes``, a proxy (Django's
     lazy objects and texts) as what it stands for. Anything else is a ``TypeError`` for the sender.
+    With another ``serializer`` than msgpack, a message is a ``dict`` that this can write.
     A name that the specification doesn't allow is a ``TypeError`` too.
     """
 
@@ -73,6 +74,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         watchdog_interval: float = 30,
         max_message_size: int = 16 * 1024 * 1024,
         symmetric_encryption_keys: Sequence[str | bytes] | None = None,
+        serializer: str | type[Any] = "msgpack",
         on_disconnect: HookFunction | str | None = None,
         on_reconnect: HookFunction | str | None = None,
         **unknown: object,
@@ -313,6 +315,10 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         with contextlib.suppress(BrokerUnavailable, InvalidChannelLayerError):
             await self._loop_layer().close()
 
+    async def close_pools(self) -> None:
+        """Do what ``close`` does: the name that it has in ``channels_redis``."""
+        await self.close()
+
 
 class _UserConnection:
     """The value of ``carehare_connection``: may be awaited any number of times, or never."""
@@ -339,9 +345,9 @@ def _refuse_serializers(cls: type[RabbitmqChannelLayer]) -> None:
         if hasattr(cls, name):
             raise InvalidChannelLayerError(
                 f"{cls.__name__} has a method {name}(), as one overrides it in channels_redis. "
-                "Here nothing calls it, messages are always packed with msgpack. Convert them in "
-                "your own send(), group_send() and receive(), around those of "
-                "RabbitmqChannelLayer; or, if it is for something else, rename the method"
+                "Here nothing calls it. Put serialize() and deserialize() into a class of their "
+                "own, and give that or its dotted path as the option serializer; or, if the method "
+                "is for something else, rename it"
             )
 
 

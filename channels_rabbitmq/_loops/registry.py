@@ -84,6 +84,7 @@ class LoopLayers:
         if self._hook_functions is None:
             # Not with the lock: a module that is imported may use the layer.
             self._settings = with_imported_host(self._settings)
+            _ = self._settings.codec  # imports the serializer
             self._hook_functions = HookFunctions.load(self._settings)
         with self.process.lock:
             if self.process.is_ending:

@@ -62,8 +62,10 @@ ANSWERS = {
         *("ttl", "message_ttl", "x-message-ttl", "message_expiry", "expiration"),
     ),
     "it isn't needed, RabbitMQ keeps equal messages apart; remove it": ("random_prefix_length",),
-    "there is no choice, messages are always packed with msgpack; remove it": (
-        *("serializer", "serializer_format", "serializer_class", "task_serializer"),
+    'serializer takes its place: "msgpack", "json", or a class with serialize() and deserialize(), '
+    "or its dotted path": (
+        *("serializer_format", "serializer_class", "task_serializer", "result_serializer"),
+        *("accept_content",),
     ),
     "it isn't needed, the layer names and declares its queues by itself; remove it": (
         *("queue", "queues", "queue_name", "queue_prefix", "queue_arguments", "exchange_type"),

@@ -14,10 +14,11 @@ import ssl
 import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .._amqp.url import FORM, BrokerUrl
 from .._names import is_encodable
+from .._serializers import JSON, MSGPACK, check_serializer
 from .hosts import read_hosts
 from .mistakes import read_each
 
@@ -153,6 +154,18 @@ def _read_key(name: str, value: object) -> str | bytes:
         raise ValueError(f"{name} must not be empty")
     if isinstance(value, str) and not is_encodable(value):
         raise ValueError(f"{name} is a str with a lone surrogate")
+    return value
+
+
+def read_serializer(name: str, value: object) -> type[Any] | str:
+    if value in (MSGPACK, JSON) and isinstance(value, str):
+        return value
+    if not isinstance(value, str) or not _DOTTED_PATH.fullmatch(value):
+        return check_serializer(name, value)
+    if not _has_module(value):
+        raise ValueError(
+            f"{name} is a dotted path, but there is no module {value.partition('.')[0]!r}"
+        )
     return value
 
 

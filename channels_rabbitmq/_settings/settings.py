@@ -26,6 +26,7 @@ from typing import Any
 
 from .._amqp.url import BrokerUrl
 from .._codec import MessageCodec
+from .._serializers import MSGPACK, load_serializer
 from .foreign_options import describe_unknown, notes_for
 from .mistakes import Mistakes, collected
 from .readers import (
@@ -38,6 +39,7 @@ from .readers import (
     read_hook,
     read_host,
     read_keys,
+    read_serializer,
     read_ssl_context,
     seconds,
     type_name,
@@ -94,6 +96,8 @@ class Settings:
     max_message_size: int
     # The first key encrypts, all keys decrypt; empty: no encryption.
     symmetric_encryption_keys: tuple[str | bytes, ...] = field(repr=False)
+    # What makes bytes of messages: its name, its class, or the dotted path of that.
+    serializer: type[Any] | str
     # A function, or its dotted path, which is imported later; None: no function.
     on_disconnect: HookFunction | str | None
     on_reconnect: HookFunction | str | None
@@ -113,10 +117,14 @@ class Settings:
 
     @cached_property
     def codec(self) -> MessageCodec:
-        """The codec for these settings. It is made once, because its keys take time."""
+        """The codec for these settings. It is made once, because its keys take time.
+
+        Raises InvalidChannelLayerError if the serializer's dotted path can't be imported.
+        """
         return MessageCodec(
             max_message_size=self.max_message_size,
             symmetric_encryption_keys=self.symmetric_encryption_keys,
+            serializer=load_serializer(self.serializer),
         )
 
     @classmethod
@@ -183,15 +191,17 @@ def _unpickle(values: dict[str, Any]) -> Settings:
     return Settings(**{**values, "channel_capacity": capacities})
 
 
+_PICKLE_HINTS = {
+    "ssl_context": "name the certificates in the URL (cacertfile, certfile, keyfile)",
+    "serializer": "give the dotted path of the class",
+}
+
+
 def _require_picklable(name: str, value: object) -> None:
     try:
         pickle.dumps(value)
     except Exception:
-        hint = (
-            "name the certificates in the URL (cacertfile, certfile, keyfile)"
-            if name == "ssl_context"
-            else "give the dotted path of a function"
-        )
+        hint = _PICKLE_HINTS.get(name, "give the dotted path of a function")
     else:
         return
     raise pickle.PicklingError(
@@ -247,6 +257,7 @@ OPTIONS: Mapping[str, tuple[object, Callable[[str, object], object]]] = {
     "watchdog_interval": (30, seconds(0, _LONGEST_TIMEOUT, or_zero=True)),
     "max_message_size": (16 * 1024 * 1024, count()),
     "symmetric_encryption_keys": (None, read_keys),
+    "serializer": (MSGPACK, read_serializer),
     "on_disconnect": (None, read_hook),
     "on_reconnect": (None, read_hook),
 }

@@ -480,6 +480,32 @@ async def test_encryption_by_another_program(open_layer: OpenLayer) -> None:
     assert codec.decode(body).message() == {"type": "t"}
 
 
+async def test_serializers(
+    open_layer: OpenLayer, open_from_settings: OpenFromSettings, broker: Broker
+) -> None:
+    layer = await open_from_settings(run("serializer", (URL, broker.url)))
+    await must_work(layer, await open_layer(serializer="json"))
+    own = run("serializer-class")["PickleSerializer"]
+    await must_work(await open_layer(serializer=own), await open_layer(serializer=own))
+    channel = await layer.new_channel()
+    for serializer in (own, "msgpack"):
+        stranger = await open_layer(serializer=serializer)
+        await stranger.send(channel, {"type": "lost"})
+    await layer.send(channel, {"type": "next"})
+    assert await receive(layer, channel) == {"type": "next"}
+
+
+async def test_a_serializer_by_another_program() -> None:
+    import msgpack
+
+    from channels_rabbitmq._serializers import load_serializer
+
+    codec = _codec.MessageCodec(max_message_size=1000, serializer=load_serializer("json"))
+    content = {"__asgi_serializer__": "json", "__asgi_serialized__": b'{"type": "t"}'}
+    body = msgpack.packb({"__asgi_group__": "chat", **content})
+    assert codec.decode(body).message() == {"type": "t"}
+
+
 async def test_host_function(
     open_from_settings: OpenFromSettings,
     broker: Broker,

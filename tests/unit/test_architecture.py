@@ -43,9 +43,10 @@ MAY_IMPORT = {
     "_carehare": {"_amqp", "_futures"},
     # The client knows nothing of the layer.
     "_amqp": {"_futures", "_threads"},
-    "_settings": {"_amqp", "_codec", "_names"},
+    "_settings": {"_amqp", "_codec", "_names", "_serializers"},
     "_hooks": {"_settings", "_functions", "_futures", "_threads"},
-    "_codec": {"_plain_messages"},
+    "_codec": {"_plain_messages", "_serializers"},
+    "_serializers": {"_functions", "_names", "_plain_messages"},
     "_plain_messages": {"_names"},
     "_threads": {"_futures"},
     "_functions": set(),

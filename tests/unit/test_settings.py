@@ -40,6 +40,7 @@ def test_defaults() -> None:
         watchdog_interval=30.0,
         max_message_size=16 * 1024 * 1024,
         symmetric_encryption_keys=(),
+        serializer="msgpack",
         on_disconnect=None,
         on_reconnect=None,
     )
@@ -65,6 +66,7 @@ def test_every_option_is_taken() -> None:
             "watchdog_interval": 0,
             "max_message_size": 1000,
             "symmetric_encryption_keys": ["one", b"two"],
+            "serializer": "json",
             "on_disconnect": max,
             "on_reconnect": "os.path.join",
         }
@@ -88,6 +90,7 @@ def test_every_option_is_taken() -> None:
         watchdog_interval=0.0,
         max_message_size=1000,
         symmetric_encryption_keys=("one", b"two"),
+        serializer="json",
         on_disconnect=max,
         on_reconnect="os.path.join",
     )
@@ -376,7 +379,7 @@ def test_a_subclass_with_a_serializer_is_refused(method: str) -> None:
     with pytest.raises(InvalidChannelLayerError) as caught:
         Derived()
     assert str(caught.value).startswith(f"Derived has a method {method}(), as one overrides it in")
-    assert "Convert them in your own send(), group_send() and receive()" in str(caught.value)
+    assert "give that or its dotted path as the option serializer" in str(caught.value)
 
 
 def test_options_with_the_names_of_parameters() -> None:
@@ -393,7 +396,7 @@ def test_options_with_the_names_of_parameters() -> None:
         ("hosts", 'host takes its place: a URL, such as "amqp://user:password@host:port/vhost"'),
         ("prefix", "groups_exchange takes its place"),
         ("random_prefix_length", "it isn't needed"),
-        ("serializer_format", "messages are always packed with msgpack"),
+        ("serializer_format", "serializer takes its place"),
         # channels_rabbitmq 1.x
         ("prefetch_count", "local_capacity takes its place"),
         # kombu, Celery, pika, aio-pika
