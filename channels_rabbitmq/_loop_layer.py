@@ -28,6 +28,7 @@ import carehare
 from ._broker.bindings import Bindings
 from ._broker.connections import Connections
 from ._broker.groups_exchange import GroupsExchange
+from ._broker.normal_channels import NormalChannels
 from ._broker.outage import KnownOutage
 from ._broker.publisher import Publisher
 from ._broker.request_link import RequestLink
@@ -81,7 +82,7 @@ class LoopLayer:
         self.receive_nowait = self.router.receive_nowait
         self.bindings = Bindings(clock=self.loop.time)
         self._hooks = Hooks(hook_functions, self.id)
-        self._make_connections(known_outage)
+        self._make_connections(known_outage, capacity_of)
         self._sender = Sender(
             self.id,
             settings,
@@ -103,7 +104,9 @@ class LoopLayer:
         self.is_closing = False  # or closed
         self.is_closed = False  # by close(), and nothing of it is left
 
-    def _make_connections(self, known_outage: KnownOutage) -> None:
+    def _make_connections(
+        self, known_outage: KnownOutage, capacity_of: Callable[[str], int]
+    ) -> None:
         settings = self._settings
         groups_exchange = GroupsExchange(settings.groups_exchange)
         self.publisher = Publisher(
@@ -134,9 +137,21 @@ class LoopLayer:
         # A program may cancel all tasks and let the loop go on: no receive() shall wait in vain.
         self.subscriber.supervisor.on_closed = self.router.close
         self._user_connection = UserConnection(settings, self.id, known_outage)
-        self.connections = Connections(
-            [part.supervisor for part in (self.subscriber, self.publisher, self._user_connection)]
+        self.normal_channels = NormalChannels(
+            self.id,
+            settings,
+            self.publisher,
+            groups_exchange,
+            capacity_of=capacity_of,
+            known_outage=known_outage,
+            counters=self.counters,
+            reporter=self._reporter,
         )
+        parts = (
+            *(self.subscriber, self.publisher, self._user_connection),
+            self.normal_channels.receiver,
+        )
+        self.connections = Connections([part.supervisor for part in parts])
 
     def __repr__(self) -> str:
         return f"<LoopLayer {self.id}: {self.router!r} {self.bindings!r}>"
@@ -170,6 +185,10 @@ class LoopLayer:
         """Send to all channels of a group, in all processes."""
         has_members = self.members.has_members(group)
         return self._sender.group_send(group, body, has_members=has_members)
+
+    def send_normal(self, channel: str, body: bytes) -> Coroutine[Any, Any, None]:
+        """Send to a channel whose receivers are in any process."""
+        return self.normal_channels.send(channel, body)
 
     # Groups
 
@@ -242,6 +261,10 @@ class LoopLayer:
             self._prepare_to_receive(channel)
         return self.router.receive(channel)
 
+    def receive_normal(self, channel: str) -> Coroutine[Any, Any, dict[str, Any]]:
+        """Return the next message of a normal channel, or change nothing."""
+        return self.normal_channels.receiver.receive(channel)
+
     def hand_over(self, channel: str) -> Coroutine[Any, Any, HandedOver]:
         """As ``receive``, for a receiver on another event loop: see ``HandOvers``."""
         self._prepare_to_receive(channel)
@@ -251,9 +274,10 @@ class LoopLayer:
         self._names.require_local(channel)
         self._start_subscriber()
 
-    def accept(self, handed_over: HandedOver) -> None:
+    def accept(self, handed_over: HandedOver) -> bool:
         """The receiver has the message."""
         self.router.hand_overs.accept(handed_over)
+        return True
 
     def requeue(self, handed_over: HandedOver) -> None:
         """The receiver won't have the message."""
@@ -270,6 +294,7 @@ class LoopLayer:
             publisher=self.publisher.supervisor.statistics(),
             subscriber=self.subscriber.supervisor.statistics(),
             carehare_connection=self._user_connection.supervisor.statistics(),
+            normal_channels=self.normal_channels.receiver.supervisor.statistics(),
             counters=replace(self.counters),
             is_blocked=self.publisher.is_blocked,
             unconfirmed=self.publisher.unconfirmed,
@@ -277,7 +302,7 @@ class LoopLayer:
             buffered=router.waiting_messages,
             in_handoff=len(router.hand_overs),
             channels=router.channels,
-            receivers=router.receivers,
+            receivers=router.receivers + self.normal_channels.receiver.receivers,
             stalled_channels=router.stalled_channels,
             unacked=router.unacked,
             local_capacity=self._settings.local_capacity,
@@ -319,6 +344,7 @@ class LoopLayer:
     async def close(self) -> None:
         """End everything: see ``RabbitmqChannelLayer.close``."""
         self.router.close()
+        self.normal_channels.receiver.close()
         await self._end()
         self.is_closed = True
 
@@ -332,6 +358,7 @@ class LoopLayer:
         self.subscriber.supervisor.on_closed = lambda: None
         if cancel_calls:
             self.router.cancel_receivers()
+            self.normal_channels.receiver.cancel_receivers()
             self.connections.cancel_calls(cancels=True)
             self._sender.direct_sender.cancel_calls()
             self.router.close()
@@ -345,6 +372,7 @@ class LoopLayer:
         self.subscriber.close()
         self.publisher.supervisor.close()
         self._user_connection.supervisor.close()
+        self.normal_channels.receiver.supervisor.close()
         self._watchdog.close()
         self._hooks.close()
         self.peers.close()

@@ -69,6 +69,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         capacity: int = 10_000,
         channel_capacity: Mapping[Any, int] | None = None,
         groups_exchange: str = "groups",
+        normal_channels: bool = False,
         connect_timeout: float = 10,
         operation_timeout: float = 10,
         watchdog_interval: float = 30,
@@ -134,7 +135,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         """Return the service of a channel, whichever event loop of this process has made it."""
         require_channel_name(channel)
         if "!" not in channel:
-            raise _refusal_of_normal(channel)
+            raise self._refusal_of_normal(channel)
         service = self._loop_layer()
         return service if service.is_local(channel) else self._loop_layers.owner(channel)
 
@@ -143,14 +144,34 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         require_group_name(group)
         require_channel_name(channel)
         if "!" not in channel:
-            raise _refusal_of_normal(channel)
+            raise self._refusal_of_normal(channel)
         service = self._loop_layer()
         return (
             service if service.is_local(channel) else self._loop_layers.owner_or(service, channel)
         )
 
+    def _refusal_of_normal(self, channel: str) -> NotImplementedError:
+        self._require_normal_channels(channel)
+        return NotImplementedError(
+            f"{channel!r} is a normal channel: groups can't have it as a member. Send to it by "
+            "send(), or add the channels that new_channel() returned"
+        )
+
+    def _require_normal_channels(self, channel: str) -> None:
+        if not self._settings.normal_channels:
+            raise NotImplementedError(
+                f"{channel!r} is a normal channel (it holds no '!'). To have these, set the option "
+                "normal_channels to True: each is then a queue that all processes share. For work "
+                "that matters use Celery, or a queue of your own on `await "
+                "layer.carehare_connection`; for messages to a websocket, the name that "
+                "new_channel() returned"
+            )
+
     async def send(self, channel: str, message: dict[str, Any]) -> None:
         """Send a message to one channel: at most once, in the order of one sender's calls.
+
+        A channel whose name has no "!" needs the option ``normal_channels``, or this raises
+        ``NotImplementedError``.
 
         Returns when the broker has confirmed that it has the message. Also returns, with a
         warning in the log, when the outcome is unknown (the connection was lost meanwhile) and when
@@ -162,15 +183,20 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         it was ever there. Cancelling it may or may not take the message back.
         """
         require_channel_name(channel)
-        if "!" not in channel:
-            raise _refusal_of_normal(channel)
+        is_normal = "!" not in channel
+        if is_normal:
+            self._require_normal_channels(channel)
         # Here and not where it is published, perhaps in another thread: a lazy text gets the
         # language that is active in the caller's thread.
         body = self._settings.codec.encode_for_channel(channel, message)
-        await self._loop_layer().send(channel, body)
+        service = self._loop_layer()
+        await (service.send_normal if is_normal else service.send)(channel, body)
 
     async def receive(self, channel: str) -> dict[str, Any]:
         """Wait for the next message of a channel which ``new_channel`` made in this process.
+
+        Or, with the option ``normal_channels``, of any channel whose name has no "!": then each
+        message goes to one receiver, in whichever process.
 
         If that was on another event loop, that loop serves the call, and has to run. The message is
         the receiver's own copy. A channel's messages come in the order in which they arrived. If
@@ -191,8 +217,13 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         if message is not None:
             return message
         # A known channel's name needn't be checked again.
-        service = own if channel in own.known_channels else self._owner(channel)
-        return await service.receive(channel)
+        if channel in own.known_channels:
+            return await own.receive(channel)
+        if isinstance(channel, str) and "!" not in channel:
+            require_channel_name(channel)
+            self._require_normal_channels(channel)
+            return await own.receive_normal(channel)
+        return await self._owner(channel).receive(channel)
 
     async def new_channel(self, prefix: str = "specific.") -> str:
         """Return the name of a new channel, that belongs to this event loop.
@@ -349,15 +380,6 @@ def _refuse_serializers(cls: type[RabbitmqChannelLayer]) -> None:
                 "own, and give that or its dotted path as the option serializer; or, if the method "
                 "is for something else, rename it"
             )
-
-
-def _refusal_of_normal(channel: str) -> NotImplementedError:
-    return NotImplementedError(
-        f"{channel!r} is a normal channel (it holds no '!'), which channels_rabbitmq doesn't "
-        "have. For work queues use Celery, or a queue of your own on `await "
-        "layer.carehare_connection`; for messages to a websocket, the name that "
-        "new_channel() returned"
-    )
 
 
 def _require_timeout(timeout: float) -> float:

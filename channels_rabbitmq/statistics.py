@@ -56,7 +56,8 @@ class Counters:
     """Messages dropped because the process of their channel is gone."""
 
     delivered: int = 0
-    """Deliveries from the broker. A group's message counts once."""
+    """Deliveries from the broker, but for those of normal channels. A group's message counts
+    once."""
 
     malformed: int = 0
     """Deliveries dropped because they are not in the layer's format."""
@@ -101,6 +102,9 @@ class Counters:
 
     malformed_requests: int = 0
     """Requests dropped because they are not in the layer's format, or have another key."""
+
+    normal_consumed: int = 0
+    """Messages of normal channels that ``receive()`` returned. They count nowhere else."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,9 @@ class LoopLayerStatistics:
 
     carehare_connection: ConnectionStatistics
     """The connection for the user's own queues."""
+
+    normal_channels: ConnectionStatistics
+    """The connection that receives from normal channels."""
 
     counters: Counters
     """Totals since its first call."""

@@ -11,6 +11,7 @@ from time import time
 from .binding import TopologyChannel
 from .consuming import ConsumerChannel
 from .heartbeat import Mark
+from .on_demand import OnDemandChannel
 from .opening import open_protocol
 from .protocol import CLOSE_TIMEOUT, Protocol
 from .publishing import PublisherChannel, Route
@@ -128,6 +129,25 @@ class Connection:
         return protocol.add_channel(
             lambda amqp_channel_id: ConsumerChannel(
                 protocol, amqp_channel_id, on_delivery=on_delivery, on_end=on_end
+            )
+        )
+
+    def open_on_demand(
+        self,
+        *,
+        on_delivery: Callable[[str, bytes, int], None],
+        on_cancelled: Callable[[str], None],
+        on_end: Callable[[Exception], None],
+    ) -> OnDemandChannel:
+        """Return a new AMQP channel with consumers that come and go."""
+        protocol = self.protocol
+        return protocol.add_channel(
+            lambda amqp_channel_id: OnDemandChannel(
+                protocol,
+                amqp_channel_id,
+                on_delivery=on_delivery,
+                on_cancelled=on_cancelled,
+                on_end=on_end,
             )
         )
 

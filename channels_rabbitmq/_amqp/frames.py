@@ -135,6 +135,12 @@ def read_delivery_tag(data: bytes, start: int, end: int) -> int:
     return tag
 
 
+def read_consumer_tag(data: bytes, start: int, end: int) -> str:
+    """Return the consumer tag of a Basic.Deliver, a short string. It is one of ours, so ASCII."""
+    tag_end = _skip(data, start + 4, end, 1)
+    return data[start + 5 : tag_end].decode(errors="replace")
+
+
 def read_confirm(data: bytes, start: int, end: int) -> tuple[int, bool]:
     """Return (delivery tag, multiple) of a Basic.Ack or Basic.Nack."""
     if end - start < 13:

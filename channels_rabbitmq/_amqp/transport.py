@@ -93,6 +93,13 @@ class CoalescingTransport:
         self.flush_soon()
         self._last.append(make)
 
+    def flush(self) -> None:
+        """Write at once what waits for the end of the turn.
+
+        When it returns the system has the bytes, unless the peer reads too slowly.
+        """
+        self._flush()
+
     def _flush(self) -> None:
         self._is_flush_due = False
         chunks, self._chunks = self._chunks, []

@@ -180,6 +180,10 @@ class Publisher:
         if isinstance(exc, carehare.ChannelClosedByServer) and exc.reply_code == _NOT_FOUND:
             self._on_no_exchange()
 
+    def exchange_is_gone(self) -> None:
+        """Reconnect, since another AMQP channel found the groups exchange deleted."""
+        self._reconnect(carehare.ChannelClosedByServer(_NOT_FOUND, "the groups exchange is gone"))
+
     @property
     def is_blocked(self) -> bool:
         """Whether the broker takes no messages; then ``publish`` returns at once. Any thread."""

@@ -32,6 +32,8 @@ from ..statistics import Counters
 from .publisher import Publisher
 from .topology import alive_key
 
+# What a call is told while the broker takes no messages.
+BLOCKED = "RabbitMQ takes no messages: it is low on memory or disk space, or too slow"
 # Seconds after which a queue that goes on refusing isn't one that is just being deleted. With two
 # busy cores that takes 1 to 10 ms on 4.3.
 DELETION_TIMEOUT = 0.05

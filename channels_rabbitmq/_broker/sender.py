@@ -23,7 +23,7 @@ from .direct_sender import DirectSender
 from .probes import Probes
 from .publisher import Publisher
 from .receivers import Receivers
-from .refusals import DELETION_TIMEOUT, Refusals
+from .refusals import BLOCKED, DELETION_TIMEOUT, Refusals
 from .routes import Routes
 from .subscriber import Subscriber
 
@@ -91,9 +91,7 @@ class Sender:
                 "up (remote_capacity, remote_capacity_bytes)"
             )
         if outcome is Outcome.BLOCKED:
-            raise ChannelFull(
-                "RabbitMQ takes no messages: it is low on memory or disk space, or too slow"
-            )
+            raise ChannelFull(BLOCKED)
         if outcome is Outcome.RETURNED:
             self._counters.unreachable += 1
             self._reporter.report("unreachable", channel)

@@ -28,18 +28,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Protocol
 
 from channels.exceptions import StopConsumer
 
 from .._futures import look_at, resolve
-from .._inbox.hand_overs import HandedOver
-from .._loop_layer import LoopLayer
 from ..exceptions import BrokerUnavailable
 
 # Seconds between two looks at whether the owner's loop was closed.
 WATCH_INTERVAL = 1.0
+# Seconds that the owner's loop gets to ack a message of a normal channel.
+ACK_TIMEOUT = 1.0
 
 
 class Call:
@@ -155,20 +156,29 @@ class Call:
             self._task.cancel()
 
 
+class _Source(Protocol):
+    """What hands messages over, on the owner's loop: a ``LoopLayer``, or a part of it."""
+
+    def hand_over(self, channel: str) -> Coroutine[Any, Any, Any]: ...
+
+    def accept(self, handed_over: Any) -> bool:
+        """The receiver takes the message; False if it can't have it any more."""
+
+    def requeue(self, handed_over: Any) -> None: ...
+
+
 class ReceiveCall(Call):
     """A forwarded ``receive()``: see the module."""
 
     def __init__(
-        self,
-        owner: asyncio.AbstractEventLoop,
-        get_loop_layer: Callable[[], LoopLayer],
-        channel: str,
+        self, owner: asyncio.AbstractEventLoop, get_source: Callable[[], _Source], channel: str
     ) -> None:
         super().__init__(owner, self._hand_over)
-        self._get_loop_layer = get_loop_layer
+        self._get_source = get_source
         self._channel = channel
-        self._loop_layer: LoopLayer | None = None
-        self._handed_over: HandedOver | None = None
+        self._source: _Source | None = None
+        self._handed_over: Any = None
+        self.is_accepted = False  # as the owner's half knows
         self._caller_task = asyncio.current_task()
 
     # The caller's half
@@ -193,9 +203,9 @@ class ReceiveCall(Call):
     # The owner's half
 
     async def _hand_over(self) -> Any:
-        self._loop_layer = self._get_loop_layer()
+        self._source = self._get_source()
         try:
-            self._handed_over = await self._loop_layer.hand_over(self._channel)
+            self._handed_over = await self._source.hand_over(self._channel)
         except asyncio.CancelledError:
             # To a receiver the end of the owner's loop is the end of the layer.
             if self._is_cancelled:
@@ -212,18 +222,43 @@ class ReceiveCall(Call):
     def _on_accepted(self) -> None:
         handed_over, self._handed_over = self._handed_over, None
         if handed_over is not None:
-            assert self._loop_layer is not None
-            self._loop_layer.accept(handed_over)
+            assert self._source is not None
+            self.is_accepted = self._source.accept(handed_over)
 
     def _requeue(self) -> None:
         handed_over, self._handed_over = self._handed_over, None
         if handed_over is not None:
-            assert self._loop_layer is not None
-            self._loop_layer.requeue(handed_over)
+            assert self._source is not None
+            self._source.requeue(handed_over)
 
     def _on_cancelled(self) -> None:
         super()._on_cancelled()
         self._requeue()
+
+
+class NormalReceiveCall(ReceiveCall):
+    """A forwarded ``receive()`` from a normal channel: it returns when the ack has left.
+
+    Otherwise the caller could die of the message before that, and the next process get it, too. The
+    caller must not be cancelled between the ack and its return. So its thread stands still until
+    the owner's half has answered, for about 0.1 ms: its event loop was made for this call.
+    """
+
+    def __init__(
+        self, owner: asyncio.AbstractEventLoop, get_source: Callable[[], _Source], channel: str
+    ) -> None:
+        super().__init__(owner, get_source, channel)
+        self._is_answered = threading.Event()
+
+    def _on_return(self) -> None:
+        super()._on_return()
+        if not self._is_answered.wait(ACK_TIMEOUT):
+            # It is busy, and will ack.
+            self.is_accepted = not self._owner.is_closed()
+
+    def _on_accepted(self) -> None:
+        super()._on_accepted()
+        self._is_answered.set()
 
 
 class SyncReceivers:

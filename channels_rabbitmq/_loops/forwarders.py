@@ -9,6 +9,7 @@ from typing import Any, NoReturn, TypeVar
 import carehare
 from channels.exceptions import StopConsumer
 
+from .._broker.normal_receiver import NormalReceiver
 from .._broker.outage import KnownOutage
 from .._broker.user_connection import UserConnection
 from .._identity import new_id
@@ -16,7 +17,7 @@ from .._loop_layer import LoopLayer
 from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
 from ..presence import GroupMembers
-from .calls import Call, ReceiveCall, SyncReceivers
+from .calls import Call, NormalReceiveCall, ReceiveCall, SyncReceivers
 
 T = TypeVar("T")
 
@@ -52,7 +53,9 @@ class Forwarder:
         return result
 
     async def receive(self, channel: str) -> dict[str, Any]:
-        call = ReceiveCall(self._owner, self._get_loop_layer, channel)
+        return await self._run_receiver(ReceiveCall(self._owner, self._get_loop_layer, channel))
+
+    async def _run_receiver(self, call: ReceiveCall) -> dict[str, Any]:
         if self._sync_receivers is not None:
             self._sync_receivers.add(call)
         try:
@@ -111,6 +114,21 @@ class SyncForwarder(Forwarder):
 
     async def send(self, channel: str, body: bytes) -> None:
         await self._call(lambda loop_layer: loop_layer.send(channel, body))
+
+    async def send_normal(self, channel: str, body: bytes) -> None:
+        await self._call(lambda loop_layer: loop_layer.send_normal(channel, body))
+
+    def _get_normal_receiver(self) -> NormalReceiver:
+        return self._get_loop_layer().normal_channels.receiver
+
+    async def receive_normal(self, channel: str) -> dict[str, Any]:
+        if self._is_closed:
+            raise StopConsumer
+        while True:
+            call = NormalReceiveCall(self._owner, self._get_normal_receiver, channel)
+            message = await self._run_receiver(call)
+            if call.is_accepted:
+                return message
 
     async def group_send(self, group: str, body: bytes) -> None:
         await self._call(lambda loop_layer: loop_layer.group_send(group, body))

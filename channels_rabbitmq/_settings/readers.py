@@ -77,6 +77,12 @@ def seconds(
     return read
 
 
+def read_flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, not {type_name(value)}")
+    return value
+
+
 def count(largest: int | None = None) -> Callable[[str, object], int]:
     limits = "of at least 1" if largest is None else f"from 1 to {largest}"
 

@@ -36,6 +36,7 @@ from .readers import (
     or_none,
     read_channel_capacity,
     read_exchange_name,
+    read_flag,
     read_hook,
     read_host,
     read_keys,
@@ -86,6 +87,8 @@ class Settings:
     capacity: int
     channel_capacity: Mapping[str | re.Pattern[str], int]
     groups_exchange: str
+    # Whether there are channels without "!" in their names.
+    normal_channels: bool
     # The limit for TCP, TLS, handshake and set-up together.
     connect_timeout: float
     # The limit of any call's wait for the broker.
@@ -252,6 +255,7 @@ OPTIONS: Mapping[str, tuple[object, Callable[[str, object], object]]] = {
     "capacity": (10_000, count()),
     "channel_capacity": (None, read_channel_capacity),
     "groups_exchange": ("groups", read_exchange_name),
+    "normal_channels": (False, read_flag),
     "connect_timeout": (10, seconds(0, _LONGEST_TIMEOUT)),
     "operation_timeout": (10, seconds(0, _LONGEST_TIMEOUT)),
     "watchdog_interval": (30, seconds(0, _LONGEST_TIMEOUT, or_zero=True)),

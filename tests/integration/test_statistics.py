@@ -126,6 +126,7 @@ class TestWhere:
             carehare_connection=dataclasses.replace(
                 idle, since=statistics.carehare_connection.since
             ),
+            normal_channels=dataclasses.replace(idle, since=statistics.normal_channels.since),
             counters=Counters(),
             is_blocked=False,
             unconfirmed=0,

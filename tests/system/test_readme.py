@@ -69,6 +69,7 @@ from channels_rabbitmq.statistics import (
 )
 from tests.support.brokers import Broker
 from tests.support.members import receive, reconnect
+from tests.support.normal_channels import delete_queue, queue_of
 from tools.private_broker import BrokerFailed, PrivateBroker, TlsFiles, free_port
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
@@ -653,6 +654,23 @@ async def test_sync_codes_channel(
     await asyncio.to_thread(exec, code, {})
     said = code.rpartition("# ")[2]
     assert capsys.readouterr().out.strip() == said.strip()
+
+
+async def test_normal_channels(
+    open_layer: OpenLayer,
+    open_from_settings: OpenFromSettings,
+    broker: Broker,
+    groups_exchange: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    layer = await open_from_settings(run("normal-channels", (URL, broker.url)))
+    monkeypatch.setitem(channel_layers.backends, "default", layer)
+    await in_thread("normal-channels-use")
+    said = block("normal-channels-use").rpartition("# ")[2]
+    assert capsys.readouterr().out.strip() == said.strip()
+    await asyncio.to_thread(async_to_sync(layer.close))
+    await delete_queue(broker.url, queue_of(groups_exchange, "test_channel"))
 
 
 async def test_lifespan(default_layer: RabbitmqChannelLayer) -> None:

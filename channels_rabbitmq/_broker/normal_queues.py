@@ -1,0 +1,207 @@
+"""The queues of normal channels: their names and arguments, and having RabbitMQ declare them.
+
+A *normal channel* is one whose name has no "!". Its messages wait in a queue that all processes
+share, and each goes to one receiver. ::
+
+                      "!channel.jobs"
+    (groups exchange) ---------------> queue crq.channel.groups.jobs
+
+The key is no group's, since a group's name can't hold "!", and no channel's, since an id can't be
+empty. The queue is durable, as newer brokers close the connection over a queue that is neither
+durable nor exclusive. It expires when nobody has consumed from it or declared it for a day.
+
+**Whoever declares first decides about the arguments.** RabbitMQ refuses a declare with others (406,
+for any difference, on 3.10, 4.0 and 4.3), and closes the AMQP channel. The bind goes behind the
+declare on a ``TopologyChannel``, which goes on after a refusal. So a queue that is there is used as
+it is, whatever the reason of the refusal was, and that costs no round trip.
+
+**Each connection binds anew** a queue that it uses. So a queue that has survived a restart of the
+broker, which the groups exchange and the binding have not, is bound again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import carehare
+
+from .._amqp.binding import TopologyChannel
+from .._amqp.connection import Connection
+from .._amqp.methods import Method, Queue
+from .._amqp.publishing import Route
+from .._futures import fail
+from .._settings.settings import Settings
+from ..exceptions import BrokerUnavailable
+from .reasons import describe
+from .supervisor import Supervisor
+
+logger = logging.getLogger("channels_rabbitmq.normal_channels")
+
+# Seconds after which an unused queue is deleted.
+QUEUE_EXPIRY = 86400.0
+
+_PRECONDITION_FAILED = 406  # AMQP 0-9-1, section 1.2
+_NO_EXCHANGE = re.compile("no exchange")  # as 3.10, 4.0 and 4.3 say it
+
+
+class NormalTopology:
+    """Names and commands for the queues of one ``LoopLayer``, whose id is ``id_``."""
+
+    def __init__(self, id_: str, settings: Settings, capacity_of: Callable[[str], int]) -> None:
+        self._id = id_
+        self._exchange = settings.groups_exchange
+        self._expiry = settings.expiry
+        self._capacity_of = capacity_of
+        self._warned: set[str] = set()  # channels whose queue is used as it is
+
+    def route(self, channel: str) -> Route:
+        """Return the route of a channel's messages."""
+        return Route(self._exchange, f"!channel.{channel}", mandatory=True)
+
+    def queue(self, channel: str) -> str:
+        """Return the name of a channel's queue."""
+        return f"crq.channel.{self._exchange}.{channel}"
+
+    def declare(self, channel: str) -> Method:
+        arguments: dict[str, Any] = {
+            "x-queue-type": "classic",
+            "x-expires": round(QUEUE_EXPIRY * 1000),
+            "x-max-length": max(1, self._capacity_of(channel)),
+            "x-overflow": "reject-publish",
+        }
+        if self._expiry is not None:
+            arguments["x-message-ttl"] = round(self._expiry * 1000)
+        return Queue.Declare(queue=self.queue(channel), durable=True, arguments=arguments)
+
+    def bind(self, channel: str) -> Method:
+        route = self.route(channel)
+        return Queue.Bind(
+            queue=self.queue(channel), exchange=route.exchange, routing_key=route.routing_key
+        )
+
+    def on_used_as_it_is(self, channel: str, exc: BaseException) -> None:
+        """The declare was refused, but the queue is there. Warns once."""
+        if channel not in self._warned:
+            self._warned.add(channel)
+            logger.warning(
+                "%s: the queue of the normal channel %s is used as it is: %s",
+                self._id,
+                channel,
+                describe(exc),
+            )
+
+
+class NormalQueues:
+    """Declares and binds the queues, on each connection of a ``Supervisor`` anew.
+
+    ``on_no_exchange()`` is called when the groups exchange turns out to be deleted.
+    """
+
+    def __init__(
+        self,
+        topology: NormalTopology,
+        supervisor: Supervisor,
+        on_no_exchange: Callable[[], None],
+    ) -> None:
+        self._topology = topology
+        self._supervisor = supervisor
+        self._on_no_exchange = on_no_exchange
+        # On which the next two are
+        self._connection: Connection | None = None
+        self._channel: TopologyChannel | None = None
+        # By channel: the answer to the bind, until it is forgotten or refused
+        self._binds: dict[str, asyncio.Future[None]] = {}
+
+    def bound(self, channel: str) -> asyncio.Future[None] | None:
+        """Return what stands for the binding on the present connection; None if it isn't bound."""
+        bind = self._binds.get(channel)
+        if bind is None or self._supervisor.connection is not self._connection:
+            return None
+        return bind if bind.done() and bind.exception() is None else None
+
+    def forget(self, channel: str, bind: asyncio.Future[None] | None) -> None:
+        """The queue that ``bind`` stands for is gone. Does nothing if it was bound again since."""
+        if bind is not None and self._binds.get(channel) is bind:
+            del self._binds[channel]
+
+    def forget_all(self) -> None:
+        """Have every queue declared again before it is used again."""
+        self._binds.clear()
+
+    async def bind(self, channel: str, deadline: float) -> None:
+        """Have the queue declared and bound, once for all callers.
+
+        Raises BrokerUnavailable if RabbitMQ doesn't confirm by ``deadline`` (loop time), or
+        refuses.
+        """
+        while True:
+            connection = await self._supervisor.wait_ready(deadline)
+            try:
+                bind = self.start_bind(connection, channel)
+            except carehare.ChannelClosed as err:  # no number for another AMQP channel
+                raise BrokerUnavailable(f"The normal channel {channel}: {err}") from None
+            now = asyncio.get_running_loop().time()
+            await asyncio.wait([bind], timeout=max(0.0, deadline - now))
+            if not bind.done():
+                raise BrokerUnavailable(
+                    f"The queue of the normal channel {channel} was not declared in time: RabbitMQ "
+                    "did not confirm it"
+                )
+            exc = bind.exception()
+            if exc is None:
+                return
+            if isinstance(exc, carehare.ChannelClosedByServer):
+                raise BrokerUnavailable(
+                    f"RabbitMQ refused the queue of the normal channel {channel}: {describe(exc)}"
+                )
+            # The connection is lost. Its supervisor may not know that yet.
+            await asyncio.sleep(0)
+
+    def start_bind(self, connection: Connection, channel: str) -> asyncio.Future[None]:
+        """Return the answer to the bind, which is written unless it was before.
+
+        The future has the error of the declare, if both were refused.
+        """
+        if connection is not self._connection:
+            self._channel = connection.open_topology()
+            self._connection = connection
+            self._binds = {}
+        bind = self._binds.get(channel)
+        if bind is None:
+            assert self._channel is not None, "it is opened with the connection"
+            bind = self._binds[channel] = asyncio.get_running_loop().create_future()
+            declared = self._channel.call(self._topology.declare(channel))
+            answer = self._channel.call(self._topology.bind(channel))
+            answer.add_done_callback(partial(self._on_answer, channel, declared, bind))
+        return bind
+
+    def _on_answer(
+        self,
+        channel: str,
+        declared: asyncio.Future[None],
+        bind: asyncio.Future[None],
+        answer: asyncio.Future[None],
+    ) -> None:
+        refusal, exc = declared.exception(), answer.exception()
+        if exc is None:
+            if refusal is not None:
+                self._topology.on_used_as_it_is(channel, refusal)
+            bind.set_result(None)
+            return
+        self.forget(channel, bind)
+        fail(bind, _more_telling(refusal, exc))
+        if isinstance(exc, carehare.ChannelClosedByServer) and _NO_EXCHANGE.search(str(exc)):
+            self._on_no_exchange()
+
+
+def _more_telling(refusal: BaseException | None, exc: BaseException) -> BaseException:
+    """Return the error of the declare, if that is why the bind failed, too."""
+    refused = carehare.ChannelClosedByServer
+    if isinstance(exc, refused) and isinstance(refusal, refused):
+        return exc if refusal.reply_code == _PRECONDITION_FAILED else refusal
+    return exc
