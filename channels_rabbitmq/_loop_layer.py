@@ -41,7 +41,7 @@ from ._identity import ChannelNames, new_id
 from ._inbox.culprits import Culprits
 from ._inbox.hand_overs import HandedOver
 from ._inbox.inbox import Inbox
-from ._inbox.members import Members
+from ._inbox.members import Members, Membership
 from ._peers.peers import Peers
 from ._reporter import Reporter
 from ._settings.settings import Settings
@@ -199,11 +199,16 @@ class LoopLayer:
         else:
             await self.peers.add(group, channel, info, self._deadline())
 
-    async def add(self, group: str, channel: str, info: bytes | None, deadline: float) -> None:
-        """Make a channel of this event loop a member."""
+    def add(
+        self, group: str, channel: str, info: bytes | None, deadline: float
+    ) -> Coroutine[Any, Any, None]:
+        """Make a channel of this event loop a member, at once; the coroutine has it confirmed."""
         self._names.require_local(channel)
         self._start_subscriber()
-        membership = self.members.add(group, channel)
+        return self._confirm(self.members.add(group, channel), info, deadline)
+
+    async def _confirm(self, membership: Membership, info: bytes | None, deadline: float) -> None:
+        group = membership.group
         is_bound = False
         try:
             await self.subscriber.bind(group, deadline)

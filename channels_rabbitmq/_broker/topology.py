@@ -97,8 +97,8 @@ LEASE = 20.0
 
 # Of the queue of requests: seconds, requests, bytes; and how many are sent to it before an ack.
 REQUEST_EXPIRY = 5.0
-_MOST_REQUESTS = 1000
-_MOST_REQUEST_BYTES = 32 * 1024 * 1024
+MOST_REQUESTS = 1000
+MOST_REQUEST_BYTES = 32 * 1024 * 1024
 REQUESTS_PREFETCH = 100
 
 _KEY_OF_NO_MESSAGE = "lease"
@@ -172,8 +172,8 @@ class Topology:
         arguments: dict[str, Any] = {
             "x-queue-type": "classic",
             "x-message-ttl": round(REQUEST_EXPIRY * 1000),
-            "x-max-length": _MOST_REQUESTS,
-            "x-max-length-bytes": _MOST_REQUEST_BYTES,
+            "x-max-length": MOST_REQUESTS,
+            "x-max-length-bytes": MOST_REQUEST_BYTES,
             "x-overflow": "drop-head",
         }
         return [

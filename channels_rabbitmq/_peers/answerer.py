@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 from .._codec import MessageCodec
-from .._futures import run_until, start_task
+from .._futures import start_task
 from .._identity import to_process
 from ..exceptions import BrokerUnavailable
 from ..statistics import Counters
@@ -31,8 +32,13 @@ class LocalGroups(Protocol):
     def count(self, group: str) -> int:
         """Return how many these are."""
 
-    async def add(self, group: str, channel: str, info: bytes | None, deadline: float) -> None:
-        """Add a channel, until ``deadline`` (loop time); raises as ``group_add``."""
+    def add(
+        self, group: str, channel: str, info: bytes | None, deadline: float
+    ) -> Coroutine[Any, Any, None]:
+        """Begin at once to add a channel; the coroutine goes on, until ``deadline`` (loop time).
+
+        Both raise as ``group_add``.
+        """
 
     def discard(self, group: str, channel: str) -> None:
         """Take a channel out; raises as ``group_discard``."""
@@ -66,46 +72,58 @@ class Answerer:
             self._counters.unanswered += 1
             return
         self._counters.answered += 1
-        task = start_task(self._answer(request), name="channels_rabbitmq answer")
+        deadline = self._loop.time() + min(request.timeout, self._longest)
+        # At once, and not in the task: else a discard might come before the add that it follows.
+        done = self._do(request, deadline)
+        task = start_task(self._answer(request, done, deadline), name="channels_rabbitmq answer")
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    async def _answer(self, request: Request) -> None:
-        deadline = self._loop.time() + min(request.timeout, self._longest)
-        for answer in await self._make_answers(request, deadline):
-            recipient = to_process(request.sender)
+    def _do(self, request: Request, deadline: float) -> list[Answer] | Coroutine[Any, Any, None]:
+        """Do what can be done at once; return the answer, or what is still to be done."""
+        number, group, channel = request.number, request.group, request.channel
+        if request.kind == MEMBERS:
+            return self._list_members(request)
+        if request.kind == COUNT:
+            return [Answer(self._id, number, count=self._groups.count(group))]
+        try:
+            if request.kind == ADD:
+                return self._groups.add(group, channel, request.info, deadline)
+            assert request.kind == DISCARD, "there is no other kind"
+            self._groups.discard(group, channel)
+        except ValueError as err:
+            return [Answer(self._id, number, error=str(err), is_mistake=True)]
+        return [Answer(self._id, number)]
+
+    def _list_members(self, request: Request) -> list[Answer]:
+        parts = split(self._groups.confirmed(request.group))
+        series = next(self._series)
+        return [
+            Answer(self._id, request.number, series, part, len(parts), members=members)
+            for part, members in enumerate(parts)
+        ]
+
+    async def _answer(
+        self,
+        request: Request,
+        done: list[Answer] | Coroutine[Any, Any, None],
+        deadline: float,
+    ) -> None:
+        answers = done if isinstance(done, list) else [await self._finish(request, done)]
+        recipient = to_process(request.sender)
+        for answer in answers:
             body = self._codec.encode_for_channel(recipient, answer.message())
             try:
                 await self._link.publish(recipient, body, deadline)
             except BrokerUnavailable:
                 return
 
-    async def _make_answers(self, request: Request, deadline: float) -> list[Answer]:
-        number = request.number
-        if request.kind == MEMBERS:
-            parts = split(self._groups.confirmed(request.group))
-            series = next(self._series)
-            return [
-                Answer(self._id, number, series, part, len(parts), members=members)
-                for part, members in enumerate(parts)
-            ]
-        if request.kind == COUNT:
-            return [Answer(self._id, number, count=self._groups.count(request.group))]
+    async def _finish(self, request: Request, adding: Coroutine[Any, Any, None]) -> Answer:
         try:
-            await self._change(request, deadline)
-        except (TypeError, ValueError) as err:
-            return [Answer(self._id, number, error=str(err), is_mistake=True)]
-        except (BrokerUnavailable, asyncio.TimeoutError) as err:
-            return [Answer(self._id, number, error=str(err) or "no time was left")]
-        return [Answer(self._id, number)]
-
-    async def _change(self, request: Request, deadline: float) -> None:
-        group, channel = request.group, request.channel
-        if request.kind == ADD:
-            await run_until(deadline, self._groups.add(group, channel, request.info, deadline))
-        else:
-            assert request.kind == DISCARD, "there is no other kind"
-            self._groups.discard(group, channel)
+            await adding
+        except BrokerUnavailable as err:
+            return Answer(self._id, request.number, error=str(err))
+        return Answer(self._id, request.number)
 
     def close(self) -> None:
         """Answer nothing more."""

@@ -5,10 +5,12 @@
 - *Every hello is answered*, by *here*. With "not if it has said hello itself lately", 36 of 90
   pairs of processes never met (measured). The answers are spread over ``SPREAD``, and if more than
   ``MOST_SINGLE`` are due, one for all takes their place.
-- *Settled.* A process that has just connected knows nobody. Each *here* of a settled process names
-  all that it has heard, so a single one suffices to know all. This process is settled then, or if
-  none has come ``SETTLE_TIMEOUT`` after its hello: then it is alone, or all have just begun, as
-  after a restart of the broker, and have greeted each other. Before that no result is complete.
+- *Settled.* A process that has just connected knows nobody. A settled process that answers its
+  hello names all that it has heard, and has heard each hello that was said before. So a single such
+  answer suffices to know all. This process is settled then, or if none has come
+  ``SETTLE_TIMEOUT`` after its hello: then it is alone, or all have just begun, as after a restart
+  of the broker, and have greeted each other. Before that no result is complete. (An answer names
+  the hellos that it is for: one for others may be older, and lack somebody.)
 
 While the broker blocks publishers nothing is said; ``group_add()`` doesn't wait for it then.
 """
@@ -62,7 +64,7 @@ class Greeter:
         self.is_greeted = False  # the hello of this connection is confirmed
         self.is_settled = False
         self._greeted = Waiters()
-        self._due: set[str] = set()  # who has said hello and waits for an answer
+        self._due: dict[str, int] = {}  # who waits for an answer, and to which of its hellos
         self._hello: asyncio.Task[None] | None = None
         self._here: asyncio.Task[None] | None = None
         self._settle_timer: asyncio.TimerHandle | None = None
@@ -100,7 +102,7 @@ class Greeter:
         return waits
 
     async def _say_hello(self) -> None:
-        await self._say_until_confirmed(Greeting(HELLO, self._id), TO_ALL)
+        await self._say_until_confirmed(Greeting(HELLO, self._id, self.connection), TO_ALL)
         self.is_greeted = True
         self._greeted.wake()
         self._settle_timer = call_at(self._loop.time() + SETTLE_TIMEOUT, self._settle)
@@ -118,13 +120,13 @@ class Greeter:
             await asyncio.sleep(0.1)
 
     def _settle(self) -> None:
-        if not self.is_settled and self.is_greeted:
+        if not self.is_settled and self.connection:
             self.is_settled = True
             self._on_settled()
 
-    def on_hello(self, id_: str) -> None:
+    def on_hello(self, id_: str, number: int) -> None:
         """Another process has connected: answer it."""
-        self._due.add(id_)
+        self._due[id_] = number
         if self._here is None:
             self._here = start_task(self._say_here(), name="channels_rabbitmq here")
 
@@ -133,8 +135,9 @@ class Greeter:
             while self._due:
                 await asyncio.sleep(random.uniform(0, SPREAD))
                 await self._link.wait_usable()
-                due, self._due = self._due, set()
-                greeting = Greeting(HERE, self._id, self._names())
+                due, self._due = self._due, {}
+                answered = tuple(due.items())
+                greeting = Greeting(HERE, self._id, answered=answered, known=self._names())
                 recipients = [TO_ALL] if len(due) > MOST_SINGLE else map(to_process, due)
                 for recipient in recipients:
                     await self._say_until_confirmed(greeting, recipient)
@@ -145,11 +148,12 @@ class Greeter:
         names = self._processes.heard() if self.is_settled else []
         return tuple(names) if self.is_settled and len(names) <= _MOST_NAMES else None
 
-    def on_here(self, known: tuple[str, ...] | None) -> None:
+    def on_here(self, here: Greeting) -> None:
         """Another process has answered our hello, or that of others."""
-        if known is not None:
-            self._processes.on_hearsay(known)
-            self._settle()
+        if here.known is not None:
+            self._processes.on_hearsay(here.known)
+            if (self._id, self.connection) in here.answered:
+                self._settle()
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:

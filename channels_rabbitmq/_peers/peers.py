@@ -119,10 +119,10 @@ class Peers:
             return
         self.processes.on_heard(greeting.sender)
         if greeting.kind == HELLO:
-            self.greeter.on_hello(greeting.sender)
+            self.greeter.on_hello(greeting.sender, greeting.number)
         else:
             assert greeting.kind == HERE, "there is no other kind"
-            self.greeter.on_here(greeting.known)
+            self.greeter.on_here(greeting)
 
     def _on_settled(self) -> None:
         self._asker.questions.wake_all()

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 from .._codec import MalformedBody, unpack_info
 from .._identity import id_of, is_id
+from .._names import require_channel_name, require_group_name
 
 HELLO, HERE, BYE = "hello", "here", "bye"
 MEMBERS, COUNT, ADD, DISCARD = "members", "count", "add", "discard"
 ANSWER = "answer"
-_GREETINGS = (HELLO, HERE, BYE)
 _REQUESTS = (MEMBERS, COUNT, ADD, DISCARD)
 
 # Bytes, about, of one part of an answer that lists members: below any broker's limit.
@@ -24,6 +24,8 @@ PART_SIZE = 128 * 1024
 
 _T = TypeVar("_T")
 
+# Who has said it, and on which of its connections
+Hello = tuple[str, int]
 # A channel and its packed info
 PackedMember = tuple[str, "bytes | None"]
 
@@ -34,12 +36,21 @@ class Greeting:
 
     kind: str
     sender: str
+    number: int = 0
+    """With *hello*: the number of the sender's connection."""
+    answered: tuple[Hello, ...] = ()
+    """With *here*: which hellos this answers."""
     known: tuple[str, ...] | None = None
     """With *here*: whom the sender has heard itself; None if it may not know all yet."""
 
     def message(self) -> dict[str, Any]:
-        known = None if self.known is None else list(self.known)
-        return {"kind": self.kind, "from": self.sender, "known": known}
+        message: dict[str, Any] = {"kind": self.kind, "from": self.sender}
+        if self.kind == HELLO:
+            message["number"] = self.number
+        elif self.kind == HERE:
+            message["answered"] = [list(hello) for hello in self.answered]
+            message["known"] = None if self.known is None else list(self.known)
+        return message
 
 
 @dataclass(frozen=True)
@@ -94,13 +105,26 @@ def read(message: dict[str, Any]) -> Greeting | Request | Answer:
     kind, sender = _get(message, "kind", str), _get(message, "from", str)
     if not is_id(sender):
         raise MalformedBody("a request without a sender")
-    if kind in _GREETINGS:
-        return Greeting(kind, sender, _read_known(message))
+    if kind == HELLO:
+        return Greeting(kind, sender, _get(message, "number", int))
+    if kind == HERE:
+        answered = tuple(_read_hello(hello) for hello in _get(message, "answered", list))
+        return Greeting(kind, sender, answered=answered, known=_read_known(message))
+    if kind == BYE:
+        return Greeting(kind, sender)
     if kind in _REQUESTS:
         return _read_request(message, kind, sender)
     if kind == ANSWER:
         return _read_answer(message, sender)
     raise MalformedBody("a request of an unknown kind")
+
+
+def _read_hello(hello: object) -> Hello:
+    if isinstance(hello, list) and len(hello) == 2:
+        id_, number = hello
+        if isinstance(id_, str) and isinstance(number, int):
+            return id_, number
+    raise MalformedBody("a request with a wrong list of hellos")
 
 
 def _read_known(message: dict[str, Any]) -> tuple[str, ...] | None:
@@ -121,15 +145,15 @@ def _read_request(message: dict[str, Any], kind: str, sender: str) -> Request:
     timeout = message.get("timeout")
     if not isinstance(timeout, (int, float)) or not 0 <= timeout < float("inf"):
         raise MalformedBody("a request with a wrong timeout")
-    return Request(
-        kind,
-        sender,
-        _get(message, "number", int),
-        timeout,
-        _get(message, "group", str),
-        _get(message, "channel", str) if kind in (ADD, DISCARD) else "",
-        info,
-    )
+    group: Any = message.get("group")
+    channel: Any = message.get("channel")
+    try:
+        require_group_name(group)
+        if kind in (ADD, DISCARD):
+            require_channel_name(channel)
+    except TypeError:
+        raise MalformedBody("a request with a wrong name") from None
+    return Request(kind, sender, _get(message, "number", int), timeout, group, channel or "", info)
 
 
 def _read_answer(message: dict[str, Any], sender: str) -> Answer:

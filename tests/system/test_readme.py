@@ -52,9 +52,13 @@ from channels_rabbitmq._broker import direct_sender as _direct_sender
 from channels_rabbitmq._broker import reasons as _reasons
 from channels_rabbitmq._broker import receivers as _receivers
 from channels_rabbitmq._broker import supervisor as _supervisor
+from channels_rabbitmq._broker import topology as _topology
 from channels_rabbitmq._inbox import accounting as _accounting
 from channels_rabbitmq._inbox import ages as _ages
 from channels_rabbitmq._inbox import router as _router
+from channels_rabbitmq._peers import answerer as _answerer
+from channels_rabbitmq._peers import greeter as _greeter
+from channels_rabbitmq._peers import processes as _processes
 from channels_rabbitmq._settings import settings as _settings
 from channels_rabbitmq._settings.hosts import read_hosts
 from channels_rabbitmq._settings.settings import Settings
@@ -66,6 +70,7 @@ from channels_rabbitmq.statistics import (
     Counters,
     GroupStatistics,
     LoopLayerStatistics,
+    ProcessStatistics,
 )
 from tests.support.brokers import Broker
 from tests.support.members import receive, reconnect
@@ -283,8 +288,20 @@ def test_numbers() -> None:
         f"{_accounting.EARLY_ACKED_BYTES // 2**20} MiB for stalled channels",
         f"{_accounting.EARLY_ACKED_BYTES // 2**20} MiB for the process",
         f"with {_accounting.MESSAGE_OVERHEAD} bytes for each message beyond its body",
+        f"has at most {_codec.LONGEST_INFO} bytes when it is encoded",
+        f"the ``info`` has more than {_codec.LONGEST_INFO} bytes",
+        f"up to {_topology.MOST_REQUESTS:,} requests or "
+        f"{_topology.MOST_REQUEST_BYTES // 2**20} MiB",
+        f"or {_answerer.MOST_AT_ONCE} were under way",
     ):
         assert sentence in plain(), sentence
+    assert _processes.GONE_AFTER == 10
+    assert "After ten seconds such a process counts as gone" in plain()
+    assert "has been without a connection for ten seconds" in plain()
+    assert _greeter.SETTLE_TIMEOUT == 0.5
+    assert "In the first half second after an event loop has connected" in plain()
+    assert _topology.REQUEST_EXPIRY == 5
+    assert "wait for it on RabbitMQ, for five seconds" in plain()
     assert _receivers.UNREACHABLE_TIMEOUT == _receivers.HEARD_TIMEOUT == 60
     assert "took a message from this one in the last minute" in plain()
     assert "remembered for a minute" in plain()
@@ -305,7 +322,7 @@ def test_every_field_of_the_statistics_is_explained() -> None:
     totals = {f"counters.{field.name}" for field in dataclasses.fields(Counters)}
     assert sorted(explained) == sorted(fields | totals)
     said = " ".join(section("Statistics").astext().split())
-    nested = (ConnectionStatistics, GroupStatistics)
+    nested = (ConnectionStatistics, GroupStatistics, ProcessStatistics)
     for kind in nested:
         for field in dataclasses.fields(kind):
             assert re.search(rf"\b{field.name}\b", said), field.name
@@ -319,7 +336,7 @@ def test_every_field_of_the_statistics_is_explained() -> None:
         | {
             f"{name}.{field.name}"
             for name, kind in zip(
-                ("publisher", "subscriber", "groups"),
+                ("publisher", "subscriber", "groups", "processes"),
                 (ConnectionStatistics, *nested),
                 strict=True,
             )
@@ -696,6 +713,23 @@ async def test_statistics(default_layer: RabbitmqChannelLayer) -> None:
     await must_work(default_layer)
     (one,) = json.loads(await asyncio.to_thread(metrics))
     assert (one["counters"]["consumed"], one["subscriber"]["state"]) == (2, "connected")
+
+
+async def test_presence(default_layer: RabbitmqChannelLayer) -> None:
+    consumer = run("presence")["RoomConsumer"]
+    await default_layer.group_count("room", 10.0)  # From now on it knows all.
+    clients = []
+    here = []
+    for name in ("Ada", "Bob"):
+        client = WebsocketCommunicator(consumer.as_asgi(), "/")
+        client.scope["url_route"] = {"kwargs": {"name": name}}
+        assert await client.connect(10) == (True, None)
+        clients.append(client)
+        here.append(name)
+        assert await client.receive_json_from(10) == {"here": here, "all": True}
+    for client in clients:
+        await client.disconnect()
+    assert await default_layer.group_count("room", 10.0) == 0
 
 
 async def test_what_operators_see(default_layer: RabbitmqChannelLayer, broker: Broker) -> None:

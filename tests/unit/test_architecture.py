@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "_inbox": {"_codec", "_identity", "_reporter", "_settings", "statistics"},
     # Of the client it knows only what may become of a message.
     "_peers": {
-        *("_amqp", "_codec", "_identity", "_reporter", "_settings", "_futures"),
+        *("_amqp", "_codec", "_identity", "_names", "_reporter", "_settings", "_futures"),
         *("exceptions", "presence", "statistics"),
     },
     "_broker": {

@@ -137,10 +137,15 @@ class Process:
     def count(self, group: str) -> int:
         return len(self.confirmed(group))
 
-    async def add(self, group: str, channel: str, info: bytes | None, deadline: float) -> None:
-        await self.answers_late.wait()
+    def add(
+        self, group: str, channel: str, info: bytes | None, deadline: float
+    ) -> Coroutine[Any, Any, None]:
         if channel.endswith("!bad"):
             raise ValueError("a bad channel")
+        return self._finish_add(channel, info)
+
+    async def _finish_add(self, channel: str, info: bytes | None) -> None:
+        await self.answers_late.wait()
         if channel.endswith("!unlucky"):
             raise BrokerUnavailable("no broker")
         self.members[channel] = info
@@ -264,6 +269,20 @@ class TestGreeting:
             new.close()
 
         play(scene)
+
+    def test_an_answer_to_another_hello_is_no_proof(self) -> None:
+        """It may be older than this connection, and lack who has come since."""
+
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            (a,) = processes
+            settled = "crq." + "s" * 16
+            for answered in ((), ((a.id, 2),), ((settled, 1),), ((a.id, 1),)):
+                assert not a.peers.greeter.is_settled
+                here = Greeting(HERE, settled, answered=answered, known=())
+                a.peers.on_request(_codec.encode_for_channel(TO_ALL, here.message()), 1, 0, a)
+            assert a.peers.greeter.is_settled
+
+        play(scene, "a", settled=False)
 
     def test_before_it_knows_all_no_result_is_complete(self) -> None:
         async def scene(wire: Wire, processes: list[Process]) -> None:

@@ -10,7 +10,9 @@ from channels_rabbitmq._codec import MalformedBody, MessageCodec, pack_info
 from channels_rabbitmq._peers.questions import Questions
 from channels_rabbitmq._peers.requests import (
     ADD,
+    BYE,
     COUNT,
+    HELLO,
     HERE,
     MEMBERS,
     PART_SIZE,
@@ -95,8 +97,10 @@ class TestForm:
     @pytest.mark.parametrize(
         "request_",
         [
-            Greeting(HERE, A),
-            Greeting(HERE, A, (B,)),
+            Greeting(HELLO, A, 3),
+            Greeting(HERE, A, answered=((B, 1),)),
+            Greeting(HERE, A, known=(B,)),
+            Greeting(BYE, A),
             Request(MEMBERS, A, 1, 0.5, "g"),
             Request(COUNT, A, 2, 3, "g"),
             Request(ADD, A, 3, 0.5, "g", f"{B}!x", pack_info({"a": [1]})),
@@ -139,8 +143,12 @@ class TestForm:
     @pytest.mark.parametrize(
         ("change", "problem"),
         [
-            ({"group": None}, "wrong value of 'group'"),
-            ({"channel": 1}, "wrong value of 'channel'"),
+            ({"group": None}, "wrong name"),
+            ({"group": "!all"}, "wrong name"),
+            ({"group": "g" * 100}, "wrong name"),
+            ({"channel": 1}, "wrong name"),
+            ({"channel": f"{B}!{'x' * 99}"}, "wrong name"),
+            ({"number": None}, "wrong value of 'number'"),
             ({"info": {}}, "wrong info"),
             ({"info": b""}, "not msgpack"),
             ({"timeout": "1"}, "wrong timeout"),
@@ -159,6 +167,12 @@ class TestForm:
     def test_greetings_that_nobody_should_say(self, known: object) -> None:
         message = Greeting(HERE, A).message() | {"known": known}
         with pytest.raises(MalformedBody, match="wrong list of processes"):
+            read(message)
+
+    @pytest.mark.parametrize("answered", [None, [A], [[A]], [[1, 1]], [[A, "1"]]])
+    def test_answers_to_no_hello(self, answered: object) -> None:
+        message = Greeting(HERE, A).message() | {"answered": answered}
+        with pytest.raises(MalformedBody, match=r"wrong (list of hellos|value of 'answered')"):
             read(message)
 
     def test_an_empty_message(self) -> None:
