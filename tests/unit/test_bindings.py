@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -611,3 +612,5 @@ class BindingsMachine(RuleBasedStateMachine):
 
 TestBindingsMachine = BindingsMachine.TestCase
 TestBindingsMachine.settings = settings(stateful_step_count=50)
+# Beside other suites it has taken more than a minute.
+TestBindingsMachine.pytestmark = pytest.mark.timeout(300)

@@ -171,6 +171,8 @@ class MembersMachine(RuleBasedStateMachine):
 
 TestMembersMachine = MembersMachine.TestCase
 TestMembersMachine.settings = settings(stateful_step_count=30)
+# Beside other suites it has taken more than a minute.
+TestMembersMachine.pytestmark = pytest.mark.timeout(300)
 
 
 class TestInfos:

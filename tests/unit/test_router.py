@@ -1867,3 +1867,5 @@ class RouterMachine(RuleBasedStateMachine):
 
 TestRouterMachine = RouterMachine.TestCase
 TestRouterMachine.settings = settings(stateful_step_count=50)
+# Beside other suites it has taken more than a minute.
+TestRouterMachine.pytestmark = pytest.mark.timeout(300)
