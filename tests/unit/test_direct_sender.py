@@ -469,26 +469,21 @@ async def slow_sender(make_sender: MakeSender, receivers: Receivers) -> DirectSe
 async def test_a_table_of_dead_names_costs_one_allowance(
     slow_sender: DirectSender, publisher: FakePublisher
 ) -> None:
-    begun_at = time.monotonic()
     for number in range(8):
         assert await slow_sender.send(route(number), b"lost", deadline()) is Outcome.RETURNED
-    assert 0.3 < time.monotonic() - begun_at < 1.0
-    # And from then on not even that.
-    begun_at = time.monotonic()
     tries = sum(publisher.tries.values())
+    assert 8 + 4 < tries < 8 + 15, "at two seconds for each it would be some 90"
+    # And from then on not even that.
     for number in range(8, 300):
         assert await slow_sender.send(route(number), b"lost", deadline()) is Outcome.RETURNED
-    assert time.monotonic() - begun_at < 0.3
     assert sum(publisher.tries.values()) - tries < 292 + 5, "one try each"
 
 
 async def test_dead_names_at_the_same_time_cost_no_more(
     slow_sender: DirectSender, publisher: FakePublisher
 ) -> None:
-    begun_at = time.monotonic()
     sending = [slow_sender.send(route(number), b"lost", deadline()) for number in range(300)]
     assert set(await asyncio.gather(*sending)) == {Outcome.RETURNED}
-    assert time.monotonic() - begun_at < 1.0
     assert sum(publisher.tries.values()) < 300 + 2 * 0.6 / 0.02
 
 
