@@ -65,8 +65,8 @@ class DirectSender:
     """Sends bodies by a ``Publisher``; the channels of each process have a route, a mandatory one.
 
     ``operation_timeout``: seconds that a call may take; all deadlines are made of it. ``refusals``
-    knows what a nack means, ``receivers`` what is known of the processes. ``first_pause`` and
-    ``longest_pause`` are seconds between two tries.
+    knows what a nack means, ``receivers`` what is known of the processes. The others are
+    seconds: see the constants.
     """
 
     def __init__(
@@ -78,9 +78,12 @@ class DirectSender:
         *,
         first_pause: float = FIRST_PAUSE,
         longest_pause: float = LONGEST_PAUSE,
+        retry_timeout: float = RETRY_TIMEOUT,
+        reconnect_grace: float = RECONNECT_GRACE,
     ) -> None:
         self._publisher = publisher
-        self._operation_timeout = operation_timeout
+        self._retry_timeout = min(retry_timeout, (operation_timeout - _CONFIRM_TIMEOUT) / 2)
+        self._reconnect_grace = reconnect_grace
         self._receivers = receivers
         self._refusals = refusals
         self._first_pause = first_pause
@@ -229,13 +232,12 @@ class DirectSender:
 
     def _may_be_back(self, route: Route, begun_at: float, at: float) -> bool:
         """Whether what is known of a process gives reason to try it again at that moment."""
-        if at <= self._publisher.reconnected_at + RECONNECT_GRACE:
+        if at <= self._publisher.reconnected_at + self._reconnect_grace:
             return True  # Our own connection may be new since the last try.
         return self._receivers.is_alive(route, begun_at) and not self._is_too_late(begun_at, at)
 
     def _is_too_late(self, begun_at: float, at: float) -> bool:
-        longest = min(RETRY_TIMEOUT, (self._operation_timeout - _CONFIRM_TIMEOUT) / 2)
-        return at > begun_at + longest
+        return at > begun_at + self._retry_timeout
 
     def cancel_calls(self) -> None:
         """Cancel the calls that wait for a receiver."""

@@ -25,7 +25,6 @@ from channels.exceptions import (
     StopConsumer,
 )
 
-from channels_rabbitmq._broker import direct_sender as _direct_sender
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.brokers import Broker
@@ -38,6 +37,7 @@ from tests.support.layers import (
     loop_layers_of,
     publisher_of,
     set_linger,
+    set_retry_timeout,
     statistics_of,
 )
 from tests.support.log_lines import log_lines
@@ -383,11 +383,10 @@ class TestChannels:
         assert statistics_of(layer).counters.delivered < 6
 
     async def test_a_message_for_a_process_that_is_gone_is_dropped_and_counted(
-        self, open_layer: OpenLayer, monkeypatch: pytest.MonkeyPatch
+        self, open_layer: OpenLayer
     ) -> None:
-        monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.05)
-        monkeypatch.setattr(_direct_sender, "RECONNECT_GRACE", 0.0)
         gone, sender = await open_layer(), await open_layer()
+        set_retry_timeout(sender, 0.05)
         channel = await gone.new_channel()
         await gone.connect()  # else the first message, too, may find nobody
         await sender.send(channel, MESSAGE)

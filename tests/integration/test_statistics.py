@@ -21,7 +21,6 @@ import pytest
 from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull, StopConsumer
 
-from channels_rabbitmq._broker import direct_sender as _direct_sender
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.statistics import (
     ConnectionStatistics,
@@ -38,6 +37,7 @@ from tests.support.layers import (
     loop_layers_of,
     reconnect_subscriber,
     set_linger,
+    set_retry_timeout,
     settings_of,
     statistics_of,
 )
@@ -440,11 +440,9 @@ class TestSent:
         # The first that was refused is tried twice again, and then it is asked why.
         assert 25 < statistics.counters.published == published(statistics) <= 25 + 3
 
-    async def test_returned_and_unreachable(
-        self, open_layer: OpenLayer, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.1)
+    async def test_returned_and_unreachable(self, open_layer: OpenLayer) -> None:
         gone, sender = await open_layer(), await open_layer()
+        set_retry_timeout(sender, 0.1)
         channel = await gone.new_channel()
         await gone.connect()  # else the first message, too, may find nobody
         await sender.send(channel, MESSAGE)

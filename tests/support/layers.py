@@ -56,6 +56,12 @@ def set_linger(layer: RabbitmqChannelLayer, seconds: float) -> None:
     inside(layer).bindings._linger = seconds
 
 
+def set_retry_timeout(layer: RabbitmqChannelLayer, seconds: float) -> None:
+    """How long it tries to reach a process that was there before, also after its own reconnect."""
+    direct_sender = inside(layer)._sender.direct_sender
+    direct_sender._retry_timeout, direct_sender._reconnect_grace = seconds, 0.0
+
+
 def has_members(layer: RabbitmqChannelLayer, group: str) -> bool:
     """Whether the group has members on the running event loop."""
     return bool(inside(layer).members.has_members(group))

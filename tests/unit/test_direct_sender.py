@@ -11,7 +11,6 @@ from typing import cast
 import pytest
 
 from channels_rabbitmq._amqp.publishing import Outcome, Route
-from channels_rabbitmq._broker import direct_sender as _direct_sender
 from channels_rabbitmq._broker import receivers as _receivers
 from channels_rabbitmq._broker import refusals as _refusals
 from channels_rabbitmq._broker.direct_sender import FIRST_PAUSE, LONGEST_PAUSE, DirectSender
@@ -29,6 +28,9 @@ OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 ROUTE = Route("groups", "crq.a!", mandatory=True)
 OWN = Route("groups", "crq.own!", mandatory=True)
 OTHER = Route("groups", "crq.b!", mandatory=True)
+
+
+QUICK = {"first_pause": 0.001, "longest_pause": 0.001}
 
 
 class FakePublisher:
@@ -93,6 +95,7 @@ class MakeSender:
         receivers: Receivers | None = None,
         first_pause: float = FIRST_PAUSE,
         longest_pause: float = LONGEST_PAUSE,
+        **timings: float,
     ) -> DirectSender:
         return DirectSender(
             self._publisher,
@@ -101,6 +104,7 @@ class MakeSender:
             Refusals(self._publisher, self._counters, "groups", self._clock),
             first_pause=first_pause,
             longest_pause=longest_pause,
+            **timings,
         )
 
 
@@ -138,7 +142,7 @@ def make_sender(publisher: FakePublisher, counters: Counters, clock: Clock) -> M
 
 @pytest.fixture
 async def sender(make_sender: MakeSender, receivers: Receivers) -> DirectSender:
-    return make_sender(receivers=receivers, first_pause=0.001, longest_pause=0.001)
+    return make_sender(receivers=receivers, **QUICK)
 
 
 async def test_each_process_has_a_route_and_messages_by_it_are_mandatory() -> None:
@@ -197,9 +201,9 @@ async def test_messages_to_others_do_not_wait(
 
 
 async def test_who_stayed_away_gets_one_try_a_message_until_one_gets_through(
-    sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
+    make_sender: MakeSender, publisher: FakePublisher
 ) -> None:
-    monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.01)
+    sender = make_sender(retry_timeout=0.01, **QUICK)
     assert await sender.send(ROUTE, b"lost", deadline()) is Outcome.RETURNED
     tries = publisher.tries["crq.a!"]
     assert tries > 1
@@ -215,20 +219,20 @@ async def test_who_stayed_away_gets_one_try_a_message_until_one_gets_through(
 
 
 async def test_who_stayed_away_is_forgotten_after_a_while(
-    sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
+    make_sender: MakeSender, publisher: FakePublisher, clock: Clock
 ) -> None:
-    monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.01)
-    monkeypatch.setattr(_receivers, "UNREACHABLE_TIMEOUT", 0.0)
+    sender = make_sender(retry_timeout=0.01, **QUICK)
     for _ in range(2):
         tries = publisher.tries["crq.a!"]
         assert await sender.send(ROUTE, b"lost", deadline()) is Outcome.RETURNED
         assert publisher.tries["crq.a!"] > tries + 1
+        clock.ahead += _receivers.UNREACHABLE_TIMEOUT
 
 
 async def test_after_our_own_reconnect_it_is_tried_for_longer(
-    sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
+    make_sender: MakeSender, publisher: FakePublisher
 ) -> None:
-    monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.0)
+    sender = make_sender(retry_timeout=0.0, **QUICK)
     publisher.reconnected_at = asyncio.get_running_loop().time()
     sending = asyncio.create_task(sender.send(ROUTE, b"m", deadline()))
     await publisher.wait_for_tries(ROUTE, 10)
@@ -237,13 +241,9 @@ async def test_after_our_own_reconnect_it_is_tried_for_longer(
 
 
 async def test_who_is_not_back_long_after_our_own_reconnect_has_stayed_away(
-    sender: DirectSender,
-    receivers: Receivers,
-    publisher: FakePublisher,
-    monkeypatch: pytest.MonkeyPatch,
+    make_sender: MakeSender, receivers: Receivers, publisher: FakePublisher
 ) -> None:
-    monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.0)
-    monkeypatch.setattr(_direct_sender, "RECONNECT_GRACE", 0.05)
+    sender = make_sender(receivers=receivers, retry_timeout=0.0, reconnect_grace=0.05, **QUICK)
     publisher.reconnected_at = asyncio.get_running_loop().time()
     assert await sender.send(ROUTE, b"lost", deadline()) is Outcome.RETURNED
     assert receivers.is_unreachable(ROUTE)
@@ -338,10 +338,8 @@ async def test_who_is_cancelled_on_his_turn_lets_the_next_one_have_it(
 async def test_a_queue_that_was_just_being_deleted_is_no_full_one(
     sender: DirectSender, publisher: FakePublisher
 ) -> None:
-    publisher.refusing.add("crq.a!")
+    publisher.fates.append(Outcome.NACKED)  # From the second try on it doesn't exist.
     sending = asyncio.create_task(sender.send(ROUTE, b"m", deadline()))
-    await publisher.wait_for_tries(ROUTE, 2)
-    publisher.refusing.clear()
     await publisher.wait_for_tries(ROUTE, 4)
     publisher.reachable.add("crq.a!")
     assert await sending is Outcome.CONFIRMED
@@ -371,12 +369,12 @@ async def test_a_queue_that_goes_on_refusing_while_its_process_is_there_is_full(
 
 
 async def test_after_a_while_it_is_found_out_anew_why_a_queue_refuses(
-    sender: DirectSender, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
+    sender: DirectSender, publisher: FakePublisher, clock: Clock
 ) -> None:
-    monkeypatch.setattr(_refusals, "VERDICT_TIMEOUT", 0.0)
     publisher.refusing.add("crq.a!")
     publisher.reachable.add("crq.a!alive")
     assert await sender.send(ROUTE, b"m", deadline()) is Outcome.NACKED
+    clock.ahead += _refusals.VERDICT_TIMEOUT
     sending = asyncio.create_task(sender.send(ROUTE, b"m", deadline()))
     await publisher.wait_for_tries(ROUTE, publisher.tries["crq.a!"] + 2)
     publisher.refusing.clear()  # It has just ended,
@@ -385,13 +383,9 @@ async def test_after_a_while_it_is_found_out_anew_why_a_queue_refuses(
 
 
 async def test_a_process_that_vanished_with_its_node_is_gone(
-    sender: DirectSender,
-    publisher: FakePublisher,
-    counters: Counters,
-    clock: Clock,
-    monkeypatch: pytest.MonkeyPatch,
+    make_sender: MakeSender, publisher: FakePublisher, counters: Counters, clock: Clock
 ) -> None:
-    monkeypatch.setattr(_direct_sender, "RETRY_TIMEOUT", 0.1)
+    sender = make_sender(retry_timeout=0.1, **QUICK)
     publisher.refusing.update(("crq.a!", "crq.a!alive"))
     assert await sender.send(ROUTE, b"lost", deadline()) is Outcome.RETURNED
     tries = publisher.tries["crq.a!"]
