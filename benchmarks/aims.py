@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from benchmarks import problems
 from benchmarks.figures import Cell, find_figure
-from benchmarks.model import OLD, OURS, RAW, RAW_CHANNELS, RAW_SHORT, REDIS_PUBSUB
+from benchmarks.model import OLD, OURS, RAW, RAW_CHANNELS, RAW_SHORT, REDIS_CORE, REDIS_PUBSUB
 
 Cells = Mapping[tuple[str, str], Cell]
 
 _OTHERS = {
     OLD: "channels_rabbitmq 4.0.1",
+    REDIS_CORE: "channels_redis core",
     REDIS_PUBSUB: "channels_redis pubsub",
     RAW: "the raw client",
     RAW_CHANNELS: "the raw client with channels",
@@ -148,6 +149,7 @@ AIMS = (
     _ratio("memory-channels", "mib", "MiB", 0.5, less=True),
     _least("sync", "calls", "calls/s", 500),
     _ratio("sync", "calls", "calls/s", 3, to=REDIS_PUBSUB),
+    _ratio("jobs", "jobs", "jobs/s", 1, to=REDIS_CORE),
     *(
         _worst(scenario, "lost", "lost, %", 0)
         for scenario in ("site-turn", "site-burst", "site-room", "neighbours")

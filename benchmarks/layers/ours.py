@@ -18,7 +18,10 @@ def make_layer(url: str, capacity: int | None) -> Any:
 
     options = ("local_capacity", "remote_capacity", "capacity") if capacity is not None else ()
     return RabbitmqChannelLayer(
-        host=url, groups_exchange=EXCHANGES[OURS], **dict.fromkeys(options, capacity)
+        host=url,
+        groups_exchange=EXCHANGES[OURS],
+        normal_channels=True,
+        **dict.fromkeys(options, capacity),
     )
 
 
