@@ -54,7 +54,7 @@ setup(
     install_requires=[
         "asgiref>=3.6,<4",
         "carehare>=1,<2",
-        "channels>=4.1",
+        "channels>=4.0",
         "msgpack>=1,<2",
         # Older ones refuse exchanges with a space in their names. carehare 1.0 takes none from 4.
         "pamqp>=3.3,<5",

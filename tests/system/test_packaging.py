@@ -97,7 +97,7 @@ def test_the_requirements(metadata: Message) -> None:
     assert requirements(metadata, None) == {
         "asgiref<4,>=3.6",
         "carehare<2,>=1",
-        "channels>=4.1",
+        "channels>=4.0",
         "msgpack<2,>=1",
         "pamqp<5,>=3.3",
     }
