@@ -121,7 +121,6 @@ class LoopLayer:
             self.publisher, settings.groups_exchange, self.counters, self._wait_receiving
         )
         self.peers = Peers(self.id, settings, self, link, self.counters, self._reporter)
-        link.set_farewell(self.peers.farewell)
         self.subscriber = Subscriber(
             self.id,
             settings,

@@ -64,5 +64,5 @@ class RequestLink:
         await self._wait_receiving(deadline)
 
     def set_farewell(self, body: bytes) -> None:
-        """Have this published to all at an orderly end."""
+        """Have this published to all when this process ends in order."""
         self._publisher.farewell = (body, self._route(TO_ALL))

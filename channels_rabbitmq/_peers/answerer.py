@@ -45,7 +45,10 @@ class LocalGroups(Protocol):
 
 
 class Answerer:
-    """Answers for the ``LoopLayer`` ``id_``. No answer takes longer than ``longest`` seconds."""
+    """Answers for the ``LoopLayer`` ``id_``. No answer takes longer than ``longest`` seconds.
+
+    ``part_size``: bytes, about, of one part of a list of members.
+    """
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class Answerer:
         codec: MessageCodec,
         counters: Counters,
         longest: float,
+        part_size: int,
     ) -> None:
         self._id = id_
         self._groups = groups
@@ -62,6 +66,7 @@ class Answerer:
         self._codec = codec
         self._counters = counters
         self._longest = longest
+        self._part_size = part_size
         self._loop = asyncio.get_running_loop()
         self._series = itertools.count(1)
         self.tasks: set[asyncio.Task[None]] = set()
@@ -96,7 +101,7 @@ class Answerer:
         return [Answer(self._id, number)]
 
     def _list_members(self, request: Request) -> list[Answer]:
-        parts = split(self._groups.confirmed(request.group))
+        parts = split(self._groups.confirmed(request.group), self._part_size)
         series = next(self._series)
         return [
             Answer(self._id, request.number, series, part, len(parts), members=members)

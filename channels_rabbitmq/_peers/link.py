@@ -24,6 +24,9 @@ class Link(Protocol):
         connection in time: then nothing was written.
         """
 
+    def set_farewell(self, body: bytes) -> None:
+        """Have this published to all when this process ends in order."""
+
     async def wait_sending(self, deadline: float) -> None:
         """Wait for the connection that publishes.
 

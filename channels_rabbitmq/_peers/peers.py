@@ -27,6 +27,7 @@ from .requests import (
     HELLO,
     HERE,
     MEMBERS,
+    PART_SIZE,
     Answer,
     Greeting,
     PackedMember,
@@ -73,13 +74,17 @@ class Peers:
         self.greeter = Greeter(id_, self.processes, link, self._codec, self._on_settled)
         self._asker = Asker(id_, self.processes, self.greeter, link, self._codec)
         longest = settings.operation_timeout
-        self._answerer = Answerer(id_, groups, link, self._codec, counters, longest)
-        self.farewell = self._codec.encode_for_channel(TO_ALL, Greeting(BYE, id_).message())
+        # The broker may have a limit that max_message_size keeps to.
+        part_size = min(PART_SIZE, settings.max_message_size // 2)
+        self._answerer = Answerer(id_, groups, link, self._codec, counters, longest, part_size)
+        self._link = link
 
     # From the connection that receives
 
     def on_ready(self) -> None:
         """Requests to this process arrive from now on."""
+        bye = Greeting(BYE, self._id)  # Only who has been greeted needs to hear it.
+        self._link.set_farewell(self._codec.encode_for_channel(TO_ALL, bye.message()))
         self.greeter.on_ready()
 
     def on_lost(self) -> None:

@@ -19,7 +19,7 @@ MEMBERS, COUNT, ADD, DISCARD = "members", "count", "add", "discard"
 ANSWER = "answer"
 _REQUESTS = (MEMBERS, COUNT, ADD, DISCARD)
 
-# Bytes, about, of one part of an answer that lists members: below any broker's limit.
+# Bytes, about, of one part of an answer that lists members.
 PART_SIZE = 128 * 1024
 
 _T = TypeVar("_T")
@@ -194,13 +194,15 @@ def _get(message: dict[str, Any], key: str, kind: type[_T]) -> _T:
     return value
 
 
-def split(members: Sequence[PackedMember]) -> list[tuple[PackedMember, ...]]:
-    """Return the members in parts, at least one, that fit an answer."""
+def split(
+    members: Sequence[PackedMember], part_size: int = PART_SIZE
+) -> list[tuple[PackedMember, ...]]:
+    """Return the members in parts, at least one, of about so many bytes each."""
     parts: list[tuple[PackedMember, ...]] = []
     part: list[PackedMember] = []
     size = 0
     for channel, info in members:
-        if size >= PART_SIZE:
+        if size >= part_size:
             parts.append(tuple(part))
             part, size = [], 0
         part.append((channel, info))

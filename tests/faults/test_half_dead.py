@@ -348,10 +348,11 @@ async def test_the_watchdog_sends_a_message_an_interval(
     async with AmqpProxy(broker.url) as proxy:
         layer = await open_layer(host=proxy.url, watchdog_interval=interval)
         await layer.new_channel()
-        await layer.connect()
+        await layer.group_count("g")  # It has greeted others, and heard its own greeting.
         published = proxy.count(TO_BROKER, pamqp.commands.Basic.Publish)
+        delivered = proxy.count(TO_CLIENT, pamqp.commands.Basic.Deliver)
         await asyncio.sleep(3.2)
         messages = proxy.count(TO_BROKER, pamqp.commands.Basic.Publish) - published
         assert messages <= 3.2 / interval if interval else messages == 0
         assert messages >= 3 if interval else True
-        assert proxy.count(TO_CLIENT, pamqp.commands.Basic.Deliver) == messages
+        assert proxy.count(TO_CLIENT, pamqp.commands.Basic.Deliver) - delivered == messages

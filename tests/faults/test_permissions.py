@@ -211,7 +211,7 @@ class TestMissing:
     ) -> None:
         """It is told once. A loss of the connection and the end leave nothing behind either."""
         permissions = list(EVERYTHING)
-        permissions[kind] = r"^(groups|crq\.[a-z2-7]{16}(\.\d+(\.(groups|members))?)?)$"
+        permissions[kind] = r"^(groups|crq\.[a-z2-7]{16}(\.\d+(\.(groups|members|requests))?)?)$"
         user.allow((permissions[0], permissions[1], permissions[2]))
         layer = await open_one(operation_timeout=10.0)
         await must_work(layer)
@@ -288,7 +288,7 @@ class TestRefusedConnections:
 
 
 class TestLimits:
-    """A process needs two connections with three AMQP channels, a queue, three exchanges."""
+    """A process needs two connections with four AMQP channels, two queues, three exchanges."""
 
     async def test_connections(self, open_one: OpenLayer, user: User, lines: LogLines) -> None:
         user.allow(EVERYTHING)
@@ -322,27 +322,27 @@ class TestLimits:
 
     async def test_amqp_channels(self, open_one: OpenLayer, user: User, lines: LogLines) -> None:
         user.allow(EVERYTHING)
-        user.broker.ctl("set_user_limits", user.name, '{"max-channels": 3}')
+        user.broker.ctl("set_user_limits", user.name, '{"max-channels": 4}')
         await must_work(await open_one())
-        words = r"530 NOT_ALLOWED - number of channels opened for user .* limit of \(?3\b"
+        words = r"530 NOT_ALLOWED - number of channels opened for user .* limit of \(?4\b"
         await must_be_refused(await open_one(), lines, "publisher", words)
 
     async def test_queues(self, open_one: OpenLayer, user: User, lines: LogLines) -> None:
-        """One is enough: it goes without a lease."""
+        """Two are enough: it goes without a lease."""
         user.allow(EVERYTHING)
-        user.broker.ctl("set_vhost_limits", "-p", user.vhost, '{"max-queues": 0}')
-        words = f"406 PRECONDITION_FAILED - .*queue limit in vhost '{user.vhost}' .0. is reached"
+        user.broker.ctl("set_vhost_limits", "-p", user.vhost, '{"max-queues": 1}')
+        words = f"406 PRECONDITION_FAILED - .*queue limit in vhost '{user.vhost}' .1. is reached"
         await must_be_refused(await open_one(), lines, "subscriber", words)
         exchanges = user.broker.list_exchanges("name", vhost=user.vhost)
         assert not [row for row in exchanges if row["name"].startswith("crq.")]
         await asyncio.to_thread(
-            user.broker.ctl, "set_vhost_limits", "-p", user.vhost, '{"max-queues": 1}'
+            user.broker.ctl, "set_vhost_limits", "-p", user.vhost, '{"max-queues": 2}'
         )
         await must_work(await open_one())
         line = await lines.next("WARNING subscriber .*: goes without a lease")
         assert re.search(r"406 PRECONDITION_FAILED - .*queue limit in vhost", line)
 
-    @pytest.mark.parametrize("queues", [1, 2, 3])
+    @pytest.mark.parametrize("queues", [2, 3, 4])
     async def test_queues_while_it_reconnects(
         self, open_one: OpenLayer, user: User, lines: LogLines, queues: int
     ) -> None:
@@ -360,7 +360,7 @@ class TestLimits:
         refused = [line for line in lines.all if "cannot connect" in line and "limit" in line]
         assert refused == []
 
-    @pytest.mark.parametrize(("queues", "seconds"), [(12, 5.0), (8, 15.0)])
+    @pytest.mark.parametrize(("queues", "seconds"), [(16, 5.0), (12, 15.0)])
     async def test_queues_of_processes_that_reconnect_at_the_same_time(
         self,
         open_one: OpenLayer,
@@ -370,8 +370,8 @@ class TestLimits:
         queues: int,
         seconds: float,
     ) -> None:
-        """Three for each are enough. With two, some wait until the leases of others are over."""
-        if queues == 8:
+        """Four for each are enough. With three, some wait until the leases of others are over."""
+        if queues == 12:
             monkeypatch.setattr(_topology, "LEASE", 3.0)
         user.allow(EVERYTHING)
         limits = f'{{"max-queues": {queues}}}'
@@ -386,7 +386,7 @@ class TestLimits:
         for layer in layers:
             await must_work(layer)
         refused = [line for line in lines.all if "queue limit" in line]
-        assert bool(refused) == (queues == 8)
+        assert bool(refused) == (queues == 12)
 
     @pytest.mark.parametrize("exchanges", [4, 5, 9])
     async def test_exchanges(

@@ -145,6 +145,30 @@ class TestMembers:
         await until(lambda: statistics_of(asker).processes.known == 0)
         assert await ask(asker) == complete(Member(own, None))
 
+    async def test_a_loop_that_ends_without_a_close_says_so(self, open_layer: OpenLayer) -> None:
+        layer, own = await open_member(open_layer)
+        with LoopThread() as other:
+            channel = await other.run(layer.new_channel())
+            await layer.group_add(GROUP, channel)
+            assert channels(await ask(layer)) == {own, channel}
+        await until(lambda: layer.statistics()[0].processes.known == 0)
+        assert await ask(layer) == complete(Member(own, None))
+        with pytest.raises(ValueError, match="an event loop of this process that has ended"):
+            await layer.group_add(GROUP, channel)
+
+    async def test_who_only_sends_says_nothing(
+        self, open_layer: OpenLayer, groups_exchange: str
+    ) -> None:
+        listener, _ = await open_member(open_layer)
+        await ask(listener)
+        sender = await open_layer()
+        await sender.group_send(GROUP, MESSAGE)
+        id_ = inside(sender).id
+        await sender.close()
+        await (await open_layer()).connect()  # says hello, behind what the sender might have said
+        await until(lambda: statistics_of(listener).processes.known == 1)
+        assert not inside(listener).peers.processes.is_gone(id_)
+
     async def test_more_than_one_body_holds(self, open_layer: OpenLayer) -> None:
         """The largest message that may be sent doesn't matter."""
         layer = await open_layer(max_message_size=1000)

@@ -545,3 +545,15 @@ async def test_a_lock_is_in_the_order_of_the_calls_and_not_of_acquire() -> None:
     lock.release()
     await asyncio.wait(turns)
     assert order == [1, 2, 3, 4, 5, 6, 7]
+
+
+async def test_a_process_that_has_ended_is_unreachable_for_ever(clock: Clock) -> None:
+    ended: set[str] = set()
+    receivers = Receivers(OWN, clock, ended.__contains__)
+    route = Route("groups", "crq.gone!", mandatory=True)
+    receivers.on_taken(route, clock())
+    assert receivers.is_alive(route, clock())
+    assert not receivers.is_unreachable(route)
+    ended.add("crq.gone")
+    assert receivers.is_unreachable(route)
+    assert not receivers.is_unreachable(Route("groups", "crq.other!", mandatory=True))

@@ -82,6 +82,7 @@ class Process:
         self.reporter = Reporter(logging.getLogger("test"), self.id)
         self.peers = Peers(self.id, settings, self, self, self.counters, self.reporter)
         self._is_ready = asyncio.Event()
+        self.farewell: bytes | None = None
 
     def connect(self) -> None:
         self.wire.connected[self.id] = self
@@ -96,7 +97,8 @@ class Process:
 
     async def say_bye(self) -> None:
         del self.wire.connected[self.id]
-        await self.wire.publish(TO_ALL, self.peers.farewell)
+        assert self.farewell is not None
+        await self.wire.publish(TO_ALL, self.farewell)
         self.close()
 
     def close(self) -> None:
@@ -119,6 +121,9 @@ class Process:
 
     async def publish(self, recipient: str, body: bytes, deadline: float) -> Outcome:
         return await self.wire.publish(recipient, body)
+
+    def set_farewell(self, body: bytes) -> None:
+        self.farewell = body
 
     async def wait_sending(self, deadline: float) -> None:
         pass
@@ -543,8 +548,11 @@ class TestAnswering:
         async def scene(wire: Wire, processes: list[Process]) -> None:
             (a,) = processes
             stranger = Process(wire, "s", keys=("another",))
-            a.peers.on_request(stranger.peers.farewell, 1, 0, a)
-            stranger.peers.on_request(a.peers.farewell, 1, 0, stranger)
+            stranger.peers.on_ready()
+            assert stranger.farewell is not None
+            assert a.farewell is not None
+            a.peers.on_request(stranger.farewell, 1, 0, a)
+            stranger.peers.on_request(a.farewell, 1, 0, stranger)
             for one in (a, stranger):
                 assert one.counters.malformed_requests == 1
                 assert one.peers.processes.known() == []
@@ -554,8 +562,9 @@ class TestAnswering:
 
     def test_what_it_says_can_be_read(self) -> None:
         async def scene(wire: Wire, processes: list[Process]) -> None:
-            farewell = read(_codec.decode(processes[0].peers.farewell).message())
-            assert farewell == Greeting("bye", processes[0].id)
+            (a,) = processes
+            assert a.farewell is not None
+            assert read(_codec.decode(a.farewell).message()) == Greeting("bye", a.id)
 
         play(scene, "a")
 
