@@ -175,10 +175,14 @@ class Connection:
     def has_heartbeats(self) -> bool:
         return self.protocol.heartbeat.has_heartbeats
 
-    @property
-    def is_fresh(self) -> bool:
-        """Whether the loop has run lately, and so has read what the broker sent."""
-        return time() < self.protocol.heartbeat.fresh_until
+    def is_usable(self) -> bool:
+        """Return whether it is open, and nothing that the broker sent may say otherwise."""
+        protocol = self.protocol
+        if not protocol.is_open or protocol.is_being_read:
+            return False
+        return time() < protocol.heartbeat.fresh_until or (
+            protocol.is_all_read() and protocol.is_open
+        )
 
     @property
     def stood_still(self) -> float:

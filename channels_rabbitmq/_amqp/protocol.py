@@ -313,15 +313,22 @@ class Protocol(asyncio.BufferedProtocol):
         self.transport.abort()
 
     def read_first(self) -> None:
-        """Have senders wait until what has come is read: the loop stood still.
+        """Have senders wait until what has come is read: the loop may have stood still.
 
         The broker may have closed the connection in that time, and what is written then is lost
         without an error. It may also have vanished without a word.
         """
-        if self._turns_to_read == 0 and self.is_open:
+        if self.is_open and not self._turns_to_read and not self.is_all_read():
             self._turns_to_read = _READ_TURNS
             self.transport.hold_writers()
             self._loop.call_soon(self._finish_turn)
+
+    def is_all_read(self) -> bool:
+        """Look at the socket: return whether nothing lies there. Ends a connection that is dead."""
+        if self._turns_to_read or not self.transport.is_read():
+            return False
+        self._on_all_read()
+        return True
 
     @property
     def is_being_read(self) -> bool:
@@ -334,12 +341,19 @@ class Protocol(asyncio.BufferedProtocol):
             self._loop.call_soon(self._finish_turn)
             return
         self._turns_to_read = 0
+        self._on_all_read()
+        self.transport.release_writers()
+
+    def _on_all_read(self) -> None:
         if self.is_open and self.heartbeat.is_silent_for(_BROKERS_PATIENCE):
             self._on_silence()
         self.heartbeat.refresh()
-        self.transport.release_writers()
 
     # End
+
+    def eof_received(self) -> None:
+        # asyncio tells of the end one turn later, and drops what is written until then.
+        self.is_open = False
 
     def send_close(self, reply_code: int = 0, reply_text: str = "") -> None:
         """Write a Connection.Close, unless one side has begun to close the connection."""

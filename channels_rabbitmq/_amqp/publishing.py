@@ -117,7 +117,7 @@ class PublisherChannel(CallChannel):
             return False
         if time() >= self._heartbeat.fresh_until:
             host.read_first()
-        return not host.transport.is_full()
+        return host.is_open and not host.transport.is_full()
 
     def call_when_writable(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` once when there is room to write again: see the transport."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 from collections.abc import Callable, Sequence
 
@@ -34,6 +35,16 @@ def set_options(transport: asyncio.Transport) -> None:
                 tcp.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
+def _poll_for(transport: asyncio.Transport) -> Callable[[int], object] | None:
+    """Return what asks the system whether there is something to read; None if nothing can."""
+    tcp = transport.get_extra_info("socket")
+    if tcp is None or not hasattr(select, "poll"):  # in tests; on Windows, or patched away
+        return None
+    poll = select.poll()
+    poll.register(tcp.fileno(), select.POLLIN)
+    return poll.poll
+
+
 class CoalescingTransport:
     """An asyncio transport for writers that write frame by frame.
 
@@ -57,6 +68,7 @@ class CoalescingTransport:
         self._is_paused = False  # asyncio's own buffer is above HIGH_WATER
         self._on_writable: Callable[[], None] | None = None
         self._is_held = False  # writers wait until the socket has been read
+        self._poll = _poll_for(transport)
 
     def flush_soon(self) -> None:
         """Schedule a flush for the loop's next turn, unless one is scheduled.
@@ -145,6 +157,10 @@ class CoalescingTransport:
         """Undo ``hold_writers``."""
         self._is_held = False
         self._wake_writer()
+
+    def is_read(self) -> bool:
+        """Return True if nothing of the peer waits to be read, nor its end; False if in doubt."""
+        return self._poll is not None and not self._poll(0)
 
     def close(self) -> None:
         """Close once all written bytes have been sent."""

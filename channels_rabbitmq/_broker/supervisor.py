@@ -156,12 +156,12 @@ class Supervisor:
     def is_usable(self) -> bool:
         """Whether the connection is open, as far as a loop can know that has not stood still."""
         connection = self.connection
-        return connection is not None and connection.is_open and connection.is_fresh
+        return connection is not None and connection.is_usable()
 
     async def read_first(self) -> None:
         """Find out what has become of the connection if the loop stood still."""
         connection = self.connection
-        if connection is not None and connection.is_open and not connection.is_fresh:
+        if connection is not None and connection.is_open and not connection.is_usable():
             await connection.read_first()
 
     async def wait_tried(self, deadline: float) -> Connection:

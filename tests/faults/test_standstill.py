@@ -13,6 +13,7 @@ import pytest
 
 from channels_rabbitmq._amqp import heartbeat
 from channels_rabbitmq._amqp.connection import Connection
+from channels_rabbitmq._amqp.transport import CoalescingTransport
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq._loops import registry as _registry
 from channels_rabbitmq.core import RabbitmqChannelLayer
@@ -21,7 +22,7 @@ from tests.support.log_lines import log_lines
 from tests.support.sockets import socket_of
 from tools.private_broker import PrivateBroker, TlsFiles
 
-# They last as long as RabbitMQ is patient with who says nothing.
+# Most last as long as RabbitMQ is patient with who says nothing.
 pytestmark = pytest.mark.slow
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
@@ -60,6 +61,47 @@ async def test_nothing_is_lost_after_a_handler_that_blocked(
     (statistics,) = sender.statistics()
     assert statistics.publisher.reconnects == TIMES
     assert statistics.counters.outcome_unknown == 0
+
+
+@pytest.mark.parametrize("to", ["channel", "group"])
+async def test_a_close_by_force_during_a_short_standstill_loses_nothing(
+    open_layer: OpenLayer, own_broker: PrivateBroker, to: str
+) -> None:
+    """Much shorter than a heartbeat interval; RabbitMQ's Close lies in the sockets."""
+    layer = await open_layer(host=own_broker.url)
+    channel = await layer.new_channel()
+    await layer.group_add("g", channel)
+    await layer.connect()
+    for n in range(TIMES):
+        # It blocks the loop for about a second.
+        own_broker.close_all_connections("for a test")
+        if to == "channel":
+            await layer.send(channel, {"n": n})
+        else:
+            await layer.group_send("g", {"n": n})
+        assert await asyncio.wait_for(layer.receive(channel), 10) == {"n": n}
+    (statistics,) = layer.statistics()
+    assert statistics.counters.outcome_unknown == 0
+    assert statistics.publisher.reconnects == TIMES
+
+
+async def test_a_loop_that_runs_now_and_then_hears_of_a_close_by_force(
+    own_broker: PrivateBroker, groups_exchange: str
+) -> None:
+    layer = RabbitmqChannelLayer(host=own_broker.url, groups_exchange=groups_exchange)
+
+    def send_now_and_then() -> int:
+        loop = asyncio.new_event_loop()
+        for n in range(TIMES):
+            loop.run_until_complete(layer.group_send("g", {"n": n}))
+            own_broker.close_all_connections("for a test")
+        loop.run_until_complete(layer.group_send("g", {"n": TIMES}))
+        (statistics,) = layer.statistics()
+        loop.run_until_complete(layer.close())
+        loop.close()
+        return statistics.counters.outcome_unknown
+
+    assert await asyncio.to_thread(send_now_and_then) == 0
 
 
 async def test_all_that_is_sent_at_once_after_a_standstill_keeps_its_order(
@@ -138,6 +180,23 @@ async def test_a_standstill_that_the_broker_bears_costs_nothing(
         await sender.group_send("g", {"n": n})
     await must_receive(receiver, channel, TIMES)
     assert sender.statistics()[0].publisher.reconnects == 0
+
+
+async def test_a_pause_without_a_standstill_costs_no_turn_of_the_loop(
+    open_layer: OpenLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system says that nothing waits to be read."""
+    sender = await open_layer()
+    await sender.connect()
+    held: list[object] = []
+    hold_writers = CoalescingTransport.hold_writers
+    monkeypatch.setattr(
+        CoalescingTransport, "hold_writers", lambda self: (held.append(self), hold_writers(self))
+    )
+    for n in range(TIMES):
+        await asyncio.sleep(2 * heartbeat.FRESHNESS)
+        await sender.group_send("g", {"n": n})
+    assert not held
 
 
 async def test_a_group_is_bound_on_a_connection_that_lives(

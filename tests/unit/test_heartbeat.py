@@ -260,18 +260,17 @@ def test_without_heartbeats_the_time_counts() -> None:
 
 
 @pytest.mark.parametrize("interval", [INTERVAL, 0.0])
-def test_loop_that_did_not_run_for_an_interval_is_not_fresh(
+def test_socket_is_to_be_looked_at_soon_after_the_last_read(
     interval: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = Bench(interval)
     monkeypatch.setattr(heartbeat.time, "time", lambda: bench.loop.now)
-    bench.heartbeat.refresh()
-    for _ in range(20):
-        bench.loop.advance(INTERVAL / 2)
-        bench.heartbeat.received()
+    for note in (bench.heartbeat.received, bench.heartbeat.refresh):
+        note()
+        bench.loop.block(0.9 * heartbeat.FRESHNESS)
         assert bench.heartbeat.fresh_until > bench.loop.now
+        bench.loop.block(0.2 * heartbeat.FRESHNESS)
+        assert bench.heartbeat.fresh_until < bench.loop.now
     bench.loop.block(1.3 * INTERVAL)
     bench.loop.advance(0)  # the tick that was due: nothing is read yet
     assert bench.heartbeat.fresh_until < bench.loop.now
-    bench.heartbeat.refresh()
-    assert bench.heartbeat.fresh_until > bench.loop.now

@@ -617,3 +617,15 @@ async def test_written_frames_of_a_turn_are_one_write() -> None:
     assert peer.transport.writes == writes + 1
     assert len(unmarshal(peer.transport.written)) == 100
     await peer.lost()
+
+
+# An end that asyncio hasn't told yet
+
+
+async def test_nothing_is_written_in_the_turn_in_which_the_end_was_read() -> None:
+    peer = Peer()
+    publisher = peer.publisher()
+    assert publisher.can_publish()
+    peer.protocol.eof_received()
+    assert not publisher.can_publish()
+    await peer.lost()
