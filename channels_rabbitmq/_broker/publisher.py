@@ -166,7 +166,7 @@ class Publisher:
             if self._amqp_channel is not None:
                 self._outbox.discard_all()
         else:
-            logger.info("%s: RabbitMQ takes messages again", self.supervisor.name)
+            logger.warning("%s: RabbitMQ takes messages again", self.supervisor.name)
             self.usable.wake()
 
     def _on_end(self, exc: Exception) -> None:

@@ -87,7 +87,7 @@ async def test_an_alarm(open_layer: OpenLayer, fault_broker: PrivateBroker, kind
                 unblocked_at = time.monotonic()
             finally:
                 await asyncio.to_thread(broker.ctl, *all_clear)
-            await lines.next("INFO publisher .*: RabbitMQ takes messages again")
+            await lines.next("WARNING publisher .*: RabbitMQ takes messages again")
         again = await traffic.flows() - unblocked_at
         await traffic.finish()
 

@@ -245,7 +245,7 @@ async def test_the_end_of_an_alarm_is_noticed_though_its_word_is_lost(
             assert proxy.count(TO_BROKER, pamqp.commands.Basic.Publish) == published + 1
         finally:
             await asyncio.to_thread(fault_broker.ctl, *ALL_CLEAR)
-        await lines.next("INFO publisher .*: RabbitMQ takes messages again")
+        await lines.next("WARNING publisher .*: RabbitMQ takes messages again")
         confirmed = layer.statistics()[0].counters.confirmed
         await layer.group_send("g", MESSAGE)
         assert layer.statistics()[0].counters.confirmed == confirmed + 1

@@ -468,8 +468,8 @@ async def test_publishers_blocked_by_an_alarm(
         await other.send(channel, {"refused": True})
 
     await asyncio.to_thread(private_broker.end_memory_alarm)
-    await lines.next("INFO publisher .*: RabbitMQ takes messages again")
-    await lines.next("INFO publisher .*: RabbitMQ takes messages again")
+    await lines.next("WARNING publisher .*: RabbitMQ takes messages again")
+    await lines.next("WARNING publisher .*: RabbitMQ takes messages again")
     await other.send(channel, {"after": True})
     received = []
     while {"after": True} not in received:

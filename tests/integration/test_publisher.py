@@ -64,7 +64,7 @@ async def test_blocked_while_connecting(open_layer: OpenLayer, broker: Broker) -
             assert statistics_of(layer).counters.blocked == 2
             await lines.next("1 group message dropped: RabbitMQ blocks publishers: g ")
             proxy.inject(commands.Connection.Unblocked())
-            await lines.next("INFO publisher .*: RabbitMQ takes messages again")
+            await lines.next("WARNING publisher .*: RabbitMQ takes messages again")
         await layer.send(channel, MESSAGE)
         assert await layer.receive(channel) == MESSAGE
 
