@@ -43,6 +43,7 @@ setup(
     license="MIT",
     url=REPOSITORY,
     project_urls={
+        "Documentation": f"{REPOSITORY}#readme",
         "Changelog": f"{REPOSITORY}/blob/main/CHANGELOG.rst",
         "Issues": f"{REPOSITORY}/issues",
         "Source": REPOSITORY,
