@@ -170,7 +170,8 @@ class LoopLayer:
     def _on_no_exchange(self) -> None:
         self.subscriber.supervisor.reconnect("the groups exchange was deleted")
 
-    # Sending. (These and receive() return another's coroutine: one less on the path of a message.)
+    # Sending. (``send``, ``group_send`` and ``receive`` return the coroutine of the part that does
+    # the work: one coroutine less for each message.)
 
     def send(self, channel: str, body: bytes) -> Coroutine[Any, Any, None]:
         """Send to one channel, of this or any other process."""
@@ -353,11 +354,10 @@ class LoopLayer:
         self.is_closed = True
 
     async def close_at_exit(self, *, cancel_calls: bool) -> None:
-        """As ``close``, at the end of the process or of the loop, when no caller is to be told.
+        """Like ``close``, for the end of the process or of the loop.
 
-        An exception would only be printed. Calls on an event loop that goes on running wait until
-        the process ends around them. With ``cancel_calls``, those on a loop that won't run again
-        are cancelled.
+        Calls that wait get no exception, which would only be printed. On a running loop they are
+        left waiting. With ``cancel_calls``, for a loop that won't run again, they are cancelled.
         """
         self.subscriber.supervisor.on_closed = lambda: None
         if cancel_calls:

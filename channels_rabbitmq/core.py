@@ -290,9 +290,9 @@ class RabbitmqChannelLayer(BaseChannelLayer):
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         """Send a message to all channels of a group, at most once each.
 
-        Returns when the broker has confirmed. Never raises ``ChannelFull``: processes whose queue
-        is full, and all while the broker takes no messages, go without, with a warning in the log.
-        Raises ``MessageTooLarge``, and ``BrokerUnavailable`` as ``send`` does.
+        Returns when the broker has confirmed. Never raises ``ChannelFull``: a process whose queue
+        is full doesn't get the message, and none does while the broker takes no messages. The log
+        warns. Raises ``MessageTooLarge``, and ``BrokerUnavailable`` as ``send`` does.
         """
         require_group_name(group)
         body = self._settings.codec.encode_for_group(group, message)

@@ -1,7 +1,7 @@
 """AMQP channels by themselves: frames in as bytes, methods and their answers.
 
-An AMQP channel gets its frames as bytes from its connection, by ``on_bytes``, and says where the
-next one begins; a frame that it doesn't take comes again, decoded by pamqp, through ``on_frame``.
+An AMQP channel gets its frames as bytes from its connection, by ``on_bytes``, and returns where the
+next one begins. If it leaves a frame to pamqp, it gets that frame decoded, by ``on_frame``.
 ``ChannelHost`` is what it needs of that connection.
 """
 
@@ -60,7 +60,7 @@ class ChannelHost(Protocol):
         """
 
     def read_first(self) -> None:
-        """Have senders wait until what has come is read."""
+        """Have senders wait until the bytes that have come are read."""
 
     def note_unblocked(self) -> None:
         """Note that the broker takes messages again."""

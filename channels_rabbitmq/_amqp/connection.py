@@ -22,7 +22,7 @@ _LONGEST_CONNECT = 86400.0
 
 
 class Connection:
-    """A connection to one broker, of which nothing is there until ``connect`` returns.
+    """A connection to one broker. Only ``connect`` opens anything.
 
     ``connection_name`` is what operators see in RabbitMQ's lists. ``on_blocked`` is called with the
     broker's reason when it stops reading from publishers (an alarm), and with None when it goes on;
@@ -202,9 +202,9 @@ class Connection:
             await asyncio.wait([self.closed])
 
     def mark(self) -> Mark:
-        """Return the moment from which an answer of the broker is waited for."""
+        """Return a mark for ``is_overdue``: the wait for an answer begins now."""
         return self.protocol.heartbeat.mark()
 
     def is_overdue(self, mark: Mark) -> bool:
-        """Return whether it will not come: the broker was heard twice since, a heartbeat apart."""
+        """Whether an answer awaited since ``mark`` won't come any more: see ``heartbeat``."""
         return self.protocol.heartbeat.is_overdue(mark)

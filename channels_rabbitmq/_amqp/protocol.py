@@ -45,8 +45,8 @@ CLOSE_TIMEOUT = 1.0
 # fifth of a receiver's CPU (``throughput-100``, and only in some processes).
 _READ_SIZE = 64 * 1024
 
-# Turns of the loop after which it has read what was there, and has told of an end of the connection
-# (TLS takes some of them).
+# Turns of the loop after which all bytes that had arrived are read, and a lost connection is
+# noticed (TLS needs several).
 _READ_TURNS = 10
 # Heartbeat intervals after which RabbitMQ may have closed a connection on which it heard nothing.
 _BROKERS_PATIENCE = 2.0
@@ -66,8 +66,8 @@ class Protocol(asyncio.BufferedProtocol):
     """A ``ChannelHost`` for AMQP channels, once the future ``open`` is done.
 
     ``open`` ends with the reason, as an exception, if the connection is closed before. ``closed``
-    ends with the reason as its result, None if we closed the connection. Nobody needs to look at
-    ``open``; nobody may cancel ``closed``.
+    ends with the reason as its result, None if we closed the connection. The caller may ignore
+    ``open``, and must not cancel ``closed``.
     """
 
     def __init__(
@@ -105,7 +105,8 @@ class Protocol(asyncio.BufferedProtocol):
         self._reason: Exception | None = None  # why the connection is closed: the first that shows
         self._abort_timer: asyncio.TimerHandle | None = None
         self.blocked_since: float | None = None  # loop time; None: the broker takes messages
-        self._turns_to_read = 0  # until what came in a standstill of the loop is read
+        # Turns left until what came while the loop stood still is read
+        self._turns_to_read = 0
         self._handlers: dict[type, Callable[[Any], None]] = {
             pamqp.heartbeat.Heartbeat: lambda frame: None,  # data_received() saw it
             Connection.Start: lambda frame: self._send(self.handshake.answer_start(frame)),

@@ -1,7 +1,7 @@
 """What an operator can do about a failed attempt to connect, where that is known.
 
 The advice stands in the log and in ``BrokerUnavailable``, behind the reason. The manual has it too,
-but isn't at hand when somebody reads those.
+but an operator who reads the log may not have it at hand.
 """
 
 from __future__ import annotations

@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from .._futures import Waiters
 from .outage import SHORTEST_DELAY_FOR_CALLS
 
-# Seconds: the first delay after a loss, and the longest. It is short, since messages are to pass
-# within three seconds of the broker's return, and trying a port where nobody listens costs nothing.
+# Seconds: the first delay after a loss, and the longest. The longest one is short: messages should
+# pass within three seconds of the broker's return, and an attempt at a closed port costs nothing.
 # Once it is back, the jitter spreads all processes over a second. 200 of them with 400 connections
-# all had theirs after 1.6 s, on two cores (with 10 s: 7.7 s); no attempt failed for the crowd.
+# all had theirs after 1.6 s, on two cores (with 10 s: 7.7 s); no attempt failed because there were
+# so many.
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 2.0
-# The longest one while the broker answers each attempt with a refusal: each time that takes it a
-# login, or more, and the reason won't pass by itself.
+# The longest one while the broker answers each attempt with a refusal. Each attempt costs the
+# broker a login or more, and the reason rarely goes away by itself.
 LONGEST_DELAY_IF_REFUSED = 10.0
 
 

@@ -8,7 +8,7 @@ from .supervisor import Supervisor
 
 
 class Connections:
-    """What is done to the connections of one ``LoopLayer`` together.
+    """Acts on all connections of one ``LoopLayer`` at once.
 
     As soon as one has reached the broker, the others try again at once, and save the rest of their
     back-off.
@@ -31,7 +31,7 @@ class Connections:
     def shut_down_if_stopped(self, seconds: float) -> None:
         """End the connections of an event loop that hasn't run for so long. From any thread.
 
-        Nothing of the loop is touched. Should it run again, it notices that they are lost.
+        This touches nothing of the loop. If the loop runs again, it notices that they are lost.
         """
         for supervisor in self.supervisors:
             connection = supervisor.connection
@@ -39,6 +39,9 @@ class Connections:
                 connection.shut_down()
 
     def cancel_calls(self, *, cancels: bool) -> None:
-        """From now on, cancel the calls that meet the end instead of raising; or raise again."""
+        """Set what calls that wait get at the end.
+
+        ``CancelledError``, or, with False, BrokerUnavailable.
+        """
         for supervisor in self.supervisors:
             supervisor.cancels_calls = cancels

@@ -2,8 +2,8 @@
 
 The attempts at all URLs race (see ``Race``): a node that hangs, or a machine that is gone, costs
 the clients of the others a moment instead of its whole ``connect_timeout``. The order of the URLs
-is random each time. That spreads the load over a cluster; and to prefer the node that worked last
-would prefer the one whose connection was just lost.
+is random each time, which spreads the load over a cluster. The node that worked last isn't
+preferred: its connection was just lost.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class Connector:
         if not self._untried:
             return None
         attempts = [self._make_attempt(url) for url in self._untried]
-        longest = max(attempt.timeout for attempt in attempts) + 1.0  # Each ends by itself before.
+        # Each attempt has an earlier deadline of its own.
+        longest = max(attempt.timeout for attempt in attempts) + 1.0
         longest += PATIENCE_ONCE_ANSWERED * len(attempts)
         try:
             winner = await Race(attempts).run(asyncio.get_running_loop().time() + longest)

@@ -55,8 +55,8 @@ class Declarer:
         self._latest: list[Topology] = []
         # The one in use before all of those, if any: its lease may still last.
         self._before: list[Topology] = []
-        self._kept: list[Topology] = []  # whose groups stay bound for now
-        self._has_warned = False  # that there is no lease
+        self._kept: list[Topology] = []  # whose groups are still bound
+        self._has_warned = False  # that it works without a lease
 
     async def declare(
         self,
@@ -138,7 +138,10 @@ class Declarer:
                 topology_channel.call(command)
 
     def release_groups(self, topology_channel: TopologyChannel) -> None:
-        """All groups are bound anew: let the lost connection's go. Does nothing a second time."""
+        """Release the lost connection's groups, since all are bound again.
+
+        A second call does nothing.
+        """
         for each in self._kept:
             for command in self._latest[-1].release_groups(each):
                 topology_channel.call(command)

@@ -1,8 +1,8 @@
 """Sending to one channel, through the queue of its process, and trying again if no queue took it.
 
 A direct send is *mandatory*: RabbitMQ returns it if no queue is bound to its key, and then another
-try can't duplicate it. So it is with a nack that isn't for a full queue (``refusals``). How long
-it is tried again depends on what is known of the process (``receivers``):
+try can't duplicate it. The same holds for a nack that isn't due to a full queue (``refusals``). How
+long it is tried again depends on what is known of the process (``receivers``):
 
 - It is alive, and probably reconnecting: for ``RETRY_TIMEOUT``. If our own connection was lost a
   moment ago, until ``RECONNECT_GRACE``, whatever else is known.
@@ -31,10 +31,10 @@ from .publisher import Publisher
 from .receivers import Receivers
 from .refusals import DELETION_TIMEOUT, Refusals
 
-# Seconds for which a returned message is tried again (at most half of what the call may take), and
-# seconds since a reconnect of our own until which it is, at least: the receiver has probably lost
-# its connection too, and may be at the longest delay of its back-off.
+# Seconds for which a returned message is tried again; at most half of the time that the call has.
 RETRY_TIMEOUT = 2.0
+# Seconds after our own reconnect in which a returned message is tried again in any case: the
+# receiver has probably lost its connection too, and may be at the longest delay of its back-off.
 RECONNECT_GRACE = 5.0
 # Seconds between two tries: the first delay, and the longest.
 FIRST_PAUSE = 0.02

@@ -13,10 +13,10 @@ Two cases have rules of their own:
   for a process that starts together with its broker.
 - A connection is first asked for during an outage that other connections of the layer know of
   (``KnownOutage``). Then the outage counts from their beginning. But the connection's first attempt
-  gets a second, because only that attempt can find out whether the outage is over. (Unless another
-  connection of its role has just failed, which says the same. On event loops of ``async_to_sync``
-  each call has a ``carehare_connection`` of its own, and each would log in to a broker that refuses
-  it.)
+  gets a second, because only that attempt can find out whether the outage is over. (That second is
+  left out if another connection of its role has just failed: its own attempt would fail too. On
+  event loops of ``async_to_sync`` each call has a ``carehare_connection`` of its own; without this
+  rule each would log in to a broker that refuses it.)
 
 Times are those of ``time.monotonic()``, which all threads share, unless "loop time" is said.
 """
@@ -57,9 +57,9 @@ class KnownOutage:
         self._told_at: dict[tuple[str, ...], float] = {}  # when the log was told what
 
     def is_news(self, what: tuple[str, ...], interval: float) -> bool:
-        """Return whether the log wasn't told this for ``interval`` seconds, and note that it is.
+        """Return whether this wasn't logged for ``interval`` seconds, and note that it is now.
 
-        The connections share this, because each of those that live for one call would tell it.
+        Connections that live for one call would each log it otherwise.
         """
         now = time.monotonic()
         for old, at in list(self._told_at.items()):

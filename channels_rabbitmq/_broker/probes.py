@@ -15,9 +15,9 @@ from .topology import groups_probe_key
 
 
 class Probes:
-    """Sends messages to the queue of the ``LoopLayer`` itself, and one for nobody.
+    """Sends messages to the ``LoopLayer``'s own queue, and one that no queue takes.
 
-    ``channel`` is the name of the channel in them, which nobody receives from.
+    ``channel``: the channel that they are addressed to. No ``receive()`` reads it.
     """
 
     def __init__(
@@ -32,14 +32,14 @@ class Probes:
         self._operation_timeout = settings.operation_timeout
         self._publisher = publisher
         self._refusals = refusals
-        # By turns: the ways to the queue, of messages for channels and for groups.
+        # The two paths to the queue, in turn: that of channels and that of groups.
         self._routes = itertools.cycle(
             (
                 routes.to_id(id_),
                 Route(settings.groups_exchange, groups_probe_key(id_), mandatory=True),
             )
         )
-        # Whatever max_message_size is.
+        # The project's max_message_size may be too small.
         self._body = MessageCodec(
             max_message_size=1024, symmetric_encryption_keys=settings.symmetric_encryption_keys
         ).encode_for_channel(channel, {})

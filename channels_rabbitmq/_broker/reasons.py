@@ -34,12 +34,15 @@ _CONNECTION_TROUBLE = (
 
 
 def is_trouble(exc: BaseException) -> bool:
-    """Whether connections fail so, and not a bug."""
+    """Whether this is how connections fail, and not a bug."""
     return isinstance(exc, _CONNECTION_TROUBLE)
 
 
 def is_refusal(exc: Exception) -> bool:
-    """Whether the broker has refused what was asked of it, or we the broker, and would again."""
+    """Whether one side has refused the other, so that another attempt would end the same way.
+
+    The broker refuses a command or a log-in; we refuse the broker's certificate.
+    """
     return isinstance(exc, ssl.SSLCertVerificationError) or (
         isinstance(exc, (carehare.ConnectionClosedByServer, carehare.ChannelClosedByServer))
         and exc.reply_code in _REFUSALS
@@ -60,10 +63,10 @@ def describe(exc: BaseException) -> str:
 
 
 class Reasons:
-    """Why one supervised connection isn't there, as far as that is known; told to the log, too.
+    """Why one supervised connection isn't there, as far as that is known.
 
-    ``name`` and ``role`` are the connection's: with its id, and without. URLs are strings, without
-    passwords.
+    Also writes it to the log. ``name`` and ``role`` are the connection's: with its id, and without.
+    URLs are strings, without passwords.
     """
 
     def __init__(self, name: str, role: str, known_outage: KnownOutage) -> None:
@@ -94,7 +97,7 @@ class Reasons:
         logger.warning("%s: lost the connection to %s: %s", self._name, url, self.last)
 
     def log_connected(self, url: str, seconds: float, *, again: bool) -> None:
-        """Tell the end of an outage as loudly as its beginning was told."""
+        """Log the end of an outage, at the level at which its beginning was logged."""
         if again:
             logger.warning("%s: connected again to %s after %.1f s", self._name, url, seconds)
         elif self.last:

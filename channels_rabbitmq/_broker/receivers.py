@@ -21,8 +21,8 @@ from .._identity import id_of
 HEARD_TIMEOUT = 60.0
 # Seconds for which a process is remembered as unreachable.
 UNREACHABLE_TIMEOUT = 60.0
-# Seconds of tries for all processes of which nothing is known, and how long it takes until they
-# are there again. A process that starts has its queue after 0.02 to 0.1 s.
+# Seconds of tries for all processes of which nothing is known, and the seconds in which a spent
+# allowance refills. A process that starts has its queue after 0.02 to 0.1 s.
 STRANGERS_TIMEOUT = 0.6
 STRANGERS_INTERVAL = 10.0
 _MOST_ROUTES = 1000  # that are noted as alive
@@ -36,7 +36,7 @@ class Allowance:
         self._at = 0.0  # loop time
 
     def spend(self, seconds: float, now: float) -> bool:
-        """Take so many; False if there aren't as many left."""
+        """Spend them; return False if fewer are left."""
         self.give_back((now - self._at) * STRANGERS_TIMEOUT / STRANGERS_INTERVAL)
         self._at = now
         if seconds > self._left:

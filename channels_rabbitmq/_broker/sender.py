@@ -103,7 +103,7 @@ class Sender:
         supervisor = self._subscriber.supervisor
         if supervisor.is_usable:
             return None
-        # The rest is for the calls behind it, whose time may be over as soon.
+        # Leave time for the confirm. Calls behind this one may have the same deadline.
         rest = min(_TIME_TO_CONFIRM, self._operation_timeout / 2)
         return partial(supervisor.wait_ready, deadline - rest)
 
@@ -114,7 +114,8 @@ class Sender:
         if has_members and not (
             self._bindings.is_bound(group) and self._subscriber.supervisor.is_usable
         ):
-            # After a reconnect; or the loop stood still, and there may be one in a moment.
+            # The connection is new, or, after the loop stood still, it may be lost and replaced in
+            # a moment.
             after = partial(self._wait_bound, group, deadline)
         route = Route(self._groups_exchange, group, mandatory=False)
         outcome = await self._publisher.publish(body, route, deadline, after)
@@ -127,9 +128,10 @@ class Sender:
             self._reporter.report("outcome_unknown", group)
 
     def _on_group_nacked(self, group: str) -> None:
-        """Report it, unless it may be a queue that is just being deleted: a full one goes on.
+        """Report a nack, unless it may come from a queue that is just being deleted.
 
-        RabbitMQ 4.2 and newer nack for some milliseconds when a process ends.
+        (Nacks of a full queue go on.) RabbitMQ 4.2 and newer nack for some milliseconds when a
+        process ends.
         """
         now = self._loop.time()
         if now - self._nacked_at > _NACKS_APART:
@@ -142,7 +144,10 @@ class Sender:
             self._unreported_nacks = 0
 
     async def _wait_bound(self, group: str, deadline: float) -> None:
-        """Wait for the binding of a group; not for ever, since others have members in it too."""
+        """Wait for a group's binding, for half of the call's time at most.
+
+        Other processes have members too.
+        """
         try:
             await self._subscriber.wait_bound(group, deadline - self._operation_timeout / 2)
         except BrokerUnavailable as err:

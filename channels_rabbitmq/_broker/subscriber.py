@@ -153,7 +153,10 @@ class Subscriber:
             self._refusals.clear()
 
     def _check_rebound(self) -> None:
-        """Once every group is bound again that was: let the former bindings go, and tell it."""
+        """If all groups that had members are bound again, let the former bindings go.
+
+        Then call ``on_reconnect``.
+        """
         if self._bindings.awaiting_rebind or self.supervisor.connection is None:
             return
         assert self._topology_channel is not None, "it is set up"
@@ -166,7 +169,7 @@ class Subscriber:
         self.supervisor.reconnect(str(exc))
 
     def request_answer(self) -> None:
-        """Have RabbitMQ answer something, so that it is noticed if it doesn't.
+        """Call a method, so that a broker that doesn't answer is noticed.
 
         For a connection without heartbeats, which is silent also when it is alive.
         """

@@ -184,7 +184,7 @@ class Supervisor:
         return self._outage.limit(deadline, patient=patient)
 
     def is_past_limit(self, deadline: float, *, patient: bool = False) -> bool:
-        """Whether such a call has waited long enough."""
+        """Whether a call with this deadline has waited long enough."""
         return self.limit(deadline, patient=patient) <= asyncio.get_running_loop().time()
 
     def unavailable(self) -> BrokerUnavailable:
@@ -201,8 +201,8 @@ class Supervisor:
     def _note_no_answer(self) -> None:
         """Note that a call's time is over before the first attempt.
 
-        On an event loop that exists for this call alone, the attempt ends together with it and
-        tells nothing: then each call would wait its full time.
+        On an event loop that exists for this call alone, the attempt ends with the loop and leaves
+        no reason. Without this note each such call would wait its full time.
         """
         host = str(self._settings.host)
         self._reasons.note(host, f"no answer within {self._settings.operation_timeout:g} s")
@@ -216,7 +216,7 @@ class Supervisor:
         return BrokerUnavailable("The channel layer is closed")
 
     def retry_now(self) -> None:
-        """Another connection has reached the broker: don't wait any longer to try again."""
+        """Try again now: another connection has reached the broker."""
         self._back_off.retry_now()
 
     # The end

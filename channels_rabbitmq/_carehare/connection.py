@@ -15,7 +15,7 @@ from .consumer import AckingConsumer
 
 
 class CarehareConnection(carehare.Connection):
-    """A ``carehare.Connection`` on one of ours, which is open.
+    """A ``carehare.Connection`` on top of an open ``Connection`` of ours.
 
     Each public method is overridden and works as carehare documents it, also where carehare 1.0
     doesn't: a cancelled caller harms no other, a call on a closed connection is refused, and one

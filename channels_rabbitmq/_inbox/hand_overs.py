@@ -37,7 +37,7 @@ class HandedOver:
 
 
 class HandOvers:
-    """Those of one router, that are neither accepted nor requeued.
+    """The hand-overs of one router that are neither accepted nor requeued yet.
 
     ``receive(channel, take)`` is the router's. ``len()`` of it may be asked for in any thread.
     """

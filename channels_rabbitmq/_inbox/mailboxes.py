@@ -1,6 +1,6 @@
 """``Mailboxes``: the mailboxes of one event loop's channels that hold or await a message.
 
-The rules of when what is done to them are in ``router.py``.
+``router.py`` has the rules for when these methods are called.
 """
 
 from __future__ import annotations

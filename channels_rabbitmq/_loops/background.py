@@ -19,7 +19,7 @@ from ..exceptions import BrokerUnavailable
 
 def is_of_async_to_sync(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether ``async_to_sync`` has made this loop, for one call."""
-    # The same in asgiref 3.6 to 3.13. Should it go, such loops have connections of their own.
+    # The same in asgiref 3.6 to 3.13. If it is removed, such loops get connections of their own.
     return loop in getattr(AsyncToSync, "loop_thread_executors", ())
 
 

@@ -6,11 +6,11 @@ of the common epoll and leaves the parent deaf. So all state is in one ``Process
 new one; the old one is never used again, nor freed, which would close things. (A fork that Python
 isn't told of is noticed, but not if it happens in a coroutine.)
 
-**Exit.** Connections want to be closed in an orderly way. But at ``atexit`` no thread can be
+**Exit.** Connections should be closed in an orderly way. But at ``atexit`` no thread can be
 started, and no executor works. Running event loops still run, so those of other threads are told
-to close. Loops that have stopped and were not closed (daphne's) are run for a moment. Even before
-that, at the very beginning of its end, the interpreter joins the threads of ``async_to_sync``. A
-``receive()`` that waits there would hold it up for ever, so such calls are refused then.
+to close. Loops that have stopped and were not closed (daphne's) are run for a moment. Before
+``atexit``, Python joins the worker threads of ``async_to_sync``. A ``receive()`` that waits there
+would block it for ever, so such calls are ended first and refused from then on.
 
 **Threads.** State that several threads look at is changed under the lock, or by one operation on a
 dict or a set. The holder of the lock doesn't wait for other threads' work.
@@ -49,7 +49,7 @@ class Registry(Protocol):
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing is open, nor will be."""
+        """Whether nothing is open and nothing will be opened."""
 
 
 class Process:
@@ -90,7 +90,7 @@ class Process:
         return self._background is not None and self._background.loop is loop
 
     def detach(self) -> None:
-        """In a fork's child: have nothing of the parent's be used."""
+        """In a fork's child: use nothing of the parent's."""
         for registry in self._registries:
             registry.detach()
 
