@@ -4,8 +4,8 @@ So acks, binds and deliveries, which are on the Subscriber's connection, go on w
 reading from publishers (a memory or disk alarm, flow control).
 
 RabbitMQ tells a connection that it blocks publishers only after that connection has published, 1 to
-2 ms later. So the set-up ends with a probe, a message that no queue takes: RabbitMQ either answers
-it, and takes messages, or sends ``connection.blocked``. The probe is mandatory. If it isn't
+2 ms later. So the set-up ends with a *ping*, a message that no queue takes: RabbitMQ either answers
+it, and takes messages, or sends ``connection.blocked``. This ping is mandatory. If it isn't
 returned, something took it, and then messages to processes that are gone won't be returned either.
 Either a policy has given the groups exchange an alternate exchange, or it isn't a direct exchange.
 (RabbitMQ doesn't tell its type to users who may not declare it.)
@@ -34,7 +34,7 @@ from .version_4 import DefaultExchange
 logger = logging.getLogger("channels_rabbitmq.publisher")
 
 # No group's name and no channel's id holds or begins with "!", so nothing is bound to this key.
-_PROBE_KEY = "!probe"
+_PING_KEY = "!ping"
 
 _NOT_FOUND = 404  # AMQP 0-9-1, section 1.2
 
@@ -64,7 +64,7 @@ class Publisher:
         self._on_no_exchange = on_no_exchange
         # Of a message that no queue takes: any answer shows that RabbitMQ takes messages. (A nack
         # is one, too: it comes from an alternate exchange's queue.)
-        self.ping_route = Route(settings.groups_exchange, _PROBE_KEY, mandatory=False)
+        self.ping_route = Route(settings.groups_exchange, _PING_KEY, mandatory=False)
         self._amqp_channel: PublisherChannel | None = None  # while connected
         self._default_exchange: DefaultExchange | None = None  # while connected; until 6.0
         self._has_warned_of_void = False
@@ -89,14 +89,14 @@ class Publisher:
         blocked = self._blocked_at_set_up = loop.create_future()
         connection.on_blocked = self._on_blocked
         amqp_channel = await self._open(connection)
-        probe = amqp_channel.publish(
+        ping = amqp_channel.publish(
             b"",
             self.ping_route._replace(mandatory=True),
             loop.time() + self._settings.operation_timeout,
         )
-        probe.add_done_callback(self._on_probe)
-        await asyncio.wait([probe, blocked], return_when=asyncio.FIRST_COMPLETED)
-        if amqp_channel.is_closed or (probe.done() and probe.result() is Outcome.UNKNOWN):
+        ping.add_done_callback(self._on_set_up_ping)
+        await asyncio.wait([ping, blocked], return_when=asyncio.FIRST_COMPLETED)
+        if amqp_channel.is_closed or (ping.done() and ping.result() is Outcome.UNKNOWN):
             raise self._end_exc or carehare.ConnectionClosed("RabbitMQ took no message in time")
         self._new_amqp_channel = amqp_channel
         self._default_exchange = DefaultExchange(
@@ -118,9 +118,9 @@ class Publisher:
                 if not self._groups_exchange.on_refusal(declare, err):
                     raise
 
-    def _on_probe(self, probe: asyncio.Future[Outcome]) -> None:
+    def _on_set_up_ping(self, ping: asyncio.Future[Outcome]) -> None:
         """Warn once, if a message that no queue should take isn't returned."""
-        is_taken = probe.result() is CONFIRMED or probe.result() is Outcome.NACKED
+        is_taken = ping.result() is CONFIRMED or ping.result() is Outcome.NACKED
         if is_taken and not self._has_warned_of_void:
             self._has_warned_of_void = True
             logger.warning(

@@ -66,7 +66,7 @@ async def test_it_stops_nobody_and_is_told_once(
     pattern: str,
     arguments: dict[str, Any],
 ) -> None:
-    """Nor does it get a copy of what others get: of each publisher it has the probe."""
+    """Nor does it get a copy of what others get: of each publisher it has the ping."""
     await catch(user, pattern, arguments)
     layer, other = [await open_layer(host=user.admin_url) for _ in range(2)]
     await must_work(layer, other)

@@ -221,7 +221,7 @@ async def test_200_first_sends_at_once(open_one: OpenLayer, broker: Broker, jobs
         sender = await open_one(host=proxy.url)
         await asyncio.gather(*(sender.send(jobs, {"type": "job", "n": n}) for n in range(200)))
         assert proxy.count(TO_BROKER, commands.Queue.Declare) == 1
-        assert proxy.count(TO_CLIENT, commands.Basic.Return) == 1  # the probe
+        assert proxy.count(TO_CLIENT, commands.Basic.Return) == 1  # the ping
         assert await numbers(await open_one(), jobs, 200) == list(range(200))
 
 
@@ -236,7 +236,7 @@ async def test_200_sends_at_once_to_a_queue_that_is_gone(
         sends = [
             asyncio.create_task(sender.send(jobs, {"type": "job", "n": n})) for n in range(200)
         ]
-        await proxy.seen(TO_CLIENT, commands.Basic.Return, 3)  # the probe was the first
+        await proxy.seen(TO_CLIENT, commands.Basic.Return, 3)  # the ping was the first
         for n in range(200, 260):
             sends.append(asyncio.create_task(sender.send(jobs, {"type": "job", "n": n})))
             await asyncio.sleep(0)

@@ -139,7 +139,7 @@ class Behind:
 
     def _note(self, frame: Frame) -> Frame:
         key = frame.decode().routing_key
-        if key not in ("!probe", "!all"):  # What the layer says itself doesn't count.
+        if key not in ("!ping", "!all"):  # What the layer says itself doesn't count.
             self.published.append(key)
         return frame
 
@@ -207,7 +207,7 @@ async def test_behind_a_queue_of_their_own_that_is_not_there_yet(
     assert at.published == [at.key(channel), "a", "b", "c"]
 
 
-async def test_who_waits_in_vain_leaves_the_others_the_time_to_be_sent(
+async def test_a_call_that_waits_in_vain_leaves_the_others_the_time_to_be_sent(
     behind: Callable[..., Awaitable[Behind]],
 ) -> None:
     at = await behind(operation_timeout=2)
@@ -221,7 +221,7 @@ async def test_who_waits_in_vain_leaves_the_others_the_time_to_be_sent(
     assert at.layer.statistics()[0].counters.confirmed == 2
 
 
-async def test_who_is_cancelled_lets_the_others_go_on(
+async def test_a_cancelled_call_lets_the_others_go_on(
     behind: Callable[..., Awaitable[Behind]],
 ) -> None:
     at = await behind()
@@ -237,7 +237,7 @@ async def test_who_is_cancelled_lets_the_others_go_on(
     assert (statistics.counters.published, statistics.counters.cancelled) == (2, 0)
 
 
-async def test_who_waits_when_publishers_are_blocked_hears_it_at_once(
+async def test_a_call_that_waits_when_publishers_are_blocked_hears_it_at_once(
     behind: Callable[..., Awaitable[Behind]],
 ) -> None:
     at = await behind()

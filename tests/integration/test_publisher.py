@@ -14,7 +14,7 @@ from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
 from tests.support.brokers import Broker
-from tests.support.layers import inside, publisher_of, statistics_of
+from tests.support.layers import publisher_of, statistics_of
 from tests.support.log_lines import log_lines
 from tests.support.patience import connect_patiently
 
@@ -24,7 +24,7 @@ MESSAGE = {"type": "test.message"}
 commands = pamqp.commands
 
 
-async def test_set_up_declares_the_groups_exchange_and_probes_the_way(
+async def test_set_up_declares_the_groups_exchange_and_pings_the_broker(
     open_layer: OpenLayer, broker: Broker, groups_exchange: str
 ) -> None:
     declared: list[Any] = []
@@ -39,14 +39,14 @@ async def test_set_up_declares_the_groups_exchange_and_probes_the_way(
     assert (exchange.exchange, exchange.exchange_type) == (groups_exchange, "direct")
     assert not any([exchange.durable, exchange.auto_delete, exchange.internal])
     assert [(p.exchange, p.routing_key, p.mandatory) for p in published] == [
-        (groups_exchange, "!probe", True),
+        (groups_exchange, "!ping", True),
         (groups_exchange, "g", False),
     ]
 
 
 async def test_blocked_while_connecting(open_layer: OpenLayer, broker: Broker) -> None:
     async with AmqpProxy(broker.url) as proxy:
-        # An alarm: the probe's confirm doesn't come, "blocked" does.
+        # An alarm: the ping's confirm doesn't come, "blocked" does.
         blocked = commands.Connection.Blocked(reason="low on tests")
         proxy.rule(
             TO_CLIENT,
@@ -83,13 +83,13 @@ async def test_a_nack_is_a_count_for_a_group_and_a_lost_node_if_all_is_refused(
 
         proxy.rule(TO_CLIENT, commands.Basic.Ack, refuse)
         await layer.group_send("g", MESSAGE)
-        counters = inside(layer).counters
-        assert counters.group_nacked == 1
+        assert statistics_of(layer).counters.group_nacked == 1
         await layer.send(channel, MESSAGE)
+        counters = statistics_of(layer).counters
         assert (counters.nacked, counters.unreachable) == (0, 1)
 
 
-async def test_a_probe_without_an_answer_is_another_attempt(
+async def test_a_ping_without_an_answer_is_another_attempt(
     open_layer: OpenLayer, broker: Broker
 ) -> None:
     async with AmqpProxy(broker.url) as proxy:
@@ -169,7 +169,7 @@ async def test_a_broker_that_does_not_read_fills_no_memory(
         proxy.resume()
 
 
-async def test_who_waits_for_room_is_let_through_in_turn_when_the_broker_reads_again(
+async def test_a_call_that_waits_for_room_has_its_turn_when_the_broker_reads_again(
     open_layer: OpenLayer, broker: Broker
 ) -> None:
     async with AmqpProxy(broker.url) as proxy:
@@ -226,7 +226,7 @@ async def test_a_call_that_waited_for_the_connection_has_only_the_rest_of_its_ti
         def keep_the_second(frame: Any) -> Any:
             nonlocal seen
             seen += 1
-            return frame if seen == 1 else None  # the first is the probe's
+            return frame if seen == 1 else None  # the first is the ping's
 
         proxy.rule(TO_CLIENT, commands.Basic.Ack, keep_the_second)
         released.set()
