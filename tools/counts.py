@@ -18,6 +18,15 @@ _NO_CODE = {
     tokenize.DEDENT,
     tokenize.ENDMARKER,
 }
+# Of tests/support/layers.py: what they return is as private as an attribute with an underscore.
+_INSIDES = {
+    "inside",
+    "inside_of_loop",
+    "loop_layers_of",
+    "publisher_of",
+    "settings_of",
+    "subscriber_of",
+}
 _Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -67,6 +76,14 @@ def _is_private_access(node: ast.AST) -> bool:
     return False
 
 
+def looks_inside(tree: ast.AST) -> int:
+    """How often a helper of the tests is called that returns insides of a layer."""
+    return sum(
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _INSIDES
+        for node in ast.walk(tree)
+    )
+
+
 def _is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
@@ -98,6 +115,7 @@ def main() -> None:
     accesses = {path: private_accesses(ast.parse(source)) for path, source in tests.items()}
     test_lines = sum(len(source.splitlines()) for source in tests.values())
     total = sum(accesses.values())
+    looks = sum(looks_inside(ast.parse(source)) for source in tests.values())
     rows = [
         ("code lines of the package", f"{sum(map(code_lines, package.values())):,}"),
         ("modules of the package", f"{len(package)}"),
@@ -107,6 +125,7 @@ def main() -> None:
         ("lines of the tests", f"{test_lines:,}"),
         ("private accesses of the tests", f"{total}"),
         ("the same per 1,000 lines", f"{total / test_lines * 1000:.1f}"),
+        ("looks inside by helpers", f"{looks}"),
     ]
     for title, value in rows:
         print(f"{title:38} {value}")

@@ -15,7 +15,7 @@ import pytest
 from channels.exceptions import ChannelFull
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from tests.support.layers import inside, statistics_of, subscriber_of
+from tests.support.layers import statistics_of, subscriber_of
 from tests.support.lengths import Length
 from tests.support.log_lines import log_lines, unhandled
 from tests.support.traffic import Traffic
@@ -119,12 +119,11 @@ async def test_an_alarm(open_layer: OpenLayer, fault_broker: PrivateBroker, kind
 
 
 def sends_fail_at_once(sender: RabbitmqChannelLayer, channel: str) -> None:
-    counters = inside(sender).counters
     with pytest.raises(ChannelFull, match="low on memory or disk space"):
         step(sender.send(channel, {"type": "test.refused"}))
-    dropped = counters.blocked
+    dropped = statistics_of(sender).counters.blocked
     step(sender.group_send("g", {"type": "test.refused"}))
-    assert counters.blocked == dropped + 1
+    assert statistics_of(sender).counters.blocked == dropped + 1
 
 
 async def all_else_works(layer: RabbitmqChannelLayer, backlog: str, broker: PrivateBroker) -> None:

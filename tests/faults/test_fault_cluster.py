@@ -18,7 +18,7 @@ import pytest
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.brokers import broker_commands
-from tests.support.layers import inside
+from tests.support.layers import inside, statistics_of
 from tests.support.lengths import Length
 from tests.support.log_lines import unhandled
 from tests.support.name_server import serve_names
@@ -111,7 +111,7 @@ class Stage:
         await self.groups.call()
         await self.traffic.finish()
         books = self.traffic.books
-        counters = inside(self.sender).counters
+        counters = statistics_of(self.sender).counters
         figures.info(
             "%s on %s: %s; %d unknown, %d unreachable; connections lost: %d",
             name,

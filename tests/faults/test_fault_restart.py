@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from tests.support.layers import inside, statistics_of
+from tests.support.layers import statistics_of
 from tests.support.lengths import Length
 from tests.support.log_lines import log_lines, unhandled
 from tests.support.traffic import RollCall, Sent, Traffic
@@ -91,7 +91,7 @@ class Stage:
         await self.groups.call()
         await asyncio.sleep(_AROUND.value)
         await self.traffic.finish()
-        counters = inside(self.sender).counters
+        counters = statistics_of(self.sender).counters
         figures.info(
             "%s on %s: direct after %.2f s, all %d groups after %.2f s (to bind them took %.2f s); "
             "%s; %d unknown, %d unreachable",

@@ -172,9 +172,8 @@ async def test_bodies_on_the_exchange_and_on_the_queue(
 
     tasks = [asyncio.create_task(hear()), asyncio.create_task(empty(lure))]
     publishing = asyncio.create_task(asyncio.to_thread(publish))
-    counters = inside(layer).counters
     deadline = asyncio.get_running_loop().time() + 40 + count / 200
-    while not publishing.done() or counters.delivered < count + good:
+    while not publishing.done() or statistics_of(layer).counters.delivered < count + good:
         assert asyncio.get_running_loop().time() < deadline, repr(inside(layer))
         await asyncio.sleep(0.02)
     publishing.result()
@@ -184,6 +183,7 @@ async def test_bodies_on_the_exchange_and_on_the_queue(
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.01)
     assert heard == [*range(good), -1]
+    counters = statistics_of(layer).counters
     assert counters.delivered == count + good + 1
     logger.info("%s", counters)
     assert counters.malformed > count // 4

@@ -14,7 +14,7 @@ from channels_rabbitmq._broker import topology as _topology
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
 from tests.support.declared import exchanges, group_bindings, queues, until_expired
-from tests.support.layers import inside
+from tests.support.layers import statistics_of
 from tests.support.log_lines import log_lines
 from tools.private_broker import PrivateBroker
 
@@ -169,14 +169,14 @@ async def test_what_somebody_puts_into_a_lease_harms_nothing(
     await layer.group_send("g", MESSAGE)
     assert await layer.receive(channel) == MESSAGE
     # Nobody looks at it: it would say that something arrives from the queue of messages.
-    counters = inside(layer).counters
+    counters = statistics_of(layer).counters
     assert (counters.delivered, counters.malformed) == (1, 0)
     await layer.send(channel, MESSAGE)
     assert await layer.receive(channel) == MESSAGE
     assert proxy.opened == 3
 
 
-async def test_who_reconnects_again_and_again_has_two_leases_at_most(
+async def test_a_process_that_reconnects_again_and_again_has_two_leases_at_most(
     open_layer: OpenLayer, private_broker: PrivateBroker, proxy: AmqpProxy
 ) -> None:
     layer = await open_layer(host=proxy.url)

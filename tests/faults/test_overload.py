@@ -17,7 +17,7 @@ from channels.exceptions import ChannelFull
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.programs.overload_senders import count_lines, memory_in_use
-from tests.support.layers import inside, statistics_of
+from tests.support.layers import statistics_of
 from tests.support.lengths import Length
 from tests.support.log_lines import log_lines
 from tools.private_broker import PrivateBroker
@@ -131,7 +131,6 @@ async def test_overload_is_told_to_senders_and_bounded_everywhere(
 ) -> None:
     layer, channels, senders, consumers = site
     loop = asyncio.get_running_loop()
-    counters = inside(layer).counters
 
     # Full speed, and all code has run once
     consumers.handling = 0.0
@@ -194,7 +193,7 @@ async def test_overload_is_told_to_senders_and_bounded_everywhere(
         warnings, overload["warnings"],
     )  # fmt: skip
 
-    # It was an overload, and whoever sends was told.
+    # It was an overload, and the senders were told.
     assert offered > 3 * handled
     assert overload["full"] > handled
     assert overload["group_nacked"] > 0
@@ -204,6 +203,7 @@ async def test_overload_is_told_to_senders_and_bounded_everywhere(
     for channel in channels:
         for numbers in consumers.received[channel].values():
             assert numbers == sorted(set(numbers))
+    counters = statistics_of(layer).counters
     assert (counters.expired, counters.overflowed, counters.no_members, counters.malformed) == (
         0,
     ) * 4

@@ -14,7 +14,7 @@ import pytest
 from channels.exceptions import ChannelFull
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
-from tests.support.layers import inside, statistics_of
+from tests.support.layers import statistics_of
 from tests.support.lengths import Length
 from tests.support.log_lines import log_lines
 
@@ -136,13 +136,13 @@ async def test_stuck_channels_hold_up_nobody_else(open_layer: OpenLayer) -> None
     for channel in crowd.healthy:
         assert crowd.received[channel] == crowd.sent[channel]
     assert max(wait_beginning, crowd.longest_wait) < 5.0
-    router = inside(receiver).router
-    assert 0 < router.stalled_channels <= _STUCK
+    statistics = statistics_of(receiver)
+    counters = statistics.counters
+    assert 0 < statistics.stalled_channels <= _STUCK
     # Only the stuck ones lose, and that is told.
-    counters = inside(receiver).counters
     assert counters.expired == 0
     lost = sum(len(crowd.sent[channel]) - len(crowd.received[channel]) for channel in crowd.stuck)
-    assert counters.overflowed + router.waiting_messages == lost
+    assert counters.overflowed + statistics.buffered == lost
     assert bool(dropped) == bool(counters.overflowed)
     # (Of what is dropped all the time, nothing waits for long.)
     assert any(channel in line for channel in crowd.stuck for line in (*behind, *dropped))
@@ -161,7 +161,7 @@ async def test_stuck_channels_hold_up_nobody_else(open_layer: OpenLayer) -> None
     for channel in crowd.stuck:
         if channel not in crowd._readers:
             crowd.start_reading(channel)
-    while router.waiting_messages:  # noqa: ASYNC110 - a receiver tells nobody
+    while statistics_of(receiver).buffered:  # noqa: ASYNC110 - a receiver tells nobody
         await asyncio.sleep(0.01)
     for channel in crowd.stuck:
         kept = crowd.received[channel][before[channel] :]
@@ -178,7 +178,6 @@ async def test_a_stuck_channel_that_resumes_gets_its_last_messages_in_order(
     sender = await open_layer()
     stuck, other = await receiver.new_channel(), await receiver.new_channel()
     waiting = asyncio.create_task(receiver.receive(other))
-    counters = inside(receiver).counters
     with log_lines() as lines:
         for number in range(90):
             await sender.send(stuck, {"number": number})
@@ -188,6 +187,7 @@ async def test_a_stuck_channel_that_resumes_gets_its_last_messages_in_order(
         assert await asyncio.wait_for(waiting, 10) == {"other": True}
         assert stuck in line
         assert other not in line
+    counters = statistics_of(receiver).counters
     assert counters.delivered == 91
     kept = 90 - counters.overflowed
     assert 20 <= kept <= 30  # its capacity, and at most local_capacity that counts
@@ -199,6 +199,7 @@ async def test_a_stuck_channel_that_resumes_gets_its_last_messages_in_order(
     await sender.send(stuck, {"number": 90})
     assert await asyncio.wait_for(receiver.receive(stuck), 10) == {"number": 90}
     assert statistics_of(receiver).stalled_channels == 0
+    counters = statistics_of(receiver).counters
     assert (counters.overflowed, counters.expired) == (90 - kept, 0)
 
 
@@ -316,7 +317,7 @@ async def test_a_slow_channel_loses_nothing_of_which_its_senders_do_not_hear(
     while len(received) < len(sent):
         assert loop.time() < begun + _SLOW.value + 30, "lost"
         await asyncio.sleep(0.01)
-    counters = inside(receiver).counters
+    counters = statistics_of(receiver).counters
     logger.info("sent %d, refused %d, handled meanwhile %d", len(sent), refused, handled)
     assert received == sent
     assert refused > 0

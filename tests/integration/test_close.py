@@ -21,7 +21,7 @@ from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_proxy import TO_CLIENT, AmqpProxy
 from tests.support.brokers import Broker
 from tests.support.fake_servers import silent_server
-from tests.support.layers import inside
+from tests.support.layers import inside, statistics_of
 from tests.support.log_lines import LogLines, log_lines
 from tests.support.remains import pending_futures
 from tools.private_broker import free_port
@@ -219,7 +219,7 @@ async def test_during_a_thousand_receives(closing: Closing, lines: LogLines) -> 
     ]
     await layer.send(channels[0], MESSAGE)  # by then all of them wait
     assert await receiving[0] == MESSAGE
-    assert inside(layer).router.receivers == 999
+    assert statistics_of(layer).receivers == 999
     futures = pending_futures()
     await closing.close()
     await asyncio.wait(receiving[1:], timeout=10)

@@ -16,9 +16,10 @@ from channels_rabbitmq._loops import calls as _calls
 from channels_rabbitmq._loops import forwarders as _forwarders
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
+from channels_rabbitmq.statistics import LoopLayerStatistics
 from tests.support.cancelling import receive_cancelling
 from tests.support.fake_servers import silent_server
-from tests.support.layers import inside, inside_of_loop
+from tests.support.layers import inside, inside_of_loop, statistics_of_id
 from tests.support.loop_thread import LoopThread
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
@@ -228,12 +229,14 @@ class TestCancelledReceivers:
         layer = await open_layer()
         channel, receiving = await start_receiving(layer, owner)
         hand_over(layer, owner, channel, {"n": 1})
-        router = router_of(layer, owner)
-        counters = inside_of_loop(layer, owner.loop).counters
-        assert (router.unacked, counters.consumed) == (0, 0)
+
+        def owners() -> LoopLayerStatistics:
+            return statistics_of_id(layer, channel.partition("!")[0])
+
+        assert (owners().unacked, owners().counters.consumed) == (0, 0)
         await receiving
-        owner.block_until(lambda: not router.hand_overs)
-        assert (router.unacked, counters.consumed) == (0, 1)
+        owner.block_until(lambda: not owners().in_handoff)
+        assert (owners().unacked, owners().counters.consumed) == (0, 1)
 
     async def test_at_any_moment(self, open_layer: OpenLayer, owner: LoopThread) -> None:
         layer = await open_layer(local_capacity=1000, remote_capacity=1000)

@@ -39,8 +39,9 @@ from tests.support.layers import (
     set_linger,
     set_retry_timeout,
     settings_of,
-    statistics_of,
+    statistics_of_id,
 )
+from tests.support.layers import statistics_of as of
 from tests.support.log_lines import log_lines
 from tests.support.loop_thread import LoopThread
 
@@ -56,12 +57,6 @@ NO_GROUPS = GroupStatistics(required=0, bound=0, lingering=0)
 async def proxy(broker: Broker) -> AsyncIterator[AmqpProxy]:
     async with AmqpProxy(broker.url) as proxy:
         yield proxy
-
-
-def of(layer: RabbitmqChannelLayer) -> LoopLayerStatistics:
-    """Those of the only event loop that uses the layer."""
-    (statistics,) = layer.statistics()
-    return statistics
 
 
 async def receive(layer: RabbitmqChannelLayer, channel: str) -> dict[str, Any]:
@@ -177,8 +172,9 @@ class TestWhere:
             await other.run(layer.close())
             await asyncio.to_thread(lambda: async_to_sync(layer.close)())
         # That loop is closed; the background loop goes on.
+        own_state = "connected" if statistics_of_id(layer, own_id).subscriber.url else "connecting"
         assert [(one.id, one.subscriber.state) for one in layer.statistics()] == [
-            (own_id, "connected" if of_id(layer, own_id).subscriber.url else "connecting"),
+            (own_id, own_state),
             (sync_id, "closed"),
         ]
 
@@ -310,11 +306,6 @@ asyncio.run(main())
         finally:
             for (part, name), value in kept.items():
                 setattr(part, name, value)
-
-
-def of_id(layer: RabbitmqChannelLayer, id_: str) -> LoopLayerStatistics:
-    (statistics,) = [one for one in layer.statistics() if one.id == id_]
-    return statistics
 
 
 class TestConnections:
@@ -538,7 +529,7 @@ class TestReceived:
             channel = await owner.run(layer.new_channel())
 
             def owners() -> LoopLayerStatistics:
-                return of_id(layer, channel.partition("!")[0])
+                return statistics_of_id(layer, channel.partition("!")[0])
 
             receiving = asyncio.create_task(layer.receive(channel))
             await until(lambda: owners().receivers == 1)
@@ -639,7 +630,7 @@ class TestReceived:
             await asyncio.sleep(1.1)
             await receive(layer, channel)
             line = await lines.next("more than half of expiry")
-        assert f"{statistics_of(layer).id}: messages were up to 1 s old" in line
+        assert f"{of(layer).id}: messages were up to 1 s old" in line
         assert channel in line
         assert 1.1 <= of(layer).highest_age < 2
         await layer.send(channel, MESSAGE)

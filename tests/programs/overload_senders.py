@@ -22,6 +22,7 @@ from typing import Any
 from channels.exceptions import ChannelFull
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.support.layers import statistics_of
 from tests.support.log_lines import log_lines
 
 
@@ -57,7 +58,7 @@ class Senders:
 
     def begin(self, rate: float) -> None:
         self._counts.clear()
-        self._before = dataclasses.asdict(self._layer._loop_layer().counters)
+        self._before = dataclasses.asdict(statistics_of(self._layer).counters)
         self._highest_memory = memory_in_use()
         interval = 2 * len(self._channels) / rate
         for number, channel in enumerate(self._channels):
@@ -75,7 +76,7 @@ class Senders:
             if not task.cancelled():
                 task.result()
         self._tasks.clear()
-        counters = dataclasses.asdict(self._layer._loop_layer().counters)
+        counters = dataclasses.asdict(statistics_of(self._layer).counters)
         since = {kind: counters[kind] - before for kind, before in self._before.items()}
         # A group has one member: what its queue refused reached nobody.
         self._counts["group_sent"] -= since["group_nacked"]

@@ -17,6 +17,12 @@ def statistics_of(layer: RabbitmqChannelLayer) -> LoopLayerStatistics:
     return statistics
 
 
+def statistics_of_id(layer: RabbitmqChannelLayer, id_: str) -> LoopLayerStatistics:
+    """Those of one of its event loops, by the id with which the names of its channels begin."""
+    (statistics,) = [one for one in layer.statistics() if one.id == id_]
+    return statistics
+
+
 def inside(layer: RabbitmqChannelLayer) -> Any:
     """The running event loop's LoopLayer, for what no statistics tell."""
     return layer._loop_layer()

@@ -13,7 +13,7 @@ from pamqp import commands
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.amqp_proxy import TO_CLIENT, AmqpProxy, Frame
 from tests.support.brokers import Broker
-from tests.support.layers import inside
+from tests.support.layers import statistics_of
 from tests.support.log_lines import log_lines
 from tests.support.members import GROUP, open_member, receive, reconnect
 from tests.support.old_version import OldProcess, make_environment
@@ -154,20 +154,19 @@ async def test_an_old_process_that_died(open_layer: OpenLayer, old: OldProcess) 
     old_channel = await open_old_member(old)
     await must_share_a_group(new, new_channel, old, old_channel)
     await old.kill()
-    counters = inside(new).counters
     with log_lines() as lines:
         # The broker may take a moment to see that its connection is gone, and its queue with it.
-        while not counters.unreachable:
+        while not statistics_of(new).counters.unreachable:
             await asyncio.wait_for(new.send(old_channel, FROM_NEW), 5)
         line = await lines.next("WARNING")
         assert "dropped: the process of their channel is gone" in line
         assert old_channel in line
-        before = counters.unreachable
+        before = statistics_of(new).counters.unreachable
         # The process is known to be gone now: no second wait.
         await asyncio.wait_for(
             asyncio.gather(*(new.send(old_channel, FROM_NEW) for _ in range(50))), 1
         )
-        assert counters.unreachable == before + 50
+        assert statistics_of(new).counters.unreachable == before + 50
         await new.group_send(GROUP, FROM_NEW)
         assert await receive(new, new_channel) == FROM_NEW
         await new.close()
