@@ -100,7 +100,7 @@ def _client_us(cells: Cells) -> float | None:
 
 
 def _harm(cells: Cells) -> float | None:
-    """Refusals aren't counted: whoever sent was told that it isn't delivered."""
+    """Refusals aren't counted: the sender was told that it isn't delivered."""
     ours = [cell for (_, layer), cell in cells.items() if layer == OURS]
     if not ours:
         return None

@@ -102,7 +102,7 @@ class WorkerHandle:
             answer = json.loads(line)
             future = self._answers.pop(answer["id"])
             if future.done():
-                continue  # whoever asked was cancelled
+                continue  # the caller was cancelled
             if "error" in answer:
                 future.set_exception(CallFailed(*answer["error"]))
             else:

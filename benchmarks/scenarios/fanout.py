@@ -7,8 +7,9 @@ all of the last. Every member does little for each message, so this is the price
 events of a website. So every message wakes 2,000 sleeping tasks. The members' processes tell the
 sender by a byte on a socket, which is the same for all layers.
 
-Before the measurement it is checked whether each member gets a message of its own: whoever changes
-one that others have as well changes theirs, so handing out one object is cheaper, and a defect.
+Before the measurement it is checked whether each member gets a message of its own. A receiver
+that changes one that others have as well changes theirs, so handing out one object is cheaper, and
+a defect.
 """
 
 from __future__ import annotations

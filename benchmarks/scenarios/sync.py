@@ -1,9 +1,9 @@
 """Group sends of a plain script: one process, no event loop, one call after the other.
 
-So does whoever calls ``async_to_sync(layer.group_send)(...)`` in a management command, a Celery
-task or a WSGI view: ``async_to_sync`` makes a thread and an event loop for each call. The layer is
-made once, as Django does it, except one that can only be made on a running loop and belongs to
-it: of that one each call makes, uses and closes a layer, as its users have to.
+The same happens where a management command, a Celery task or a WSGI view calls
+``async_to_sync(layer.group_send)(...)``: ``async_to_sync`` makes a thread and an event loop for
+each call. The layer is made once, as Django does it, except one that can only be made on a running
+loop and belongs to it: of that one each call makes, uses and closes a layer, as its users have to.
 
 The raw client shows the least that a call takes by a connection which outlives it: over to the
 thread whose event loop has the connection, RabbitMQ's confirm, and back to the caller's loop.

@@ -206,7 +206,7 @@ class TestMissing:
         )
 
     @pytest.mark.parametrize("kind", [CONFIGURE, WRITE, READ])
-    async def test_the_lease_is_a_luxury(
+    async def test_the_layer_works_without_a_lease(
         self, open_one: OpenLayer, user: User, lines: LogLines, kind: int
     ) -> None:
         """It is told once. A loss of the connection and the end leave nothing behind either."""

@@ -171,7 +171,7 @@ def delete_queue(broker: PrivateBroker, queue: str) -> None:
 async def test_groups_exchange_deleted_underneath(
     pair: Pair, groups_exchange: str, lines: LogLines
 ) -> None:
-    # Who publishes notices at once. (For who doesn't there is the probe, below.)
+    # A process that publishes notices at once. (For one that doesn't there is the probe, below.)
     await pair.receiver.group_send("warm-up", MESSAGE)
     await delete_exchange(pair.sender, groups_exchange)
     await pair.receiver.group_send("g0", MESSAGE)

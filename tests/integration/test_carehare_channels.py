@@ -407,7 +407,7 @@ async def test_error_inside_a_consumer_is_raised_and_its_message_comes_again(
         await consume()
     async with connection.acking_consumer(queue) as consumer:
         assert (await consumer.next_delivery())[0] == b"x"
-    assert not caplog.records  # whoever called has the error; carehare 1.0.2 logs it too
+    assert not caplog.records  # the caller has the error; carehare 1.0.2 logs it too
 
 
 async def test_cancelled_exit_of_a_consumer_leaves_the_connection_up(

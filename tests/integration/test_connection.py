@@ -156,7 +156,9 @@ async def test_blocked_publishers_are_told_and_the_connection_stays_up(
         await must_work(connection, queue)
 
 
-async def test_memory_alarm_is_told_to_whoever_publishes(private_broker: PrivateBroker) -> None:
+async def test_memory_alarm_is_told_to_connections_that_publish(
+    private_broker: PrivateBroker,
+) -> None:
     told: asyncio.Queue[str | None] = asyncio.Queue()
     connection = make(private_broker.url)
     await connection.connect(soon())

@@ -155,7 +155,7 @@ class TestChannels:
         await sender.send(channel, MESSAGE)
         assert await receive(receiver, channel) == MESSAGE
 
-    async def test_who_only_receives_connects_too(self, open_layer: OpenLayer) -> None:
+    async def test_a_process_that_only_receives_connects_too(self, open_layer: OpenLayer) -> None:
         sender, receiver = await open_layer(), await open_layer()
         channel = await receiver.new_channel()
         receiving = asyncio.create_task(receive(receiver, channel))
@@ -164,7 +164,7 @@ class TestChannels:
         # It greets the other processes.
         await until(lambda: statistics_of(receiver).publisher.state == "connected")
 
-    async def test_who_only_sends_opens_no_queue(self, open_layer: OpenLayer) -> None:
+    async def test_a_process_that_only_sends_opens_no_queue(self, open_layer: OpenLayer) -> None:
         sender = await open_layer()
         await sender.group_send("g", MESSAGE)
         assert statistics_of(sender).subscriber.state == "idle"
@@ -585,7 +585,7 @@ class TestGroups:
         if room > burst:
             assert refused == 0
 
-    async def test_who_left_without_a_word_holds_up_nobody_and_keeps_only_his_capacity(
+    async def test_a_channel_that_left_without_a_word_holds_up_no_other_and_keeps_its_capacity_only(
         self, open_layer: OpenLayer
     ) -> None:
         """A consumer that died without group_discard(); in 4.x it took up room for ever."""

@@ -1,4 +1,4 @@
-"""A long outage holds up no call, whatever the reason and whoever calls; a short one is bridged."""
+"""A long outage holds up no call, whatever the reason and the caller; a short one is bridged."""
 
 from __future__ import annotations
 

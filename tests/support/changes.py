@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class Changes:
-    """Wakes whoever waits for a condition on some object's state, each time that object says so."""
+    """Wakes the waiters for a condition on some object's state, each time that object says so."""
 
     def __init__(self) -> None:
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []

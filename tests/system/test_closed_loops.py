@@ -40,7 +40,7 @@ async def test_amid_connecting(programs: Programs, turns: int) -> None:
     "function",
     ["beside_a_running_loop", "two_layers", "after_the_layer", "after_the_layers_own_close"],
 )
-async def test_whoever_closes_it_and_when(programs: Programs, function: str) -> None:
+async def test_it_may_be_closed_by_anything_at_any_time(programs: Programs, function: str) -> None:
     assert await programs.run("closed_loops.py", function) is None
     assert programs.opened
 

@@ -359,7 +359,7 @@ class Page:
         self.listening.add_done_callback(lambda task: self._changes.notify())
 
     async def _listen(self) -> None:
-        """Until the connection ends, whoever ends it."""
+        """Until the connection ends, whichever side ends it."""
         with suppress(ConnectionClosed):
             while True:
                 self._note(json.loads(await self._websocket.recv()))

@@ -158,7 +158,7 @@ def test_the_metadata_stand_in_setup_py_alone() -> None:
     assert not re.search(r"^\[project[\].]", text, re.MULTILINE)
 
 
-def test_who_runs_the_tests_and_the_manual_name_the_same_pythons() -> None:
+def test_ci_and_the_manual_name_the_same_pythons() -> None:
     tox, travis, github, manual = (
         (ROOT / name).read_text(encoding="utf-8")
         for name in ("tox.ini", ".travis.yml", ".github/workflows/tests.yml", "README.rst")
@@ -170,7 +170,7 @@ def test_who_runs_the_tests_and_the_manual_name_the_same_pythons() -> None:
     assert f"\nPython {PYTHONS[0]} to {PYTHONS[-1]}, Channels" in manual
 
 
-def test_who_runs_the_tests_and_the_manual_name_the_same_brokers() -> None:
+def test_ci_and_the_manual_name_the_same_brokers() -> None:
     travis, github, manual = (
         (ROOT / name).read_text(encoding="utf-8")
         for name in (".travis.yml", ".github/workflows/tests.yml", "README.rst")

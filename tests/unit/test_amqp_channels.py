@@ -801,7 +801,7 @@ def queue() -> str:
 
 
 async def test_content_channel_that_broke_the_protocol_is_one_kind_of_error() -> None:
-    """pamqp's own errors don't come out: whoever looks at ``closed`` knows carehare's."""
+    """pamqp's own errors don't come out: the readers of ``closed`` know carehare's."""
     peer = Peer()
     peer.topology()
     peer.feed(commands.Basic.Ack(1), channel=1)

@@ -200,7 +200,7 @@ async def test_messages_to_others_do_not_wait(
     await asyncio.wait([sending])
 
 
-async def test_who_stayed_away_gets_one_try_a_message_until_one_gets_through(
+async def test_a_process_that_stayed_away_gets_one_try_a_message_until_one_gets_through(
     make_sender: MakeSender, publisher: FakePublisher
 ) -> None:
     sender = make_sender(retry_timeout=0.01, **QUICK)
@@ -218,7 +218,7 @@ async def test_who_stayed_away_gets_one_try_a_message_until_one_gets_through(
     assert publisher.tries["crq.a!"] > tries + 1, "forgotten, so it is tried for a while again"
 
 
-async def test_who_stayed_away_is_forgotten_after_a_while(
+async def test_a_process_that_stayed_away_is_forgotten_after_a_while(
     make_sender: MakeSender, publisher: FakePublisher, clock: Clock
 ) -> None:
     sender = make_sender(retry_timeout=0.01, **QUICK)
@@ -240,7 +240,7 @@ async def test_after_our_own_reconnect_it_is_tried_for_longer(
     assert await sending is Outcome.CONFIRMED
 
 
-async def test_who_is_not_back_long_after_our_own_reconnect_has_stayed_away(
+async def test_a_process_not_back_long_after_our_own_reconnect_has_stayed_away(
     make_sender: MakeSender, receivers: Receivers, publisher: FakePublisher
 ) -> None:
     sender = make_sender(receivers=receivers, retry_timeout=0.0, reconnect_grace=0.05, **QUICK)
@@ -273,7 +273,7 @@ async def test_a_short_time_limit_alone_is_no_error(
     assert publisher.tries["crq.a!"] > 2
 
 
-async def test_who_finds_publishers_blocked_does_not_wait_behind_others(
+async def test_a_call_that_finds_publishers_blocked_does_not_wait_behind_others(
     make_sender: MakeSender, publisher: FakePublisher
 ) -> None:
     sender = make_sender(first_pause=60.0, longest_pause=60.0)
@@ -303,7 +303,7 @@ async def test_a_cancelled_send_lets_those_behind_it_go_on(
     assert not sender.locks
 
 
-async def test_who_waits_behind_others_does_so_until_his_own_deadline(
+async def test_a_call_behind_others_waits_until_its_own_deadline(
     sender: DirectSender, publisher: FakePublisher
 ) -> None:
     publisher.reconnected_at = asyncio.get_running_loop().time()
@@ -317,7 +317,7 @@ async def test_who_waits_behind_others_does_so_until_his_own_deadline(
     assert publisher.taken == [b"first"]
 
 
-async def test_who_is_cancelled_on_his_turn_lets_the_next_one_have_it(
+async def test_a_call_cancelled_on_its_turn_lets_the_next_one_have_it(
     sender: DirectSender, publisher: FakePublisher
 ) -> None:
     publisher.reconnected_at = asyncio.get_running_loop().time()
@@ -503,7 +503,7 @@ async def test_processes_that_turn_up_cost_nothing(
 
 
 @pytest.mark.usefixtures("no_allowance")
-async def test_who_took_a_message_lately_is_tried_for_longer(
+async def test_a_process_that_took_a_message_lately_is_tried_for_longer(
     sender: DirectSender, publisher: FakePublisher, receivers: Receivers
 ) -> None:
     publisher.reachable.update(("crq.a!", "crq.b!"))

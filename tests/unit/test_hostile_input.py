@@ -100,7 +100,7 @@ async def test_any_frames_in_any_order_leave_nobody_waiting(
 
 
 async def test_a_body_larger_than_any_broker_lets_through_is_not_waited_for() -> None:
-    """Else whoever sends it could fill all memory, one frame after the other."""
+    """Else a peer that sends it could fill all memory, one frame after the other."""
     peer = Peer()
     got: list[bytes] = []
     peer.consumer(lambda body, tag, published, consumer: got.append(body), lambda exc: None)

@@ -18,7 +18,7 @@ def members() -> Members:
 
 
 def test_channel_hears_group_while_its_add_is_pending(members: Members) -> None:
-    """The first message after the bind must find the member, whoever runs first."""
+    """The first message after the bind must find the member, whichever task runs first."""
     members.add("g", "a")
     assert list(members.channels("g")) == ["a"]
     assert members.has_members("g")

@@ -155,7 +155,7 @@ async def test_a_refusal_before_the_first_success_fails_at_once(
 
 
 async def test_one_refusal_among_several_urls_is_enough(make: Callable[..., Supervisor]) -> None:
-    """The error has the reason of each: whoever reads it can't know which one counts."""
+    """The error has the reason of each: its reader can't know which one counts."""
     dead = nobody()
     async with scripted_broker(serve) as broker:
         supervisor = make(
@@ -169,7 +169,7 @@ async def test_one_refusal_among_several_urls_is_enough(make: Callable[..., Supe
 
 
 @pytest.mark.usefixtures("fast")
-async def test_who_is_patient_goes_on_waiting_for_what_is_refused(
+async def test_a_patient_call_goes_on_waiting_for_what_is_refused(
     make: Callable[..., Supervisor],
 ) -> None:
     """As a process that starts together with its broker, whose virtual host isn't there yet."""
@@ -320,7 +320,7 @@ def test_an_outage_that_nobody_has_seen_for_a_minute_is_forgotten(
 # fail_fast
 
 
-async def test_the_first_round_of_attempts_is_enough_for_who_fails_fast(
+async def test_the_first_round_of_attempts_is_enough_to_fail_fast(
     make: Callable[..., Supervisor],
 ) -> None:
     async with closing_server() as server:
@@ -328,7 +328,7 @@ async def test_the_first_round_of_attempts_is_enough_for_who_fails_fast(
         assert await failing_after(supervisor.wait_tried(soon(60)), match=server.url[-5:]) < 5
 
 
-async def test_in_a_long_outage_who_fails_fast_needs_no_attempt(
+async def test_in_a_long_outage_failing_fast_needs_no_attempt(
     make: Callable[..., Supervisor], known: KnownOutage
 ) -> None:
     now = time.monotonic()

@@ -572,7 +572,7 @@ async def test_peer_that_does_not_read_our_last_words_is_left_alone(
 
 
 async def test_silent_broker_is_left_without_a_word() -> None:
-    """AMQP 0-9-1, section 4.2.7: no close handshake with whoever is dead."""
+    """AMQP 0-9-1, section 4.2.7: no close handshake with a dead peer."""
     peer = Peer()
     peer.protocol._on_silence()
     assert isinstance(await peer.protocol.closed, carehare.ConnectionClosedByHeartbeatMonitor)

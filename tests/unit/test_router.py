@@ -372,7 +372,7 @@ async def test_new_receiver_does_not_take_what_is_reserved_for_a_woken_one(rig: 
     with pytest.raises(AssertionError, match="It waits"):
         rig.take("a")
     rig.fill("a", 2)
-    assert rig.take("a") == 1  # Two of the three are not reserved; whoever comes takes the oldest.
+    assert rig.take("a") == 1  # Two of the three are not reserved; the next call takes the oldest.
     assert await woken == 2
     assert rig.take("a") == 3
     rig.check_nothing_left()
@@ -1210,7 +1210,7 @@ async def test_requeued_while_others_have_been_acked_early(rig: Rig) -> None:
     rig.check_books()
 
 
-async def test_requeued_message_goes_to_whoever_waits(rig: Rig) -> None:
+async def test_requeued_message_goes_to_a_receiver_that_waits(rig: Rig) -> None:
     rig.deliver("a")
     handed_over = rig.hand_over("a")
     receiving = await start_receive(rig, "a")
@@ -1266,7 +1266,7 @@ def test_hand_over_ends_once(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("message", [{"type": "x"}, {"type": "x", "list": [1]}])
-def test_whoever_comes_after_a_requeue_has_the_whole_message(
+def test_the_receiver_after_a_requeue_has_the_whole_message(
     rig: Rig, message: dict[str, Any]
 ) -> None:
     codec = MessageCodec(max_message_size=1000)
@@ -1382,7 +1382,7 @@ def test_lost_connection_leaves_what_is_handed_over(rig: Rig, is_accepted: bool)
     rig.check_nothing_left()
 
 
-async def test_closing_ends_who_waits_to_be_handed_over(rig: Rig) -> None:
+async def test_closing_ends_calls_that_wait_for_a_hand_over(rig: Rig) -> None:
     rig.fill("a", 2)
     accepted, requeued = rig.hand_over("a"), rig.hand_over("a")
     handing_over = await start_hand_over(rig, "a")

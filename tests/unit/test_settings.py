@@ -514,7 +514,7 @@ def test_group_expiry_warns_and_does_nothing() -> None:
     with pytest.warns(DeprecationWarning, match="a membership lasts until") as caught:
         layer = Layer(group_expiry=86400)
     assert len(caught) == 1
-    # The warning points at whoever made the layer.
+    # The warning points at the line that made the layer.
     assert caught[0].filename == __file__
     assert layer.settings == Settings.from_config({})
 

@@ -233,7 +233,7 @@ async def test_it_is_full_while_asyncios_buffer_is(transport: CoalescingTranspor
     assert told == [False]  # once
 
 
-async def test_who_is_told_of_room_writes_as_much_as_there_is_room_for(
+async def test_a_writer_that_is_told_of_room_writes_as_much_as_there_is_room_for(
     transport: CoalescingTransport, below: FakeTransport
 ) -> None:
     half = HIGH_WATER // 2
