@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import carehare
@@ -20,10 +19,8 @@ from pamqp import commands
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
-from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._amqp.protocol import Protocol, ProtocolError
 from channels_rabbitmq._amqp.publishing import Outcome, Route
-from channels_rabbitmq._amqp.url import BrokerUrl
 from tests.support.amqp_peer import (
     Peer,
     close_channel,
@@ -34,7 +31,6 @@ from tests.support.amqp_peer import (
     plain,
     returned,
 )
-from tests.support.brokers import Broker
 from tests.support.deadlines import soon
 
 
@@ -785,19 +781,6 @@ async def test_every_message_has_the_outcome_that_the_broker_told(
         assert outcomes(futures) == [expected.get(tag) for tag in range(1, 11)]
     assert bench.channel.unconfirmed == 0
     await bench.peer.lost()
-
-
-@pytest.fixture
-async def connection(broker: Broker) -> AsyncIterator[Connection]:
-    connection = Connection(BrokerUrl.parse(broker.url), connection_name="test")
-    await connection.connect()
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
-def queue() -> str:
-    return f"test-{secrets.token_hex(8)}"
 
 
 async def test_content_channel_that_broke_the_protocol_is_one_kind_of_error() -> None:

@@ -15,18 +15,18 @@ PACKAGE = "channels_rabbitmq"
 MAY_IMPORT = {
     "lifespan": {"core", "exceptions"},
     "core": {
-        *("_loops", "_loop_layer", "_codec", "_settings", "_names"),
+        *("_loops", "_codec", "_settings", "_names"),
         *("exceptions", "presence", "statistics"),
     },
     "_loops": {
-        *("_loop_layer", "_inbox", "_broker"),
-        *("_hooks", "_identity", "_settings", "_futures", "_threads"),
+        *("_loop_layer", "_broker"),
+        *("_hooks", "_identity", "_settings", "_futures"),
         *("exceptions", "presence", "statistics"),
     },
     "_loop_layer": {
-        *("_inbox", "_peers", "_broker", "_carehare", "_amqp"),
-        *("_codec", "_hooks", "_identity", "_reporter", "_settings", "_futures"),
-        *("exceptions", "presence", "statistics"),
+        *("_inbox", "_peers", "_broker"),
+        *("_hooks", "_identity", "_reporter", "_settings"),
+        *("presence", "statistics"),
     },
     # The three wings don't know each other. What has arrived is sorted without any I/O.
     "_inbox": {"_codec", "_identity", "_reporter", "_settings", "statistics"},
@@ -59,6 +59,7 @@ MAY_IMPORT = {
     "statistics": set(),
 }
 IMPORTS = read_imports(ROOT / PACKAGE)
+TEST_IMPORTS = read_imports(ROOT / "tests")
 
 
 def _part(module: str) -> str:
@@ -78,6 +79,18 @@ def test_parts_import_downwards_only() -> None:
         if _part(imported) not in {_part(module), *MAY_IMPORT[_part(module)]}
     ]
     assert upwards == []
+
+
+def test_each_allowance_is_used() -> None:
+    """One that nothing uses hides the next import that shouldn't be."""
+    used = {
+        (_part(module), _part(imported))
+        for module, all_imported in IMPORTS.items()
+        for imported in all_imported
+        if imported in IMPORTS
+    }
+    allowed = {(part, other) for part, others in MAY_IMPORT.items() for other in others}
+    assert allowed - used == set()
 
 
 def test_the_floors_have_no_circle_themselves() -> None:
@@ -126,10 +139,17 @@ def test_a_circle_would_be_found() -> None:
 
 def test_no_test_is_imported_by_another() -> None:
     """What several tests need is in tests.support."""
-    imports = read_imports(ROOT / "tests")
     assert [
         f"{module} imports {name}"
-        for module, imported in imports.items()
+        for module, imported in TEST_IMPORTS.items()
         for name in imported
         if name.rpartition(".")[2].startswith("test_")
+    ] == []
+
+
+def test_the_unit_tests_need_no_broker() -> None:
+    assert [
+        module
+        for module, imported in TEST_IMPORTS.items()
+        if module.startswith("tests.unit.") and "tests.support.brokers" in imported
     ] == []
