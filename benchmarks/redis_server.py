@@ -11,10 +11,10 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
 
 from tools import interrupts, root_rights
 from tools.private_broker import free_port
+from tools.start_stop import StartStop
 
 _START_TIMEOUT = 20.0  # seconds
 _STOP_TIMEOUT = 10.0
@@ -45,7 +45,7 @@ def find_command() -> Path:
     return Path(found)
 
 
-class PrivateRedis:
+class PrivateRedis(StartStop):
     """Runs while it is entered (``with PrivateRedis(find_command()) as redis:``)."""
 
     def __init__(self, command: Path) -> None:
@@ -59,27 +59,14 @@ class PrivateRedis:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}"
 
-    def __enter__(self) -> PrivateRedis:
+    def start(self) -> None:
         self.port = free_port()
         self._folder = tempfile.mkdtemp(prefix="channels-rabbitmq-redis-")
-        try:
-            with interrupts.held():
-                self._process = self._start()
-            self._wait_until_ready()
-        except BaseException:
-            self._stop()
-            raise
-        return self
+        with interrupts.held():
+            self._process = self._start_server()
+        self._wait_until_ready()
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stop()
-
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start_server(self) -> subprocess.Popen[bytes]:
         options = [
             *("--port", str(self.port), "--bind", "127.0.0.1"),
             *("--save", "", "--appendonly", "no", "--loglevel", "warning"),
@@ -118,7 +105,7 @@ class PrivateRedis:
                 answer += received
         return answer.decode()
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
         if self._process is not None:
             assert self._process.stdin is not None
             self._process.stdin.close()

@@ -13,11 +13,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from urllib.parse import urlsplit
 
 from tools import root_rights
 from tools.private_broker import BrokerFailed, PrivateBroker, find_broker_commands, free_port
+from tools.start_stop import StartStop
 
 _DOCKER_IMAGE = "rabbitmq:4"
 _DOCKER_START_TIMEOUT = 90.0  # seconds, after the image has been pulled
@@ -36,7 +36,7 @@ class NoBroker(RuntimeError):
     """No RabbitMQ, by any way; the text says what would help."""
 
 
-class Broker:
+class Broker(StartStop):
     """A RabbitMQ for as long as it is entered (``with broker:``)."""
 
     url = ""  # known once it is entered
@@ -56,22 +56,6 @@ class Broker:
 
     def restart(self) -> None:
         raise NotImplementedError
-
-    def __enter__(self) -> Broker:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
 
 
 class GivenBroker(Broker):

@@ -188,6 +188,8 @@ class PrivateBroker:
         state = "running" if self._server is not None else "stopped"
         return f"<PrivateBroker {self.node_name} {state}, port {self.port}>"
 
+    # Not from StartStop: the guard runs this file alone, and isolated.
+
     def __enter__(self) -> PrivateBroker:
         self.start()
         return self

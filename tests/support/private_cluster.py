@@ -17,16 +17,16 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 
 from tools.private_broker import BrokerFailed, PrivateBroker, free_port
+from tools.start_stop import StartStop
 
 _ADDRESSES = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
 # Three nodes that start at once on two cores need their time.
 _JOIN_TIMEOUT = 60.0
 
 
-class PrivateCluster:
+class PrivateCluster(StartStop):
     """All methods block."""
 
     def __init__(self, commands: Path) -> None:
@@ -56,25 +56,15 @@ class PrivateCluster:
         (node,) = [node for node in self.nodes if node.address == address]
         return node
 
-    def __enter__(self) -> PrivateCluster:
-        try:
-            with ThreadPoolExecutor() as threads:
-                list(threads.map(PrivateBroker.start, self.nodes))
-            first, *others = self.nodes
-            for node in others:
-                node.join(first)
-            self.wait_complete(first)
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return self
+    def start(self) -> None:
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(PrivateBroker.start, self.nodes))
+        first, *others = self.nodes
+        for node in others:
+            node.join(first)
+        self.wait_complete(first)
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def stop(self) -> None:
         for node in self.nodes:
             node.stop()
 
