@@ -72,11 +72,11 @@ class Proxy(proxy.Proxy):
     def first_accepted_after(self, moment: float) -> float | None:
         return next((at for at in self._accepted_at if at > moment), None)
 
-    def disconnect(self, *, say_goodbye: bool) -> float:
-        """Ends all connections on both sides; with AMQP's farewell to the client, or without."""
+    def disconnect(self, *, orderly: bool) -> float:
+        """Ends all connections on both sides; ``orderly``: after AMQP's Close to the client."""
         for link in self.links:
             link.has_vanished = True
-            if say_goodbye:
+            if orderly:
                 link.writers[Direction.TO_CLIENT].write(_CLOSE)
             link.cut(reset=False)
         return time.monotonic()

@@ -304,8 +304,8 @@ class LoopLayer:
             is_blocked=self.publisher.is_blocked,
             unconfirmed=self.publisher.unconfirmed,
             highest_age=self._inbox.ages.newest(self.loop.time()),
-            buffered=router.waiting_messages,
-            in_handoff=len(router.hand_overs),
+            buffered=router.buffered,
+            in_hand_over=len(router.hand_overs),
             channels=router.channels,
             receivers=router.receivers + self.normal_channels.receiver.receivers,
             stalled_channels=router.stalled_channels,
@@ -371,7 +371,7 @@ class LoopLayer:
 
     async def _end(self) -> None:
         self.is_closing = True
-        self._inbox.stop()
+        self._inbox.close()
         # All are closing before anything is awaited: so a cancelled close() still ends all.
         self.subscriber.close()
         self.publisher.supervisor.close()

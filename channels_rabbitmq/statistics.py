@@ -17,7 +17,7 @@ class Counters:
     Sent: when no message is under way, ``published`` is the sum of ``confirmed``, ``nacked``,
     ``group_nacked``, ``returned``, ``outcome_unknown`` and ``cancelled``. Received: ``enqueued`` is
     the sum of ``consumed``, ``expired``, ``overflowed`` and the messages that are ``buffered`` or
-    ``in_handoff`` now.
+    ``in_hand_over`` now.
     """
 
     published: int = 0
@@ -195,7 +195,7 @@ class LoopLayerStatistics:
     buffered: int
     """Messages in channels, for ``receive()``."""
 
-    in_handoff: int
+    in_hand_over: int
     """Messages on their way to a ``receive()`` on another event loop."""
 
     channels: int

@@ -51,7 +51,7 @@ async def _close_connections(stage: Stage) -> None:
 
 
 async def _cut(stage: Stage) -> None:
-    stage.one_proxy().disconnect(say_goodbye=False)
+    stage.one_proxy().disconnect(orderly=False)
 
 
 async def _half_open(stage: Stage) -> None:

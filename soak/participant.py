@@ -254,9 +254,9 @@ class Participant:
     def start(self, coroutine: Any) -> None:
         task = asyncio.create_task(coroutine)
         self._work.add(task)
-        task.add_done_callback(self._accept_end)
+        task.add_done_callback(self._on_end)
 
-    def _accept_end(self, task: asyncio.Task[None]) -> None:
+    def _on_end(self, task: asyncio.Task[None]) -> None:
         self._work.discard(task)
         if task.exception() is not None:
             say(problem=f"raised: {task.exception()!r}")

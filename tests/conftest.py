@@ -26,8 +26,9 @@ from tests.support.brokers import Broker, broker_commands, installed_commands, o
 from tests.support.fixtures import (  # noqa: F401 - pytest finds them here
     fast,
     hooks_module,
+    lines_without_errors,
     logged,
-    short_farewell,
+    short_close,
 )
 from tests.support.leaks import LoopWatch, new_sockets, open_sockets, unclosed_resources
 from tools.private_broker import PrivateBroker, find_broker_commands

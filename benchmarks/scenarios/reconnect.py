@@ -243,7 +243,7 @@ async def run(stage: Stage, half_open: bool, patience: float) -> dict[str, float
             await observer.call("start")
         await stage.server.rest()
 
-        lost_at = proxy.swallow() if half_open else proxy.disconnect(say_goodbye=stage.has_rabbitmq)
+        lost_at = proxy.swallow() if half_open else proxy.disconnect(orderly=stage.has_rabbitmq)
         await receiver.call("forget", since=lost_at)
         try:
             direct_at, group_at = await asyncio.wait_for(

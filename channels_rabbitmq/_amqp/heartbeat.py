@@ -40,8 +40,8 @@ INTERVAL_WITHOUT_HEARTBEATS = 20.0
 _BEAT = 0.4
 # How many beats an answer may take, and how many seconds without heartbeats. The seconds are as
 # many as a silence may last with the default interval.
-_PATIENCE = 2
-PATIENCE_WITHOUT_HEARTBEATS = 30.0
+_MOST_BEATS = 2
+ANSWER_TIMEOUT_WITHOUT_HEARTBEATS = 30.0
 
 # Seconds after the last read of the socket, or look at it, until a sender looks again. A look takes
 # 1.4 microseconds of the 50 (CPU) and 100 (until the confirm) of a send that is awaited alone. To
@@ -122,8 +122,8 @@ class Heartbeat:
     def is_overdue(self, mark: Mark) -> bool:
         """Whether the answer has taken too long since ``mark``, so that none will come."""
         if self.has_heartbeats:
-            return self._beats - mark.beats >= _PATIENCE
-        return self._loop.time() - mark.at >= PATIENCE_WITHOUT_HEARTBEATS
+            return self._beats - mark.beats >= _MOST_BEATS
+        return self._loop.time() - mark.at >= ANSWER_TIMEOUT_WITHOUT_HEARTBEATS
 
     def refresh(self) -> None:
         """Note that all bytes that came have been read."""
@@ -161,7 +161,7 @@ class Heartbeat:
             self._heard_at -= slept
         return self._loop.time() - self._tick_deadline + slept > self._tick_length
 
-    def cancel(self) -> None:
+    def stop(self) -> None:
         """Stop. ``on_dead`` and ``on_tick`` are not called after this."""
         if self._timer is not None:
             self._timer.cancel()

@@ -49,7 +49,7 @@ _READ_SIZE = 64 * 1024
 # noticed (TLS needs several).
 _READ_TURNS = 10
 # Heartbeat intervals after which RabbitMQ may have closed a connection on which it heard nothing.
-_BROKERS_PATIENCE = 2.0
+_BROKERS_TIMEOUT = 2.0
 
 # A broker that sets no frame_max (0) still doesn't send a frame larger than this; a damaged size
 # would have us wait for gigabytes otherwise.
@@ -83,7 +83,7 @@ class Protocol(asyncio.BufferedProtocol):
         self._url = url
         self._tls_problem = tls_problem  # see Tls
         # Called with the broker's reason when it blocks publishers, with None when no more.
-        self._tell_blocked = on_blocked
+        self._report_blocked = on_blocked
         self.open: asyncio.Future[None] = loop.create_future()
         self.closed: asyncio.Future[Exception | None] = loop.create_future()
         self.handshake = Handshake(url, connection_name)
@@ -283,16 +283,16 @@ class Protocol(asyncio.BufferedProtocol):
 
     def _on_blocked(self, frame: Connection.Blocked) -> None:
         self.blocked_since = self._loop.time()
-        self._tell_blocked(frame.reason)
+        self._report_blocked(frame.reason)
 
     def note_unblocked(self) -> None:
         """Note that the broker takes messages again: it has said so, or has confirmed one."""
         if self.blocked_since is not None:
             self.blocked_since = None
-            self._tell_blocked(None)
+            self._report_blocked(None)
 
     def _on_silence(self) -> None:
-        self._give_up(
+        self._drop(
             carehare.ConnectionClosedByHeartbeatMonitor(
                 "RabbitMQ has been silent for one and a half heartbeat intervals"
             )
@@ -302,13 +302,13 @@ class Protocol(asyncio.BufferedProtocol):
         """Leave a broker that is alive and doesn't answer."""
         if self.is_open and any(channel.hangs() for channel in list(self._channels.values())):
             why = "though it is alive" if self.heartbeat.has_heartbeats else "for too long"
-            self._give_up(
+            self._drop(
                 carehare.ConnectionClosed(
                     f"RabbitMQ answers nothing on one of the AMQP channels, {why}"
                 )
             )
 
-    def _give_up(self, reason: Exception) -> None:
+    def _drop(self, reason: Exception) -> None:
         self._reason = self._reason or reason
         self.is_open = False
         self.transport.abort()
@@ -346,7 +346,7 @@ class Protocol(asyncio.BufferedProtocol):
         self.transport.release_writers()
 
     def _on_all_read(self) -> None:
-        if self.is_open and self.heartbeat.is_silent_for(_BROKERS_PATIENCE):
+        if self.is_open and self.heartbeat.is_silent_for(_BROKERS_TIMEOUT):
             self._on_silence()
         self.heartbeat.refresh()
 
@@ -398,7 +398,7 @@ class Protocol(asyncio.BufferedProtocol):
         self.transport.resume()
         self.transport.release_writers()
         if self._heartbeat is not None:
-            self._heartbeat.cancel()
+            self._heartbeat.stop()
         if self._abort_timer is not None:
             self._abort_timer.cancel()
         reason = self._why_closed(exc)

@@ -16,8 +16,8 @@ from typing import Generic, Protocol, TypeVar
 
 # Seconds. RFC 8305 recommends the first. The second is long enough for many processes at once: when
 # 200 processes reconnected to a broker on two cores, all had their connections after 1.6 s.
-PATIENCE = 0.25
-PATIENCE_ONCE_ANSWERED = 2.0
+ATTEMPT_DELAY = 0.25
+ATTEMPT_DELAY_ONCE_ANSWERED = 2.0
 
 
 class Attempt(Protocol):
@@ -106,8 +106,8 @@ class Race(Generic[A]):
     def _start_next(self, now: float, deadline: float) -> None:
         # With little time left, the next attempt starts after an equal share of it.
         share = (deadline - now) / len(self._untried)
-        self._next_at = now + min(PATIENCE, share)
-        self._next_at_once_answered = now + min(PATIENCE_ONCE_ANSWERED, share)
+        self._next_at = now + min(ATTEMPT_DELAY, share)
+        self._next_at_once_answered = now + min(ATTEMPT_DELAY_ONCE_ANSWERED, share)
         self._newest = self._untried.pop()
         self._running[asyncio.get_running_loop().create_task(self._newest.run())] = self._newest
 

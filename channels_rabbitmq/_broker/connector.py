@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .._amqp.connection import Connection
-from .._amqp.racing import PATIENCE_ONCE_ANSWERED, Race
+from .._amqp.racing import ATTEMPT_DELAY_ONCE_ANSWERED, Race
 from .._amqp.url import BrokerUrl
 from .._settings.settings import Settings
 from .advice import advise
@@ -75,7 +75,7 @@ class Connector:
         self._settings = settings
         self._connection_name = connection_name
         self._reasons = reasons
-        self._tell_failure = on_failure
+        self._on_failure_seen = on_failure
         self._untried: list[BrokerUrl] = []
         # How many URLs the present round has, and how many of them the broker has refused
         self._urls = 0
@@ -102,7 +102,7 @@ class Connector:
         attempts = [self._make_attempt(url) for url in self._untried]
         # Each attempt has an earlier deadline of its own.
         longest = max(attempt.timeout for attempt in attempts) + 1.0
-        longest += PATIENCE_ONCE_ANSWERED * len(attempts)
+        longest += ATTEMPT_DELAY_ONCE_ANSWERED * len(attempts)
         try:
             winner = await Race(attempts).run(asyncio.get_running_loop().time() + longest)
         except Exception:  # _on_failure has noted those of each attempt.
@@ -120,7 +120,7 @@ class Connector:
     def _on_failure(self, attempt: UrlAttempt, err: Exception) -> None:
         self._note_tried(attempt)
         self.note_failure(attempt, err)
-        self._tell_failure()
+        self._on_failure_seen()
         self._reasons.log_failure(str(attempt.url))
 
     def _note_tried(self, attempt: UrlAttempt) -> None:

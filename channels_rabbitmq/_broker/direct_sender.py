@@ -201,7 +201,7 @@ class DirectSender:
             if outcome not in _NOT_TAKEN:
                 break
         if outcome is not Outcome.RETURNED:
-            self._receivers.allowance.give_back(spent)
+            self._receivers.allowance.refund(spent)
         return outcome
 
     async def _find_verdict(self, message: _Message, begun_at: float) -> Outcome | None:

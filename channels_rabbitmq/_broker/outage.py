@@ -138,9 +138,9 @@ class Outage:
         """A round of attempts has failed; ``is_refusal``: because the broker refused."""
         self._was_tried = True
         self._is_refused = is_refusal and not self._was_connected
-        self.tell_others(reasons)
+        self.share_failure(reasons)
 
-    def tell_others(self, reasons: dict[str, str]) -> None:
+    def share_failure(self, reasons: dict[str, str]) -> None:
         """Let the layer's other connections know of it."""
         if self._began_at is not None:
             self._known.note_failure(

@@ -37,14 +37,14 @@ class Allowance:
 
     def spend(self, seconds: float, now: float) -> bool:
         """Spend them; return False if fewer are left."""
-        self.give_back((now - self._at) * STRANGERS_TIMEOUT / STRANGERS_INTERVAL)
+        self.refund((now - self._at) * STRANGERS_TIMEOUT / STRANGERS_INTERVAL)
         self._at = now
         if seconds > self._left:
             return False
         self._left -= seconds
         return True
 
-    def give_back(self, seconds: float) -> None:
+    def refund(self, seconds: float) -> None:
         self._left = min(self._left + seconds, STRANGERS_TIMEOUT)
 
 

@@ -75,7 +75,7 @@ class Supervisor:
         self._settings = settings
         self._reasons = Reasons(self.name, handler.name, known_outage)
         name = connection_name(handler.name, id_)
-        self._connector = Connector(settings, name, self._reasons, self._tell_lost)
+        self._connector = Connector(settings, name, self._reasons, self._call_on_lost)
         self._back_off = BackOff()
         self._outage = Outage(known_outage, handler.name, settings.operation_timeout)
         self._task: asyncio.Task[None] | None = None
@@ -206,7 +206,7 @@ class Supervisor:
         """
         host = str(self._settings.host)
         self._reasons.note(host, f"no answer within {self._settings.operation_timeout:g} s")
-        self._outage.tell_others(self._reasons.by_url)
+        self._outage.share_failure(self._reasons.by_url)
         self._reasons.log_failure(host)
 
     def closed_error(self) -> BaseException:
@@ -307,7 +307,7 @@ class Supervisor:
             return await self._connector.connect()
         except asyncio.CancelledError:
             self._on_cancelled()
-            self._tell_lost()
+            self._call_on_lost()
             raise
 
     async def _set_up_and_serve(self, attempt: UrlAttempt) -> bool:
@@ -385,13 +385,13 @@ class Supervisor:
             self._outage.begin()
         if self._is_destroyed:
             return
-        self._tell_lost()
+        self._call_on_lost()
         if was_ready and not is_closed:
             self._reasons.log_loss(str(url))
         elif not is_closed:
             self._reasons.log_failure(str(url))
 
-    def _tell_lost(self) -> None:
+    def _call_on_lost(self) -> None:
         try:
             self._handler.on_lost(self.last_reason)
         except Exception as err:

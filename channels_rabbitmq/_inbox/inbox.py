@@ -97,6 +97,6 @@ class Inbox:
         self.router.hand_overs.requeue(handed_over)
         self._ticker.start()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Stop the timer."""
         self._ticker.stop()

@@ -35,7 +35,7 @@ class Mailboxes:
         # The mailboxes that hold messages; a dict, for its order
         self.holding: dict[Mailbox, None] = {}
         # How many receive() calls wait and were not woken
-        self.waiting = 0
+        self.waiting_receivers = 0
         self._just_idle: Mailbox | None = None
 
     def open(self, channel: str) -> Mailbox:
@@ -54,7 +54,7 @@ class Mailboxes:
         mailboxes = list(self.by_channel.values())
         self.by_channel.clear()
         self.holding.clear()
-        self.waiting = 0
+        self.waiting_receivers = 0
         self._just_idle = None
         return mailboxes
 
@@ -107,7 +107,7 @@ class Mailboxes:
         """Wake receivers as long as there are messages that are not reserved for others."""
         while mailbox.is_behind and (waiter := mailbox.pop_waiter()) is not None:
             mailbox.reserved += 1
-            self.waiting -= 1
+            self.waiting_receivers -= 1
             wake_up(waiter)
 
     def discard_waiter(self, mailbox: Mailbox, waiter: asyncio.Future[None]) -> None:
@@ -116,7 +116,7 @@ class Mailboxes:
             mailbox.reserved -= 1
             self.wake(mailbox)
         else:
-            self.waiting -= 1
+            self.waiting_receivers -= 1
             mailbox.remove_waiter(waiter)
         self.forget_if_idle(mailbox)
 

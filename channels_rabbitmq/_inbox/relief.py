@@ -42,7 +42,7 @@ class Relief:
 
     def consider(self) -> None:
         """Relieve in a moment if other channels wait. Call it when ``threshold`` is reached."""
-        if self._mailboxes.waiting and not self._is_due:
+        if self._mailboxes.waiting_receivers and not self._is_due:
             self._is_due = True
             self._call_soon(self._relieve_next_turn)
 
@@ -55,7 +55,7 @@ class Relief:
     def relieve(self) -> None:
         """If others are held up, stop counting the messages of the fullest channels."""
         self._is_due = False
-        if not self._mailboxes.waiting or self._accounting.unacked < self.threshold:
+        if not self._mailboxes.waiting_receivers or self._accounting.unacked < self.threshold:
             return
         behind = [mailbox for mailbox in self._mailboxes.holding if mailbox.is_behind]
         behind.sort(key=attrgetter("size"), reverse=True)

@@ -234,7 +234,7 @@ class Router:
                 return take(mailbox, now)
         waiter = self._create_future()
         mailbox.add_waiter(waiter)
-        self._mailboxes.waiting += 1
+        self._mailboxes.waiting_receivers += 1
         if self._accounting.unacked >= self._relief.threshold:
             self._relief.consider()
         while True:
@@ -255,7 +255,7 @@ class Router:
             # The message was dropped meanwhile. Wait again, as the first in line.
             waiter = self._create_future()
             mailbox.add_waiter_first(waiter)
-            self._mailboxes.waiting += 1
+            self._mailboxes.waiting_receivers += 1
 
     def _open(self, channel: str) -> Mailbox:
         if self._closed:
@@ -311,7 +311,7 @@ class Router:
         return self._accounting.unacked
 
     @property
-    def waiting_messages(self) -> int:
+    def buffered(self) -> int:
         """Messages held in all channels; a group's message counts for each member."""
         if self._closed:
             return 0
@@ -327,7 +327,7 @@ class Router:
     @property
     def receivers(self) -> int:
         """How many ``receive()`` calls wait and were not woken."""
-        return self._mailboxes.waiting
+        return self._mailboxes.waiting_receivers
 
     @property
     def stalled_channels(self) -> int:
@@ -356,7 +356,7 @@ class Router:
         if self._closed:
             return "<Router: closed>"
         return (
-            f"<Router: unacked={self._accounting.unacked} messages={self.waiting_messages}"
+            f"<Router: unacked={self._accounting.unacked} messages={self.buffered}"
             f" in {len(self._mailboxes.holding)} channels ({self.stalled_channels} stalled),"
             f" in hand-off={len(self.hand_overs)}, receivers waiting={self.receivers}>"
         )
@@ -390,7 +390,7 @@ class Router:
         # A waiter in the mailbox gets this message: those before it are reserved.
         if mailbox.waiter is not None and (waiter := mailbox.pop_waiter()) is not None:
             mailbox.reserved += 1
-            self._mailboxes.waiting -= 1
+            self._mailboxes.waiting_receivers -= 1
             waiter.set_result(None)
 
     def _hand_out(self, mailbox: Mailbox, now: float) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class BackgroundLoop:
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
             self.loop.close()
 
-    def stop(self, timeout: float) -> None:
+    def close(self, timeout: float) -> None:
         """End it, within ``timeout`` seconds or not."""
         with contextlib.suppress(RuntimeError):  # closed
             self.loop.call_soon_threadsafe(self.loop.stop)

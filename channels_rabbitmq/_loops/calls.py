@@ -86,7 +86,7 @@ class Call:
             if exc is not None:
                 raise exc
         except BaseException:
-            self._tell_owner(self._on_cancelled)
+            self._notify_owner(self._on_cancelled)
             raise
         finally:
             exc = None  # breaks the cycle of an exception, its traceback and this frame
@@ -119,7 +119,7 @@ class Call:
     def _set_answer(self, result: Any, exc: Exception | None) -> None:
         resolve(self._answer, (result, exc))
 
-    def _tell_owner(self, callback: Callable[[], None]) -> None:
+    def _notify_owner(self, callback: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the owner's loop is closed
             self._owner.call_soon_threadsafe(callback)
 
@@ -198,7 +198,7 @@ class ReceiveCall(Call):
             self._caller_task.add_done_callback(look_at)
 
     def _on_return(self) -> None:
-        self._tell_owner(self._on_accepted)
+        self._notify_owner(self._on_accepted)
 
     # The owner's half
 

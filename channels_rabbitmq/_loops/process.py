@@ -111,7 +111,7 @@ class Process:
                 _run_close(loop_layer)
         concurrent.futures.wait(scheduled, timeout=max(0.0, deadline - time.monotonic()))
         if self._background is not None:
-            self._background.stop(max(0.0, deadline - time.monotonic()))
+            self._background.close(max(0.0, deadline - time.monotonic()))
 
     def _schedule_close(self, loop_layer: LoopLayer) -> concurrent.futures.Future[None]:
         """Have a running loop of another thread close what it has."""

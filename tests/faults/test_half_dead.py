@@ -261,7 +261,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """In brief; at full length a dead connection is noticed within 100 s."""
     if _HEARTBEAT.value < 20:
         monkeypatch.setattr(heartbeat, "INTERVAL_WITHOUT_HEARTBEATS", 1.0)
-        monkeypatch.setattr(heartbeat, "PATIENCE_WITHOUT_HEARTBEATS", 4.0)
+        monkeypatch.setattr(heartbeat, "ANSWER_TIMEOUT_WITHOUT_HEARTBEATS", 4.0)
 
 
 @pytest.mark.usefixtures("impatient")

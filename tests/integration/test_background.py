@@ -206,7 +206,7 @@ class TestSyncCode:
         channel = await in_sync_code(layer.new_channel)
         background = _process.current()._background
         assert background is not None
-        await asyncio.to_thread(background.stop, 10)
+        await asyncio.to_thread(background.close, 10)
         assert not background.is_alive()
         with pytest.raises(ValueError, match="has ended"):
             await in_sync_code(layer.receive, channel)
@@ -487,19 +487,19 @@ loop.close()
     def test_that_python_was_not_told_of(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """By a C library; here as far as it can be seen from within."""
         layer = RabbitmqChannelLayer()
-        former = _process.current()
-        monkeypatch.setattr(former, "_pid", -1)
-        monkeypatch.setattr(_process, "_current", former)  # as it was, in the end
+        inherited = _process.current()
+        monkeypatch.setattr(inherited, "_pid", -1)
+        monkeypatch.setattr(_process, "_current", inherited)  # as it was, in the end
 
         async def use() -> None:
             assert await layer.new_channel()
-            assert _process.current() is not former
+            assert _process.current() is not inherited
             assert loop_layers_of(layer).process is _process.current()
             await layer.close()
 
         asyncio.run(use())
-        assert former in _process._inherited
-        _process._inherited.remove(former)
+        assert inherited in _process._inherited
+        _process._inherited.remove(inherited)
 
     def test_in_a_coroutine(self, broker: Broker) -> None:
         code = """

@@ -195,7 +195,7 @@ async def test_close_says_goodbye(proxy: AmqpProxy) -> None:
     assert proxy.count(TO_BROKER, commands.Connection.Close) == 1
 
 
-@pytest.mark.usefixtures("short_farewell")
+@pytest.mark.usefixtures("short_close")
 async def test_close_does_not_wait_for_ever_for_the_answer(proxy: AmqpProxy) -> None:
     """carehare 1.0.2 waits for the heartbeat monitor, if there is one."""
     proxy.drop(TO_CLIENT, commands.Connection.CloseOk)

@@ -235,7 +235,7 @@ class TestCancelledReceivers:
 
         assert (owners().unacked, owners().counters.consumed) == (0, 0)
         await receiving
-        owner.block_until(lambda: not owners().in_handoff)
+        owner.block_until(lambda: not owners().in_hand_over)
         assert (owners().unacked, owners().counters.consumed) == (0, 1)
 
     async def test_at_any_moment(self, open_layer: OpenLayer, owner: LoopThread) -> None:

@@ -84,13 +84,13 @@ def enqueued(statistics: LoopLayerStatistics) -> int:
         + counters.expired
         + counters.overflowed
         + statistics.buffered
-        + statistics.in_handoff
+        + statistics.in_hand_over
     )
 
 
 def must_have_nothing_left(statistics: LoopLayerStatistics) -> None:
     """No channel, receiver, message or group is there any more."""
-    assert statistics.buffered == statistics.in_handoff == statistics.unacked == 0
+    assert statistics.buffered == statistics.in_hand_over == statistics.unacked == 0
     assert statistics.channels == statistics.receivers == statistics.stalled_channels == 0
     assert statistics.unconfirmed == statistics.early_acked_bytes == 0
     assert statistics.groups == NO_GROUPS
@@ -127,7 +127,7 @@ class TestWhere:
             unconfirmed=0,
             highest_age=0.0,
             buffered=0,
-            in_handoff=0,
+            in_hand_over=0,
             channels=0,
             receivers=0,
             stalled_channels=0,
@@ -523,7 +523,7 @@ class TestReceived:
         await asyncio.wait(waiting)
         must_have_nothing_left(of(layer))
 
-    async def test_in_handoff(self, open_layer: OpenLayer) -> None:
+    async def test_in_hand_over(self, open_layer: OpenLayer) -> None:
         layer = await open_layer()
         with LoopThread() as owner:
             channel = await owner.run(layer.new_channel())
@@ -535,7 +535,7 @@ class TestReceived:
             await until(lambda: owners().receivers == 1)
             owner.submit_from_thread(layer.send(channel, MESSAGE))
             # This loop stands still, so the answer waits, and the message with it.
-            owner.block_until(lambda: owners().in_handoff == 1)
+            owner.block_until(lambda: owners().in_hand_over == 1)
             statistics = owners()
             assert (statistics.buffered, statistics.unacked, statistics.counters.consumed) == (
                 0,

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.log_lines import LogLines, log_lines
+
 
 def shorten_closing(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Have a peer that doesn't answer the end of a connection left after so many seconds."""
@@ -20,7 +22,7 @@ def shorten_closing(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Milliseconds between attempts, and for a farewell."""
+    """Milliseconds between attempts, and for a close."""
     from channels_rabbitmq._broker import back_off
 
     monkeypatch.setattr(back_off, "FIRST_DELAY", 0.001)
@@ -30,7 +32,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def short_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_close(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker that says nothing is left alone sooner than after a second."""
     shorten_closing(monkeypatch, 0.02)
 
@@ -39,6 +41,15 @@ def short_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
 def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.DEBUG)
     return caplog
+
+
+@pytest.fixture
+def lines_without_errors() -> Iterator[LogLines]:
+    """The layer's log; in the end the lines that no test took hold no error and no traceback."""
+    with log_lines() as lines:
+        yield lines
+        rest = lines.rest()
+        assert not [line for line in rest if line.startswith("ERROR") or "Traceback" in line]
 
 
 @pytest.fixture

@@ -187,7 +187,7 @@ class Programs:
         self.groups_exchange = groups_exchange
         self.opened: list[Opened] = []  # connections of layers, in the order of their log-ins
         self.peak: Counter[str] = Counter()  # by role: the most that were open at a time
-        self.farewells: list[Opened] = []  # those that it has closed in AMQP's words
+        self.closed: list[Opened] = []  # those that it has closed in AMQP's words
         self._queues: set[str] = set()  # that layers have declared
         self._all: list[Program] = []
         proxy.rule(TO_BROKER, commands.Connection.StartOk, self._see_start)
@@ -202,7 +202,7 @@ class Programs:
         return frame
 
     def _see_close(self, frame: Frame) -> Frame:
-        self.farewells.append(_parse(frame.link.name))
+        self.closed.append(_parse(frame.link.name))
         return frame
 
     def _see_declare(self, frame: Frame) -> Frame:
@@ -244,17 +244,17 @@ class Programs:
         return result
 
     async def assert_nothing_left(
-        self, *, farewell: bool = True, but_for: Program | None = None
+        self, *, closed: bool = True, but_for: Program | None = None
     ) -> None:
         """No connection and no queue, but for the leases of what wasn't closed.
 
-        With ``farewell``, each connection was closed properly, ``but_for`` those of one program.
+        With ``closed``, each connection was closed properly, ``but_for`` those of one program.
         """
         with contextlib.suppress(TimeoutError):
             await self.proxy.until(lambda: not self.proxy.links, timeout=_GRACE)
         assert [link.name for link in self.proxy.links] == []
-        lost = set(self.opened) - set(self.farewells)
-        if farewell:
+        lost = set(self.opened) - set(self.closed)
+        if closed:
             abrupt = None if but_for is None else but_for.pid
             assert not {one for one in lost if one.pid != abrupt}, "lost, not closed"
         ids = {one.id for one in lost}

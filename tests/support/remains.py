@@ -21,7 +21,7 @@ def remains(layer: RabbitmqChannelLayer) -> dict[str, int]:
     publisher = loop_layer.publisher._amqp_channel
     found = {
         "mailboxes": router.channels,
-        "messages": router.waiting_messages,
+        "messages": router.buffered,
         "messages in hand-off": len(router.hand_overs),
         "deliveries unacked": router.unacked,
         "receivers": router.receivers,

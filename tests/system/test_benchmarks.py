@@ -530,7 +530,7 @@ async def test_proxy_passes_on_and_disconnects(echo_port: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", between.port)
         writer.write(b"hello")
         assert await reader.readexactly(10) == b"hellohello"
-        lost_at = between.disconnect(say_goodbye=True)
+        lost_at = between.disconnect(orderly=True)
         farewell = await reader.read()
         assert pamqp.frame.unmarshal(farewell)[2].reply_code == 320
         assert between.first_accepted_after(lost_at) is None

@@ -33,7 +33,7 @@ async def test_with_calls_that_wait(programs: Programs) -> None:
 async def test_amid_connecting(programs: Programs, turns: int) -> None:
     program = await programs.start("closed_loops.py", "amid_connecting", str(turns))
     assert await program.result() is None
-    await programs.assert_nothing_left(farewell=False)  # There are log-ins that were not over.
+    await programs.assert_nothing_left(closed=False)  # There are log-ins that were not over.
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ async def test_by_a_close_looked_up_before(programs: Programs) -> None:
     assert await program.ended() == 0
     lines = re.sub(r"Task was destroyed but it is pending!\ntask: <.*>\n", "", program.stderr)
     assert lines == "", repr(program)
-    await programs.assert_nothing_left(farewell=False)
+    await programs.assert_nothing_left(closed=False)
 
 
 @pytest.mark.parametrize("is_silent", [False, True])
@@ -116,4 +116,4 @@ async def _suite_passes(programs: Programs) -> None:
     # Since 0.24 it warns of an option of its own that isn't set.
     suite.assert_quiet(allowed="DeprecationWarning|warnings.warn")
     # Not all were there long enough to say goodbye.
-    await programs.assert_nothing_left(farewell=False)
+    await programs.assert_nothing_left(closed=False)

@@ -42,7 +42,7 @@ class TestMultiprocessing:
         for pid in (told["pid"], *children):
             assert programs.roles(pid) == {"publisher": 1, "subscriber": 1}
         # A child of multiprocessing ends without Python's own end: nobody closes anything there.
-        await programs.assert_nothing_left(farewell=False)
+        await programs.assert_nothing_left(closed=False)
 
     async def test_parent_ends_and_child_goes_on(
         self, programs: Programs, open_layer: OpenLayer
@@ -66,7 +66,7 @@ class TestMultiprocessing:
         assert await program.result() == list(range(10))
         assert programs.roles(program.pid) == {"publisher": 1, "subscriber": 1}
         assert len({one.pid for one in programs.opened}) == 11
-        await programs.assert_nothing_left(farewell=False)
+        await programs.assert_nothing_left(closed=False)
 
 
 class TestCelery:
@@ -108,7 +108,7 @@ class TestCelery:
         assert programs.roles(worker.pid) == {}
         assert await worker.stop() == 0
         worker.assert_quiet()
-        await programs.assert_nothing_left(farewell=False)
+        await programs.assert_nothing_left(closed=False)
 
 
 def send_tasks(url: str, queue: str, arguments: list[Any]) -> None:

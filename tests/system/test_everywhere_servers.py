@@ -170,7 +170,7 @@ async def test_asgi_server(programs: Programs, server: str) -> None:
     program = await start_asgi(programs, server, port, "mysite.asgi:application")
     await until_it_answers(program, port)
     await talk_and_stop(programs, server, program, port)
-    await programs.assert_nothing_left(farewell=server not in ABRUPT)
+    await programs.assert_nothing_left(closed=server not in ABRUPT)
 
 
 class TestLifespan:
@@ -207,7 +207,7 @@ class TestLifespan:
         # hypercorn forgets the exit status of its worker.
         assert await program.ended() != 0 or server == "hypercorn"
         assert "ACCESS_REFUSED" in program.stdout + program.stderr, repr(program)
-        await programs.assert_nothing_left(farewell=False)
+        await programs.assert_nothing_left(closed=False)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("server", LIFESPAN)
@@ -249,7 +249,7 @@ async def test_runserver(programs: Programs, options: list[str]) -> None:
         program.interrupt()
         assert await program.ended() == 0
     program.assert_quiet()
-    await programs.assert_nothing_left(farewell=False)
+    await programs.assert_nothing_left(closed=False)
 
 
 @pytest.mark.slow

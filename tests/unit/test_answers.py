@@ -264,7 +264,7 @@ async def test_what_a_queue_confirms_late_says_nothing_about_the_alarm(bench: Be
 
 
 async def test_without_heartbeats_time_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "PATIENCE_WITHOUT_HEARTBEATS", 0.05)
+    monkeypatch.setattr(heartbeat, "ANSWER_TIMEOUT_WITHOUT_HEARTBEATS", 0.05)
     peer = Peer()
     channel = peer.publisher()
     peer.tick()

@@ -560,7 +560,7 @@ class BindingsMachine(RuleBasedStateMachine):
         assert repr(self.bindings) == before
 
     @rule()
-    def everything_settles(self) -> None:
+    def everything_is_answered(self) -> None:
         """The broker has then bound what has members, and what lingers, and nothing else."""
         for _ in range(20):
             while self.written:
@@ -577,10 +577,11 @@ class BindingsMachine(RuleBasedStateMachine):
         assert all(self.bindings.is_bound(group) for group in spare)
 
     @rule()
-    def everything_settles_and_lingers_end(self) -> None:
-        self.everything_settles()  # A group that was bound for nobody lingers from the answer on.
+    def everything_is_answered_and_lingers_end(self) -> None:
+        # A group that was bound for nobody lingers from the answer on.
+        self.everything_is_answered()
         self.clock.now += self.LINGER
-        self.everything_settles()
+        self.everything_is_answered()
         assert self.bindings.lingering == 0
         assert self.bound - self.stuck == self.required - self.refused
 
@@ -607,7 +608,7 @@ class BindingsMachine(RuleBasedStateMachine):
         assert deadline is None or deadline <= self.clock.now + self.LINGER
 
     def teardown(self) -> None:
-        self.everything_settles_and_lingers_end()
+        self.everything_is_answered_and_lingers_end()
 
 
 TestBindingsMachine = BindingsMachine.TestCase

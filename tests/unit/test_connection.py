@@ -234,7 +234,7 @@ async def test_cancelled_consumer_and_stopped_flow_leave_the_connection_up(queue
         assert not connection.closed.done()
 
 
-@pytest.mark.usefixtures("short_farewell")
+@pytest.mark.usefixtures("short_close")
 async def test_close_while_the_broker_reads_nothing() -> None:
     """Megabytes wait to be written, and the last words behind them."""
     released = asyncio.Event()

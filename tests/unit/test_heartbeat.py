@@ -151,7 +151,7 @@ def test_interval_of_zero_is_no_heartbeats() -> None:
     bench.loop.advance(1000.0)
     assert bench.written == bench.died_at == []
     assert bench.ticked_at == [5.0 * n for n in range(1, 201)]
-    bench.heartbeat.cancel()
+    bench.heartbeat.stop()
     assert not bench.loop.pending()
 
 
@@ -159,8 +159,8 @@ def test_cancelled_heartbeat_does_nothing_more() -> None:
     bench = Bench()
     bench.loop.advance(INTERVAL)
     bench.written.clear()
-    bench.heartbeat.cancel()
-    bench.heartbeat.cancel()
+    bench.heartbeat.stop()
+    bench.heartbeat.stop()
     bench.loop.advance(10 * INTERVAL)
     assert not bench.written
     assert not bench.died_at
@@ -170,7 +170,7 @@ def test_cancelled_heartbeat_does_nothing_more() -> None:
 def test_cancelling_when_dead_is_fine() -> None:
     bench = Bench()
     bench.loop.advance(10 * INTERVAL)
-    bench.heartbeat.cancel()
+    bench.heartbeat.stop()
     assert not bench.loop.pending()
 
 

@@ -119,14 +119,14 @@ class MembersMachine(RuleBasedStateMachine):
     """Any interleaving of adds, their ends, and discards, against the plain definition:
     a channel is a member if, since it last left, an add ended well or one is running."""
 
-    claims: Bundle[Any] = Bundle("claims")
+    pending_adds: Bundle[Any] = Bundle("pending_adds")
 
     def __init__(self) -> None:
         super().__init__()
         self.members = Members()
         self.confirmed: set[tuple[str, str]] = set()
         self.running: dict[int, tuple[str, str]] = {}
-        self.next_claim = 0
+        self.next_number = 0
 
     def expected(self) -> set[tuple[str, str]]:
         return self.confirmed | set(self.running.values())
@@ -134,15 +134,15 @@ class MembersMachine(RuleBasedStateMachine):
     def has_members(self, group: str) -> bool:
         return any(member_of == group for member_of, _ in self.expected())
 
-    @rule(target=claims, group=st.sampled_from("gh"), channel=st.sampled_from("abc"))
+    @rule(target=pending_adds, group=st.sampled_from("gh"), channel=st.sampled_from("abc"))
     def join(self, group: str, channel: str) -> tuple[int, Membership]:
-        self.next_claim += 1
-        self.running[self.next_claim] = (group, channel)
-        return self.next_claim, self.members.add(group, channel)
+        self.next_number += 1
+        self.running[self.next_number] = (group, channel)
+        return self.next_number, self.members.add(group, channel)
 
-    @rule(claim=consumes(claims), ok=st.booleans())
-    def settle(self, claim: tuple[int, Membership], ok: bool) -> None:
-        number, membership = claim
+    @rule(pending_add=consumes(pending_adds), ok=st.booleans())
+    def finish_add(self, pending_add: tuple[int, Membership], ok: bool) -> None:
+        number, membership = pending_add
         had_members = self.has_members(membership.group)
         member = self.running.pop(number, None)
         if ok and member is not None:

@@ -35,8 +35,8 @@ def _no_memory() -> Iterator[None]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is overtaken; the second address is only tried when the first has failed."""
-    monkeypatch.setattr(racing, "PATIENCE", 1000.0)
-    monkeypatch.setattr(racing, "PATIENCE_ONCE_ANSWERED", 1000.0)
+    monkeypatch.setattr(racing, "ATTEMPT_DELAY", 1000.0)
+    monkeypatch.setattr(racing, "ATTEMPT_DELAY_ONCE_ANSWERED", 1000.0)
 
 
 async def serve(client: Client) -> None:
@@ -91,7 +91,9 @@ async def test_the_address_that_worked_is_tried_first_the_next_time(
     async with scripted_broker(serve) as broker:
         with swallowing_address(SICK, broker.port):
             assert await connect(broker.port) == GOOD
-            monkeypatch.setattr(racing, "PATIENCE", 1000.0)  # the sick one would cost all the time
+            monkeypatch.setattr(
+                racing, "ATTEMPT_DELAY", 1000.0
+            )  # the sick one would cost all the time
             for _ in range(3):
                 started_at = seconds()
                 assert await connect(broker.port, 20) == GOOD
@@ -116,7 +118,7 @@ async def test_an_address_that_says_nothing_does_not_win_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It accepts at once, so it would win each race to the first TCP connection."""
-    monkeypatch.setattr(racing, "PATIENCE_ONCE_ANSWERED", 0.3)
+    monkeypatch.setattr(racing, "ATTEMPT_DELAY_ONCE_ANSWERED", 0.3)
     serve_names(monkeypatch, broker=lambda: [SICK, GOOD])
     async with scripted_broker(serve) as broker:
         silent = ScriptedBroker(say_nothing)
@@ -196,7 +198,7 @@ async def test_cancelled_at_any_moment_it_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
     """With two addresses that are good, at which it tries at the same time."""
-    monkeypatch.setattr(racing, "PATIENCE", 0.0)
+    monkeypatch.setattr(racing, "ATTEMPT_DELAY", 0.0)
     serve_names(monkeypatch, broker=lambda: [SICK, GOOD])
     async with scripted_broker(serve) as broker:
         listener = await asyncio.start_server(broker.on_connect, SICK, broker.port)

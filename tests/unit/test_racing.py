@@ -78,8 +78,8 @@ async def run(events: list[str], *acts: Act, seconds: float = 30.0) -> str:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next attempt begins only when the former has failed."""
-    monkeypatch.setattr(racing, "PATIENCE", 1000.0)
-    monkeypatch.setattr(racing, "PATIENCE_ONCE_ANSWERED", 1000.0)
+    monkeypatch.setattr(racing, "ATTEMPT_DELAY", 1000.0)
+    monkeypatch.setattr(racing, "ATTEMPT_DELAY_ONCE_ANSWERED", 1000.0)
 
 
 @pytest.mark.usefixtures("patient")
@@ -103,7 +103,7 @@ async def test_the_next_begins_while_the_first_hangs() -> None:
     events: list[str] = []
     started_at = asyncio.get_running_loop().time()
     assert await run(events, hang, work) == "b"
-    assert asyncio.get_running_loop().time() - started_at == pytest.approx(racing.PATIENCE)
+    assert asyncio.get_running_loop().time() - started_at == pytest.approx(racing.ATTEMPT_DELAY)
     assert events == ["a begins", "b begins", "a is stopped"]
 
 
@@ -113,7 +113,7 @@ async def test_what_has_answered_is_given_more_time() -> None:
     started_at = asyncio.get_running_loop().time()
     assert await run(events, say_nothing_more, work) == "b"
     lasted = asyncio.get_running_loop().time() - started_at
-    assert lasted == pytest.approx(racing.PATIENCE_ONCE_ANSWERED)
+    assert lasted == pytest.approx(racing.ATTEMPT_DELAY_ONCE_ANSWERED)
 
 
 @pytest.mark.usefixtures("patient")

@@ -157,7 +157,7 @@ class Rig:
             assert delivery.early_acked == early_acked[delivery]
             assert (delivery.acker is not None) == (delivery in unacked)
         assert router.unacked == len(unacked)
-        assert router.waiting_messages == len(held)
+        assert router.buffered == len(held)
         assert len(router.hand_overs) == len(handed_over)
         sizes = [delivery.envelope.size + MESSAGE_OVERHEAD for delivery in early_acked]
         assert router.early_acked_bytes == sum(sizes)
@@ -182,7 +182,7 @@ class Rig:
         router = self.router
         assert router.idle
         assert not router.holds_messages
-        assert router.unacked == router.waiting_messages == len(router.hand_overs) == 0
+        assert router.unacked == router.buffered == len(router.hand_overs) == 0
         assert router.channels == router.receivers == router.stalled_channels == 0
         assert router.early_acked_bytes == 0
 
@@ -270,7 +270,7 @@ def test_group_delivery_counts_once_and_is_acked_by_the_last_member(rig: Rig) ->
     rig.join("g", "a", "b", "c")
     rig.deliver(group="g")
     assert rig.router.unacked == 1
-    assert rig.router.waiting_messages == 3
+    assert rig.router.buffered == 3
     rig.take("b")
     rig.take("a")
     assert rig.acked == []
@@ -508,7 +508,7 @@ def test_loop_closed_under_its_receivers(rig: Rig) -> None:
     rig.deliver("a")
     loop.close()
     receives[0].close()  # As the garbage collector does. It was woken; nobody takes its place.
-    assert rig.router.waiting_messages == 1
+    assert rig.router.buffered == 1
     rig.router.close()
     for receive in receives[1:]:
         receive.close()
@@ -648,9 +648,9 @@ def test_tick_drops_what_has_waited_too_long(rig: Rig) -> None:
     rig.now += 1
     rig.deliver("a")
     rig.wait_and_tick(58.9)
-    assert rig.router.waiting_messages == 3
+    assert rig.router.buffered == 3
     rig.wait_and_tick(0.1)
-    assert rig.router.waiting_messages == 1
+    assert rig.router.buffered == 1
     assert rig.acked == [1, 2]
     assert rig.counters.expired == 2
     assert rig.reports == [("expired", "a")] * 2
@@ -729,7 +729,7 @@ async def test_what_a_stuck_channel_holds_stops_counting_in_the_next_turn(rig: R
         assert (rig.router.stalled_channels, rig.acked) == (0, [])
         await asyncio.sleep(0)
     assert (rig.router.stalled_channels, rig.acked) == (1, [1, 2, 3, 4, 5])
-    assert (rig.router.unacked, rig.router.waiting_messages) == (0, 5)
+    assert (rig.router.unacked, rig.router.buffered) == (0, 5)
     rig.check_books()
     assert rig.take_all("stuck", 5) == [1, 2, 3, 4, 5]
     assert (rig.acked, rig.reports) == ([1, 2, 3, 4, 5], [])
@@ -937,7 +937,7 @@ async def test_what_is_acked_early_is_bounded_by_the_capacity(make_rig: Callable
     assert rig.reports == [("overflowed", "stuck")] * 2
     rig.fill("stuck", 4)
     await let_run()
-    assert rig.router.waiting_messages == 7
+    assert rig.router.buffered == 7
     assert rig.take("stuck") == 3
     rig.deliver("stuck")
     await let_run()
@@ -955,7 +955,7 @@ async def test_channel_without_any_capacity_keeps_nothing(make_rig: Callable[...
     await let_run()
     assert rig.counters.overflowed == 5
     assert rig.acked == [1, 2, 3, 4, 5]
-    assert (rig.router.waiting_messages, rig.router.channels) == (0, 1)
+    assert (rig.router.buffered, rig.router.channels) == (0, 1)
     rig.check_books()
 
 
@@ -1094,7 +1094,7 @@ def test_lost_connections_pile_up_no_more_than_the_capacity() -> None:
     for _ in range(5):
         rig.fill("a", 2)
         rig.router.connection_lost()
-    assert rig.router.waiting_messages == 3
+    assert rig.router.buffered == 3
     assert rig.reports == [("overflowed", "a")] * 7
     assert rig.take_all("a", 3) == [8, 9, 10]
     rig.check_nothing_left()
@@ -1150,7 +1150,7 @@ def test_what_is_handed_over_is_acked_and_received_when_it_is_accepted(rig: Rig)
     rig.fill("a", 2)
     handed_over = rig.hand_over("a")
     assert (number_of(handed_over), rig.acked, rig.router.unacked) == (1, [1], 1)
-    assert (len(rig.router.hand_overs), rig.router.waiting_messages) == (1, 1)
+    assert (len(rig.router.hand_overs), rig.router.buffered) == (1, 1)
     assert rig.counters.consumed == 0
     rig.check_books()
     rig.router.hand_overs.accept(handed_over)
@@ -1254,12 +1254,12 @@ def test_hand_over_ends_once(rig: Rig) -> None:
     rig.router.hand_overs.requeue(handed_over)
     rig.router.hand_overs.requeue(handed_over)
     rig.router.hand_overs.accept(handed_over)
-    assert (rig.router.waiting_messages, rig.counters.consumed) == (2, 0)
+    assert (rig.router.buffered, rig.counters.consumed) == (2, 0)
     handed_over = rig.hand_over("a")
     rig.router.hand_overs.accept(handed_over)
     rig.router.hand_overs.accept(handed_over)
     rig.router.hand_overs.requeue(handed_over)
-    assert (rig.router.waiting_messages, rig.counters.consumed) == (1, 1)
+    assert (rig.router.buffered, rig.counters.consumed) == (1, 1)
     assert rig.take("a") == 2
     assert rig.acked == [1, 2]
     rig.check_nothing_left()
@@ -1335,7 +1335,7 @@ def test_requeued_message_that_has_expired_is_dropped_at_the_next_tick(rig: Rig)
     handed_over = rig.hand_over("a")
     rig.now += 60
     rig.router.hand_overs.requeue(handed_over)
-    assert rig.router.waiting_messages == 1
+    assert rig.router.buffered == 1
     rig.wait_and_tick(TICK_INTERVAL)
     assert (rig.reports, rig.acked) == ([("expired", "a")], [1])
     rig.check_nothing_left()
@@ -1830,12 +1830,12 @@ class RouterMachine(RuleBasedStateMachine):
         assert counters.overflowed == sum(reason == "overflowed" for reason, _ in self.rig.reports)
         assert counters.no_members == self.unwanted
         dropped = Counter(channel for _, channel in self.rig.reports)
-        in_handoff = Counter(handed_over.channel for handed_over in self.handed_over)
+        in_hand_over = Counter(handed_over.channel for handed_over in self.handed_over)
         for channel in "abcd":
             mailbox = self.rig.mailboxes.by_channel.get(channel)
             held = 0 if mailbox is None else mailbox.size
             ended = len(self.received[channel]) + dropped[channel]
-            assert len(self.addressed[channel]) == ended + held + in_handoff[channel]
+            assert len(self.addressed[channel]) == ended + held + in_hand_over[channel]
 
     @invariant()
     def channels_are_in_order(self) -> None:

@@ -232,7 +232,7 @@ async def test_a_node_that_hangs_is_left_alone_when_another_answers(
     monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
 ) -> None:
     in_this_order(monkeypatch)
-    monkeypatch.setattr(racing, "PATIENCE_ONCE_ANSWERED", 0.1)
+    monkeypatch.setattr(racing, "ATTEMPT_DELAY_ONCE_ANSWERED", 0.1)
     async with scripted_broker(hear_end_only) as frozen, scripted_broker(serve) as broker:
         handler = FakeHandler()
         supervisor = make(handler, frozen.url, broker.url)
@@ -250,7 +250,7 @@ async def test_if_set_up_fails_the_node_that_was_left_alone_is_tried_again(
 ) -> None:
     """The one that was slow to let us in may be the one that works."""
     in_this_order(monkeypatch)
-    monkeypatch.setattr(racing, "PATIENCE_ONCE_ANSWERED", 0.1)
+    monkeypatch.setattr(racing, "ATTEMPT_DELAY_ONCE_ANSWERED", 0.1)
     is_awake = asyncio.Event()
 
     async def serve_later(client: Client) -> None:
@@ -298,7 +298,7 @@ async def test_each_url_that_fails_is_told(
 async def test_stopped_while_urls_race_it_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
-    monkeypatch.setattr(racing, "PATIENCE", 0.0)
+    monkeypatch.setattr(racing, "ATTEMPT_DELAY", 0.0)
     async with scripted_broker(serve) as one, scripted_broker(serve) as two:
         supervisor = make(FakeHandler(), one.url, two.url)
         supervisor.start()
@@ -838,7 +838,7 @@ class Stage:
 
 
 @pytest.fixture
-def quick_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
+def long_delays_short_close(monkeypatch: pytest.MonkeyPatch) -> None:
     """Milliseconds for a deaf server; the delays between attempts stay long."""
     monkeypatch.setattr(_back_off, "FIRST_DELAY", 60.0)
     monkeypatch.setattr(_back_off, "LONGEST_DELAY", 60.0)
@@ -846,7 +846,7 @@ def quick_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @stages
-@pytest.mark.usefixtures("quick_farewell")
+@pytest.mark.usefixtures("long_delays_short_close")
 async def test_stop_at_each_stage_ends_all_at_once(name: str) -> None:
     stage = Stage(name)
     async with stage.server() as broker:
@@ -875,7 +875,7 @@ async def test_stop_at_each_stage_ends_all_at_once(name: str) -> None:
 
 
 @stages
-@pytest.mark.usefixtures("quick_farewell")
+@pytest.mark.usefixtures("long_delays_short_close")
 def test_asyncio_run_ends_at_each_stage(name: str, logged: pytest.LogCaptureFixture) -> None:
     """It cancels all tasks once and waits for them: who swallows that hangs it for ever."""
     errors: list[dict[str, Any]] = []
