@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from tests.support.amqp_proxy import TO_CLIENT, AmqpProxy, Frame
 from tests.support.brokers import Broker
 from tests.support.layers import inside, statistics_of, subscriber_of
 from tests.support.lengths import Length
-from tests.support.log_lines import LogLines, log_lines
+from tests.support.log_lines import LogLines
 from tests.support.patience import connect_patiently
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
@@ -36,14 +36,6 @@ _DAMAGES = Length(full=500, brief=12)  # each of one frame, on the way of a real
 _KEY = "a key"  # symmetric
 
 logger = logging.getLogger(__name__)  # of figures: pytest -o log_cli=1 --log-cli-level=INFO
-
-
-@pytest.fixture
-def lines() -> Iterator[LogLines]:
-    with log_lines() as lines:
-        yield lines
-        rest = lines.rest()
-        assert not [line for line in rest if line.startswith("ERROR") or "Traceback" in line]
 
 
 class Mutator:
@@ -124,7 +116,7 @@ async def test_bodies_on_the_exchange_and_on_the_queue(
     open_layer: OpenLayer,
     broker: Broker,
     groups_exchange: str,
-    lines: LogLines,
+    lines_without_errors: LogLines,
     keys: list[str] | None,
 ) -> None:
     layer = await open_layer(
@@ -257,7 +249,7 @@ async def proxy(broker: Broker) -> AsyncIterator[AmqpProxy]:
 async def test_damaged_frames_on_the_way_of_real_connections(
     open_layer: OpenLayer,
     proxy: AmqpProxy,
-    lines: LogLines,
+    lines_without_errors: LogLines,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Some damage shows at once; some only in that nothing arrives, which the probe finds."""
@@ -292,7 +284,9 @@ async def test_damaged_frames_on_the_way_of_real_connections(
         deadline = asyncio.get_running_loop().time() + 30
         begun = next(numbers)
         while not received or received[-1] < begun:
-            assert asyncio.get_running_loop().time() < deadline, f"dead: {lines.rest()[-10:]}"
+            assert asyncio.get_running_loop().time() < deadline, (
+                f"dead: {lines_without_errors.rest()[-10:]}"
+            )
             await offer()
             await asyncio.sleep(0.01)
 

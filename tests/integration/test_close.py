@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import carehare
@@ -22,7 +22,7 @@ from tests.support.amqp_proxy import TO_CLIENT, AmqpProxy
 from tests.support.brokers import Broker
 from tests.support.fake_servers import silent_server
 from tests.support.layers import inside, statistics_of
-from tests.support.log_lines import LogLines, log_lines
+from tests.support.log_lines import LogLines
 from tests.support.remains import pending_futures
 from tools.private_broker import free_port
 
@@ -39,14 +39,6 @@ _OPERATION_TIMEOUT = 10.0
 async def proxy(broker: Broker) -> AsyncIterator[AmqpProxy]:
     async with AmqpProxy(broker.url) as proxy:
         yield proxy
-
-
-@pytest.fixture
-def lines() -> Iterator[LogLines]:
-    with log_lines() as lines:
-        yield lines
-        rest = lines.rest()
-        assert not [line for line in rest if line.startswith("ERROR") or "Traceback" in line]
 
 
 class Closing:
@@ -131,7 +123,7 @@ _STAGES = [
 
 @pytest.mark.parametrize("stage", _STAGES, ids=lambda stage: stage.name)
 async def test_while_connecting(
-    closing: Closing, proxy: AmqpProxy, lines: LogLines, stage: type
+    closing: Closing, proxy: AmqpProxy, lines_without_errors: LogLines, stage: type
 ) -> None:
     """Calls of all kinds wait for it; the broker has stopped answering at one point."""
     proxy.drop(TO_CLIENT, stage)
@@ -158,7 +150,7 @@ async def test_while_connecting(
     await closing.nothing_is_left()
 
 
-async def test_while_nobody_answers(open_layer: OpenLayer, lines: LogLines) -> None:
+async def test_while_nobody_answers(open_layer: OpenLayer, lines_without_errors: LogLines) -> None:
     """Neither a host that refuses, nor one that accepts and says nothing, holds it up."""
     async with silent_server() as server:
         for url in (f"amqp://127.0.0.1:{free_port()}", server.url):
@@ -175,7 +167,7 @@ async def test_while_nobody_answers(open_layer: OpenLayer, lines: LogLines) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("state", [State.WAITING, State.CONNECTING])
 async def test_while_reconnecting(
-    closing: Closing, proxy: AmqpProxy, lines: LogLines, state: State
+    closing: Closing, proxy: AmqpProxy, lines_without_errors: LogLines, state: State
 ) -> None:
     layer = closing.layer
     channel = await layer.new_channel()
@@ -210,7 +202,7 @@ async def test_while_reconnecting(
     await closing.nothing_is_left()
 
 
-async def test_during_a_thousand_receives(closing: Closing, lines: LogLines) -> None:
+async def test_during_a_thousand_receives(closing: Closing, lines_without_errors: LogLines) -> None:
     layer = closing.layer
     channels = [await layer.new_channel() for _ in range(500)]
     await layer.connect()
@@ -229,7 +221,9 @@ async def test_during_a_thousand_receives(closing: Closing, lines: LogLines) -> 
     assert pending_futures() < futures - 2 * 999  # a task and a future for each of them
 
 
-async def test_with_messages_that_nobody_has_received(closing: Closing, lines: LogLines) -> None:
+async def test_with_messages_that_nobody_has_received(
+    closing: Closing, lines_without_errors: LogLines
+) -> None:
     layer = closing.layer
     channel = await layer.new_channel()
     await layer.group_add("g", channel)
@@ -241,7 +235,9 @@ async def test_with_messages_that_nobody_has_received(closing: Closing, lines: L
     await closing.nothing_is_left()
 
 
-async def test_twice_one_after_the_other_and_at_once(closing: Closing, lines: LogLines) -> None:
+async def test_twice_one_after_the_other_and_at_once(
+    closing: Closing, lines_without_errors: LogLines
+) -> None:
     layer = closing.layer
     await layer.connect()
     await asyncio.gather(closing.close(), closing.close(), closing.close())
@@ -253,7 +249,11 @@ async def test_twice_one_after_the_other_and_at_once(closing: Closing, lines: Lo
 @pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True], ids=["answers", "frozen"])
 async def test_cancelled_at_any_moment(
-    open_layer: OpenLayer, proxy: AmqpProxy, broker: Broker, lines: LogLines, frozen: bool
+    open_layer: OpenLayer,
+    proxy: AmqpProxy,
+    broker: Broker,
+    lines_without_errors: LogLines,
+    frozen: bool,
 ) -> None:
     """It ends everything all the same, a moment later; also when it's called again meanwhile."""
     chance = random.Random(11)

@@ -101,15 +101,6 @@ class TestTheOptions:
 
 
 class TestWhatItCannotHarm:
-    async def must_work(self, layer: RabbitmqChannelLayer) -> None:
-        channel = await layer.new_channel()
-        await layer.group_add("works", channel)
-        await layer.send(channel, {"n": 1})
-        await layer.group_send("works", {"n": 2})
-        for n in (1, 2):
-            assert await asyncio.wait_for(layer.receive(channel), 10) == {"n": n}
-        await layer.group_discard("works", channel)
-
     async def test_one_that_will_not_be_cancelled_does_not_hold_up_close(self) -> None:
         release = asyncio.Event()
 
