@@ -20,7 +20,7 @@ import asyncio
 import contextvars
 import heapq
 import itertools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -70,6 +70,15 @@ async def wait_until(future: asyncio.Future[bool], deadline: float) -> bool:
         return await future
     finally:
         timer.cancel()
+
+
+async def wait_all(futures: Collection[asyncio.Future[Any]], deadline: float) -> bool:
+    """Return whether all are done by ``deadline`` (loop time). Cancelling it cancels none."""
+    if not futures:
+        return True
+    timeout = max(0.0, deadline - asyncio.get_running_loop().time())
+    _, pending = await asyncio.wait(futures, timeout=timeout)
+    return not pending
 
 
 class Waiters:

@@ -249,6 +249,16 @@ class LoopLayer:
         """Return how many members a group has in all processes."""
         return await self.peers.group_count(group, self._deadline(timeout))
 
+    async def group_add_normal(self, group: str, channel: str) -> None:
+        """Make a normal channel a member: its queue gets the group's messages, too."""
+        queues = self.normal_channels.queues
+        await queues.add_to_group(channel, group, self._deadline())
+
+    async def group_discard_normal(self, group: str, channel: str) -> None:
+        """End what ``group_add_normal`` began, in any process."""
+        queues = self.normal_channels.queues
+        await queues.discard_from_group(channel, group, self._deadline())
+
     # Receiving
 
     async def new_channel(self, prefix: str) -> str:

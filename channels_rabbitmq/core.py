@@ -134,28 +134,23 @@ class RabbitmqChannelLayer(BaseChannelLayer):
     def _owner(self, channel: str) -> ChannelService:
         """Return the service of a channel, whichever event loop of this process has made it."""
         require_channel_name(channel)
-        if "!" not in channel:
-            raise self._refusal_of_normal(channel)
         service = self._loop_layer()
         return service if service.is_local(channel) else self._loop_layers.owner(channel)
 
-    def _group_service(self, group: str, channel: str) -> ChannelService:
+    def _group_service(self, channel: str) -> ChannelService:
         """Return the service that adds a channel of any process to a group, or discards it."""
-        require_group_name(group)
-        require_channel_name(channel)
-        if "!" not in channel:
-            raise self._refusal_of_normal(channel)
         service = self._loop_layer()
         return (
             service if service.is_local(channel) else self._loop_layers.owner_or(service, channel)
         )
 
-    def _refusal_of_normal(self, channel: str) -> NotImplementedError:
+    def _is_normal(self, channel: str) -> bool:
+        """Return whether a channel is a normal one; raise if it may not be."""
+        require_channel_name(channel)
+        if "!" in channel:
+            return False
         self._require_normal_channels(channel)
-        return NotImplementedError(
-            f"{channel!r} is a normal channel: groups can't have it as a member. Send to it by "
-            "send(), or add the channels that new_channel() returned"
-        )
+        return True
 
     def _require_normal_channels(self, channel: str) -> None:
         if not self._settings.normal_channels:
@@ -219,9 +214,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         # A known channel's name needn't be checked again.
         if channel in own.known_channels:
             return await own.receive(channel)
-        if isinstance(channel, str) and "!" not in channel:
-            require_channel_name(channel)
-            self._require_normal_channels(channel)
+        if self._is_normal(channel):
             return await own.receive_normal(channel)
         return await self._owner(channel).receive(channel)
 
@@ -252,18 +245,32 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         channel of this process is what it was before: a member or not. A channel of another process
         may have become a member all the same.
         """
-        service = self._group_service(group, channel)
+        require_group_name(group)
+        is_normal = self._is_normal(channel)
+        own = self._loop_layer()
         packed = None if info is None else pack_info(info)
-        await service.group_add(group, channel, packed)
+        if not is_normal:
+            await self._group_service(channel).group_add(group, channel, packed)
+        elif packed is not None:
+            raise NotImplementedError(
+                f"{channel!r} is a normal channel, which group_members() doesn't list: leave out "
+                "info"
+            )
+        else:
+            await own.group_add_normal(group, channel)
 
     async def group_discard(self, group: str, channel: str) -> None:
         """Take a channel of any process out of a group; no error if it isn't in it.
 
         When it returns, nothing more is put into the channel for this group. Doesn't wait for the
         broker if the channel is of this process. Raises ``ValueError`` as ``group_add`` does; for a
-        channel of another process also ``BrokerUnavailable`` as that does.
+        normal channel, or one of another process, also ``BrokerUnavailable`` as that does.
         """
-        await self._group_service(group, channel).group_discard(group, channel)
+        require_group_name(group)
+        if self._is_normal(channel):
+            await self._loop_layer().group_discard_normal(group, channel)
+        else:
+            await self._group_service(channel).group_discard(group, channel)
 
     async def group_members(self, group: str, timeout: float = 1.0) -> GroupMembers:
         """Ask all processes who is in a group.

@@ -36,6 +36,7 @@ class NormalChannels:
         topology = NormalTopology(id_, settings, capacity_of)
         sender = NormalSender(topology, publisher, settings.operation_timeout, counters, reporter)
         self.send = sender.send
+        self.queues = sender.queues  # on the connection that sends
         self.receiver = NormalReceiver(
             id_,
             settings,

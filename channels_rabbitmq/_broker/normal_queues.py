@@ -17,6 +17,9 @@ it is, whatever the reason of the refusal was, and that costs no round trip.
 
 **Each connection binds anew** a queue that it uses. So a queue that has survived a restart of the
 broker, which the groups exchange and the binding have not, is bound again.
+
+**Groups** may have normal channels as members: then the queue is bound under the group's name, too.
+The process that has added the channel remembers that, and binds again together with the queue.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from .._amqp.binding import TopologyChannel
 from .._amqp.connection import Connection
 from .._amqp.methods import Method, Queue
 from .._amqp.publishing import Route
-from .._futures import fail
+from .._futures import fail, wait_all
 from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
 from .reasons import describe
@@ -42,6 +45,8 @@ from .supervisor import Supervisor
 
 logger = logging.getLogger("channels_rabbitmq.normal_channels")
 
+# Queues that are remembered as bound. Then all are forgotten, and declared again.
+_MOST_BINDS = 10_000
 # Seconds after which an unused queue is deleted.
 QUEUE_EXPIRY = 86400.0
 
@@ -58,6 +63,8 @@ class NormalTopology:
         self._expiry = settings.expiry
         self._capacity_of = capacity_of
         self._warned: set[str] = set()  # channels whose queue is used as it is
+        # By channel: the groups to which this event loop has added it
+        self.groups: dict[str, set[str]] = {}
 
     def route(self, channel: str) -> Route:
         """Return the route of a channel's messages."""
@@ -83,6 +90,29 @@ class NormalTopology:
         return Queue.Bind(
             queue=self.queue(channel), exchange=route.exchange, routing_key=route.routing_key
         )
+
+    def bind_groups(self, channel: str) -> list[Method]:
+        """Bind a queue for all groups of its channel."""
+        return [self.bind_group(channel, group) for group in self.groups.get(channel, ())]
+
+    def bind_group(self, channel: str, group: str) -> Method:
+        return Queue.Bind(queue=self.queue(channel), exchange=self._exchange, routing_key=group)
+
+    def unbind_group(self, channel: str, group: str) -> Method:
+        return Queue.Unbind(queue=self.queue(channel), exchange=self._exchange, routing_key=group)
+
+    def remember_group(self, channel: str, group: str) -> bool:
+        """Return whether this is new."""
+        groups = self.groups.setdefault(channel, set())
+        is_new = group not in groups
+        groups.add(group)
+        return is_new
+
+    def forget_group(self, channel: str, group: str) -> None:
+        groups = self.groups.get(channel, set())
+        groups.discard(group)
+        if not groups:
+            self.groups.pop(channel, None)
 
     def on_used_as_it_is(self, channel: str, exc: BaseException) -> None:
         """The declare was refused, but the queue is there. Warns once."""
@@ -145,9 +175,7 @@ class NormalQueues:
                 bind = self.start_bind(connection, channel)
             except carehare.ChannelClosed as err:  # no number for another AMQP channel
                 raise BrokerUnavailable(f"The normal channel {channel}: {err}") from None
-            now = asyncio.get_running_loop().time()
-            await asyncio.wait([bind], timeout=max(0.0, deadline - now))
-            if not bind.done():
+            if not await wait_all([bind], deadline):
                 raise BrokerUnavailable(
                     f"The queue of the normal channel {channel} was not declared in time: RabbitMQ "
                     "did not confirm it"
@@ -167,18 +195,75 @@ class NormalQueues:
 
         The future has the error of the declare, if both were refused.
         """
+        self._use(connection)
+        bind = self._binds.get(channel)
+        if bind is None:
+            assert self._channel is not None, "it is opened with the connection"
+            if len(self._binds) >= _MOST_BINDS:
+                self._binds.clear()
+            bind = self._binds[channel] = asyncio.get_running_loop().create_future()
+            declared = self._channel.call(self._topology.declare(channel))
+            answer = self._channel.call(self._topology.bind(channel))
+            for command in self._topology.bind_groups(channel):
+                self._channel.call(command)
+            answer.add_done_callback(partial(self._on_answer, channel, declared, bind))
+        return bind
+
+    def _use(self, connection: Connection) -> None:
         if connection is not self._connection:
             self._channel = connection.open_topology()
             self._connection = connection
             self._binds = {}
-        bind = self._binds.get(channel)
-        if bind is None:
+
+    async def add_to_group(self, channel: str, group: str, deadline: float) -> None:
+        """Have the queue get a group's messages; raises as ``bind``, and then it is as before."""
+        is_new = self._topology.remember_group(channel, group)
+        is_bound = False
+        try:
+            await self._bind_group(channel, group, deadline)
+            is_bound = True
+        finally:
+            if is_new and not is_bound:
+                self._topology.forget_group(channel, group)
+                self._unbind_group(channel, group)
+
+    async def _bind_group(self, channel: str, group: str, deadline: float) -> None:
+        while True:
+            await self.bind(channel, deadline)
+            if self.bound(channel) is None:
+                continue  # The connection was lost in this moment.
             assert self._channel is not None, "it is opened with the connection"
-            bind = self._binds[channel] = asyncio.get_running_loop().create_future()
-            declared = self._channel.call(self._topology.declare(channel))
-            answer = self._channel.call(self._topology.bind(channel))
-            answer.add_done_callback(partial(self._on_answer, channel, declared, bind))
-        return bind
+            answer = self._channel.call(self._topology.bind_group(channel, group))
+            if not await wait_all([answer], deadline):
+                raise BrokerUnavailable(
+                    f"The group {group!r} was not bound in time: RabbitMQ did not confirm it"
+                )
+            exc = answer.exception()
+            if exc is None:
+                return
+            if isinstance(exc, carehare.ChannelClosedByServer):
+                raise BrokerUnavailable(
+                    f"RabbitMQ refused to bind the group {group!r}: {describe(exc)}"
+                )
+
+    async def discard_from_group(self, channel: str, group: str, deadline: float) -> None:
+        """Have the queue get no more of a group's messages; no error if it got none.
+
+        Raises BrokerUnavailable if RabbitMQ doesn't answer by ``deadline`` (loop time).
+        """
+        self._topology.forget_group(channel, group)
+        await self._supervisor.wait_ready(deadline)
+        if not await wait_all(self._unbind_group(channel, group), deadline):
+            raise BrokerUnavailable(f"The group {group!r} was not unbound in time")
+
+    def _unbind_group(self, channel: str, group: str) -> list[asyncio.Future[None]]:
+        """Unbind, if there is a connection; return the answer."""
+        connection = self._supervisor.connection
+        if connection is None or not connection.is_open:
+            return []
+        self._use(connection)
+        assert self._channel is not None, "it is opened with the connection"
+        return [self._channel.call(self._topology.unbind_group(channel, group))]
 
     def _on_answer(
         self,

@@ -289,7 +289,8 @@ class NormalReceiver:
         assert by is not None, "it was detached"
         try:
             envelope = self._codec.decode(body)
-            if envelope.channel != channel:
+            # Another process may have bound it for any group.
+            if envelope.group is None and envelope.channel != channel:
                 raise MalformedBody("for another recipient, in the queue of a normal channel")
         except MalformedBody as err:
             self._counters.malformed += 1

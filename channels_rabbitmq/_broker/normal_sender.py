@@ -98,7 +98,7 @@ class NormalSender:
     ) -> None:
         self._topology = topology
         self._publisher = publisher
-        self._queues = NormalQueues(topology, publisher.supervisor, publisher.exchange_is_gone)
+        self.queues = NormalQueues(topology, publisher.supervisor, publisher.exchange_is_gone)
         self._operation_timeout = operation_timeout
         self._counters = counters
         self._reporter = reporter
@@ -122,7 +122,7 @@ class NormalSender:
         self._tell(channel, outcome)
 
     async def _send(self, message: _Message) -> Outcome:
-        is_direct = self._queues.bound(message.channel) is not None and not message.line.turn.users
+        is_direct = self.queues.bound(message.channel) is not None and not message.line.turn.users
         if not is_direct and not self._publisher.is_blocked:
             await self._wait_turn(message)
         for _ in range(_MOST_TRIES):
@@ -145,7 +145,7 @@ class NormalSender:
     async def _try(self, message: _Message) -> Outcome:
         """Publish a message once, or have it join the outbox, before this waits for anything."""
         after: Callable[[], Awaitable[object]] | None = None
-        bind = self._queues.bound(message.channel)
+        bind = self.queues.bound(message.channel)
         if bind is None:
             after = partial(self._bind, message)
         else:
@@ -156,7 +156,7 @@ class NormalSender:
                 message.body, message.route, message.deadline, after
             )
             if outcome is Outcome.RETURNED:
-                self._queues.forget(message.channel, message.bind)
+                self.queues.forget(message.channel, message.bind)
             return outcome
         finally:
             message.end_try()
@@ -165,8 +165,8 @@ class NormalSender:
         """Have the queue declared for a message that is in the outbox."""
         message.end_turn()
         await message.wait_answered()
-        await self._queues.bind(message.channel, message.deadline)
-        message.count(self._queues.bound(message.channel))
+        await self.queues.bind(message.channel, message.deadline)
+        message.count(self.queues.bound(message.channel))
 
     def _tell(self, channel: str, outcome: Outcome) -> None:
         """Tell the caller what became of its message, if that isn't what it hoped for."""

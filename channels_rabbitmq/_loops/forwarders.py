@@ -130,6 +130,12 @@ class SyncForwarder(Forwarder):
             if call.is_accepted:
                 return message
 
+    async def group_add_normal(self, group: str, channel: str) -> None:
+        await self._call(lambda loop_layer: loop_layer.group_add_normal(group, channel))
+
+    async def group_discard_normal(self, group: str, channel: str) -> None:
+        await self._call(lambda loop_layer: loop_layer.group_discard_normal(group, channel))
+
     async def group_send(self, group: str, body: bytes) -> None:
         await self._call(lambda loop_layer: loop_layer.group_send(group, body))
 

@@ -140,11 +140,53 @@ async def test_without_the_option_the_error_tells_of_it(open_layer: OpenLayer) -
         assert {statistics.publisher.state, statistics.normal_channels.state} == {"idle"}
 
 
-async def test_groups_cannot_have_them(open_one: OpenLayer, jobs: str) -> None:
+async def test_groups_may_have_them(open_one: OpenLayer, jobs: str) -> None:
+    """Each process may add and discard, and each message goes to one receiver of the channel."""
+    layer, other = await open_one(), await open_one()
+    await layer.group_add("g", jobs)
+    await other.group_send("g", {"type": "x", "n": 1, "list": []})
+    assert await receive(other, jobs) == {"type": "x", "n": 1, "list": []}
+    await layer.group_add("g", jobs)
+    specific = await other.new_channel()
+    await other.group_add("g", specific)
+    await layer.group_send("g", {"type": "x", "n": 2})
+    assert await numbers(layer, jobs, 1) == [2]
+    assert await numbers(other, specific, 1) == [2]
+    await other.group_discard("g", jobs)
+    await layer.group_discard("other", jobs)
+    await layer.group_send("g", {"type": "x", "n": 3})
+    await layer.send(jobs, {"type": "x", "n": 4})
+    assert await numbers(layer, jobs, 1) == [4]
+
+
+async def test_memberships_outlive_a_deleted_queue(
+    open_one: OpenLayer, broker: Broker, queue: str, jobs: str
+) -> None:
     layer = await open_one()
-    for call in (layer.group_add("g", jobs), layer.group_discard("g", jobs)):
-        with pytest.raises(NotImplementedError, match="groups can't have it as a member"):
-            await call
+    await layer.group_add("g", jobs)
+    waiting = asyncio.create_task(numbers(layer, jobs, 1))
+    await until_consumed(broker, queue)
+    await delete_queue(broker.url, queue)
+    await until_consumed(broker, queue)
+    await layer.group_send("g", {"type": "x", "n": 1})
+    assert await waiting == [1]
+
+
+async def test_group_calls_of_sync_code(open_one: OpenLayer, jobs: str) -> None:
+    layer = await open_one()
+
+    def run() -> list[int]:
+        async_to_sync(layer.group_add)("g", jobs)
+        async_to_sync(layer.group_send)("g", {"type": "x", "n": 1})
+        heard = async_to_sync(layer.receive)(jobs)
+        async_to_sync(layer.group_discard)("g", jobs)
+        async_to_sync(layer.group_send)("g", {"type": "x", "n": 2})
+        async_to_sync(layer.send)(jobs, {"type": "x", "n": 3})
+        more = async_to_sync(layer.receive)(jobs)
+        async_to_sync(layer.close)()
+        return [heard["n"], more["n"]]
+
+    assert await asyncio.to_thread(run) == [1, 3]
 
 
 @pytest.mark.parametrize("name", ["", "a b", "jöbs", 100 * "x", 1, None, []])
@@ -339,7 +381,7 @@ async def test_the_exchange_is_deleted_before_the_first_bind(
 
 
 async def test_connections_are_lost(open_one: OpenLayer, broker: Broker, jobs: str) -> None:
-    """What was reserved and not handed out is somebody else's now, or comes again: never twice."""
+    """None is lost; one may come twice for each loss, if the ack was lost with the connection."""
     async with AmqpProxy(broker.url) as proxy:
         sender, receiver = await open_one(), await open_one(host=proxy.url)
         received: list[int] = []
@@ -349,14 +391,16 @@ async def test_connections_are_lost(open_one: OpenLayer, broker: Broker, jobs: s
                 received.append((await receiver.receive(jobs))["n"])
 
         working = asyncio.create_task(work())
+        cuts = 0
         for n in range(200):
             if n % 50 == 20:
                 proxy.cut()
+                cuts += 1
             await sender.send(jobs, {"type": "job", "n": n})
-        await until(lambda: len(received) >= 200)
+        await until(lambda: len(set(received)) == 200)
         working.cancel()
         await asyncio.wait([working])
-        assert sorted(received) == list(range(200))
+        assert len(received) <= 200 + cuts
 
 
 async def test_what_is_reserved_on_a_lost_connection_is_forgotten(
@@ -425,7 +469,7 @@ async def test_expired_messages_are_dropped(
         (b"junk", "not msgpack"),
         ({"type": "x"}, "no recipient"),
         ({"type": "x", "__asgi_channel__": "other"}, "for another recipient"),
-        ({"type": "x", "__asgi_group__": "jobs"}, "for another recipient"),
+        ({"type": "x", "__asgi_group__": 1}, "a recipient that is not"),
     ],
     ids=range(4),
 )
