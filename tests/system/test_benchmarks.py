@@ -183,7 +183,10 @@ async def test_scenario_has_roomy_layers_unless_it_is_at_defaults(
 def test_layer_at_defaults_has_them() -> None:
     url = "amqp://127.0.0.1"
     exchange = EXCHANGES[OURS]
-    by_user = settings_of(RabbitmqChannelLayer(host=url, groups_exchange=exchange))
+    # The scenario of jobs needs normal channels.
+    by_user = settings_of(
+        RabbitmqChannelLayer(host=url, groups_exchange=exchange, normal_channels=True)
+    )
     assert settings_of(ours.make_layer(url, None)) == by_user
     roomy = settings_of(ours.make_layer(url, 1234))
     assert roomy == dataclasses.replace(
