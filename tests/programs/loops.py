@@ -120,22 +120,25 @@ def from_another_loop() -> None:
 # A channel of another process
 
 
-async def refused(channel: str) -> list[str]:
-    errors = []
-    for call in (
-        layer.receive(channel),
-        layer.group_add("room", channel),
-        layer.group_discard("room", channel),
-    ):
-        try:
-            await call
-        except ValueError as err:
-            errors.append(str(err))
-    return errors
+async def use_foreign(channel: str, group: str) -> list[Any]:
+    """Receive from it, in vain; add it to a group, and ask who is in that."""
+    error = ""
+    try:
+        await layer.receive(channel)
+    except ValueError as err:
+        error = str(err)
+    await layer.group_add(group, channel, {"by": group})
+    result = await layer.group_members(group, 10.0)
+    await layer.group_send(group, {"type": group})
+    await layer.group_add("left", channel)
+    await layer.group_discard("left", channel)
+    count = await layer.group_count("left", 10.0)
+    return [error, result.is_complete, result.members, count]
 
 
 def with_foreign_channel(channel: str) -> None:
-    tell(asyncio.run(refused(channel)) + async_to_sync(refused)(channel))
+    on_own_loop = asyncio.run(use_foreign(channel, "own-loop"))
+    tell([on_own_loop, async_to_sync(use_foreign)(channel, "sync-code")])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import pytest
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.amqp_proxy import TO_CLIENT
+from tests.support.members import receive
 from tests.support.programs import BACKGROUND_THREAD, Programs
 from tools.private_broker import free_port
 
@@ -118,16 +119,17 @@ class TestLoops:
         assert used_elsewhere == used_at_home == ["to.room", "to.channel", "end"]
         assert programs.roles()["subscriber"] == 1  # the owner's
 
-    async def test_a_channel_of_another_process_is_refused(
+    async def test_a_channel_of_another_process(
         self, programs: Programs, open_layer: OpenLayer
     ) -> None:
+        """It can be added to groups, from any loop and from sync code, but not received from."""
         layer = await open_layer()
         channel = await layer.new_channel()
-        errors = await programs.run("loops.py", "with_foreign_channel", channel)
-        assert len(errors) == 6
-        for error in errors:
-            assert channel in error
-            assert "another process" in error
+        results = await programs.run("loops.py", "with_foreign_channel", channel)
+        for group, (error, *result) in zip(("own-loop", "sync-code"), results, strict=True):
+            assert f"The channel {channel} belongs to another process" in error
+            assert result == [True, [[channel, {"by": group}]], 0]
+            assert await receive(layer, channel) == {"type": group}
 
 
 class TestCancelling:
