@@ -188,7 +188,13 @@ class LoopLayer:
 
     def send_normal(self, channel: str, body: bytes) -> Coroutine[Any, Any, None]:
         """Send to a channel whose receivers are in any process."""
+        self._start_for_flush()
         return self.normal_channels.send(channel, body)
+
+    def _start_for_flush(self) -> None:
+        """Let other processes know of this one, which must take part in a ``flush``."""
+        if self._settings.allow_flush:
+            self._start_subscriber()
 
     # Groups
 
@@ -278,6 +284,7 @@ class LoopLayer:
 
     def receive_normal(self, channel: str) -> Coroutine[Any, Any, dict[str, Any]]:
         """Return the next message of a normal channel, or change nothing."""
+        self._start_for_flush()
         return self.normal_channels.receiver.receive(channel)
 
     def hand_over(self, channel: str) -> Coroutine[Any, Any, HandedOver]:
@@ -297,6 +304,29 @@ class LoopLayer:
     def requeue(self, handed_over: HandedOver) -> None:
         """The receiver won't have the message."""
         self._inbox.requeue(handed_over)
+
+    async def flush(self) -> None:
+        """Empty everything: see ``RabbitmqChannelLayer.flush``."""
+        deadline = self._deadline()
+        await self.peers.flush(deadline)
+        await self.flush_here(deadline)
+
+    def flush_here(self, deadline: float) -> Coroutine[Any, Any, None]:
+        """Empty what this event loop has: its channels, groups, and the queues that it used.
+
+        Raises ValueError at once if the option doesn't allow it, and BrokerUnavailable if RabbitMQ
+        doesn't do its part by ``deadline`` (loop time).
+        """
+        if not self._settings.allow_flush:
+            raise ValueError("its option allow_flush isn't True")
+        return self._flush_here(deadline)
+
+    async def _flush_here(self, deadline: float) -> None:
+        for group in self.members.clear():
+            self.subscriber.unbind(group)
+        await self.subscriber.purge(deadline)
+        self.router.flush()
+        await self.normal_channels.queues.purge_all(deadline)
 
     # For operators
 

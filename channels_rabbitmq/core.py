@@ -70,6 +70,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         channel_capacity: Mapping[Any, int] | None = None,
         groups_exchange: str = "groups",
         normal_channels: bool = False,
+        allow_flush: bool = False,
         connect_timeout: float = 10,
         operation_timeout: float = 10,
         watchdog_interval: float = 30,
@@ -100,6 +101,8 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         self.channel_capacity = self.compile_capacities(  # type: ignore[no-untyped-call]  # as above
             self.channel_capacity
         )
+        if self._settings.allow_flush:
+            self.extensions = [*self.extensions, "flush"]
         self._loop_layers = self._make_loop_layers(current())
 
     def _make_loop_layers(self, process: Process) -> LoopLayers:
@@ -304,6 +307,21 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         require_group_name(group)
         body = self._settings.codec.encode_for_group(group, message)
         await self._loop_layer().group_send(group, body)
+
+    async def flush(self) -> None:
+        """Empty everything that all processes hold: channels, groups, normal channels. For tests.
+
+        Afterwards no channel is in a group, and what was sent before arrives nowhere. Channels stay
+        valid, and calls of ``receive`` go on waiting. Raises ``BrokerUnavailable`` if a process
+        doesn't answer within ``operation_timeout``, and ``NotImplementedError`` without the option
+        ``allow_flush``.
+        """
+        if not self._settings.allow_flush:
+            raise NotImplementedError(
+                "flush() would empty what all processes hold, so it is off. For tests, set the "
+                "option allow_flush to True in all processes"
+            )
+        await self._loop_layer().flush()
 
     async def connect(self, *, fail_fast: bool = False) -> None:
         """Connect now, and not when the first call needs it. No error if it is connected.

@@ -16,8 +16,8 @@ class Counters:
 
     Sent: when no message is under way, ``published`` is the sum of ``confirmed``, ``nacked``,
     ``group_nacked``, ``returned``, ``outcome_unknown`` and ``cancelled``. Received: ``enqueued`` is
-    the sum of ``consumed``, ``expired``, ``overflowed`` and the messages that are ``buffered`` or
-    ``in_hand_over`` now.
+    the sum of ``consumed``, ``expired``, ``overflowed``, ``flushed`` and the messages that are
+    ``buffered`` or ``in_hand_over`` now.
     """
 
     published: int = 0
@@ -79,6 +79,9 @@ class Counters:
 
     overflowed: int = 0
     """Messages dropped beyond the capacity of a channel that was behind while others waited."""
+
+    flushed: int = 0
+    """Messages in channels that ``flush()`` dropped."""
 
     requests: int = 0
     """What the layer has told or asked other processes, or answered them: written to the broker,

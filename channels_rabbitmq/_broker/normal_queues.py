@@ -65,6 +65,9 @@ class NormalTopology:
         self._warned: set[str] = set()  # channels whose queue is used as it is
         # By channel: the groups to which this event loop has added it
         self.groups: dict[str, set[str]] = {}
+        # Channels that were used here, for flush()
+        self._remembers = settings.allow_flush
+        self.used: set[str] = set()
 
     def route(self, channel: str) -> Route:
         """Return the route of a channel's messages."""
@@ -75,6 +78,8 @@ class NormalTopology:
         return f"crq.channel.{self._exchange}.{channel}"
 
     def declare(self, channel: str) -> Method:
+        if self._remembers:
+            self.used.add(channel)
         arguments: dict[str, Any] = {
             "x-queue-type": "classic",
             "x-expires": round(QUEUE_EXPIRY * 1000),
@@ -113,6 +118,9 @@ class NormalTopology:
         groups.discard(group)
         if not groups:
             self.groups.pop(channel, None)
+
+    def purge(self, channel: str) -> Method:
+        return Queue.Purge(queue=self.queue(channel))
 
     def on_used_as_it_is(self, channel: str, exc: BaseException) -> None:
         """The declare was refused, but the queue is there. Warns once."""
@@ -209,12 +217,6 @@ class NormalQueues:
             answer.add_done_callback(partial(self._on_answer, channel, declared, bind))
         return bind
 
-    def _use(self, connection: Connection) -> None:
-        if connection is not self._connection:
-            self._channel = connection.open_topology()
-            self._connection = connection
-            self._binds = {}
-
     async def add_to_group(self, channel: str, group: str, deadline: float) -> None:
         """Have the queue get a group's messages; raises as ``bind``, and then it is as before."""
         is_new = self._topology.remember_group(channel, group)
@@ -264,6 +266,30 @@ class NormalQueues:
         self._use(connection)
         assert self._channel is not None, "it is opened with the connection"
         return [self._channel.call(self._topology.unbind_group(channel, group))]
+
+    def _use(self, connection: Connection) -> None:
+        if connection is not self._connection:
+            self._channel = connection.open_topology()
+            self._connection = connection
+            self._binds = {}
+
+    async def purge_all(self, deadline: float) -> None:
+        """Take all channels that were used here out of their groups, and delete their messages.
+
+        Raises BrokerUnavailable if it doesn't answer by ``deadline`` (loop time).
+        """
+        topology = self._topology
+        if not topology.used:
+            return
+        connection = await self._supervisor.wait_ready(deadline)
+        self._use(connection)
+        groups, topology.groups = topology.groups, {}
+        commands = [topology.unbind_group(one, group) for one in groups for group in groups[one]]
+        commands += [topology.purge(one) for one in topology.used]
+        assert self._channel is not None, "it is opened with the connection"
+        # An error means that there is no such queue.
+        if not await wait_all([self._channel.call(one) for one in commands], deadline):
+            raise BrokerUnavailable("RabbitMQ did not empty the queues of normal channels in time")
 
     def _on_answer(
         self,

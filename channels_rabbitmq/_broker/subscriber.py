@@ -19,8 +19,8 @@ import carehare
 from .._amqp.binding import TopologyChannel
 from .._amqp.connection import Connection
 from .._amqp.consuming import ConsumerChannel
-from .._amqp.methods import Basic
-from .._futures import Waiters, call_at
+from .._amqp.methods import Basic, Queue
+from .._futures import Waiters, call_at, wait_all
 from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
 from .bindings import Bindings, Command
@@ -175,6 +175,18 @@ class Subscriber:
         """
         if self._topology_channel is not None:
             self._topology_channel.call(Basic.Qos())
+
+    async def purge(self, deadline: float) -> None:
+        """Have RabbitMQ delete what waits in this connection's queue.
+
+        What it has delivered before arrives before this returns. Raises BrokerUnavailable if it
+        doesn't answer by ``deadline`` (loop time).
+        """
+        consumer = self._consumer
+        if consumer is None or self.supervisor.connection is None:
+            return  # Then there is no queue, or a new one in a moment.
+        if not await wait_all([consumer.call(Queue.Purge(queue=self.queue))], deadline):
+            raise BrokerUnavailable("RabbitMQ did not empty the queue in time")
 
     # Groups
 

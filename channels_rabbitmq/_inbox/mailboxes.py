@@ -101,6 +101,14 @@ class Mailboxes:
         self._counters.overflowed += 1
         self._report("overflowed", mailbox.channel)
 
+    def drop_all(self) -> None:
+        """Drop all messages."""
+        for mailbox in list(self.holding):
+            while mailbox.first is not None:
+                self.pop(mailbox)
+                self._counters.flushed += 1
+            self.forget_if_idle(mailbox)
+
     # Receivers
 
     def wake(self, mailbox: Mailbox) -> None:

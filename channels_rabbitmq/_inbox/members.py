@@ -107,6 +107,13 @@ class Members:
         """Return the number of channels that ``confirmed`` returns."""
         return sum(one.confirmed for one in self._groups.get(group, {}).values())
 
+    def clear(self) -> list[str]:
+        """Take all channels out of all groups; return those that had members."""
+        groups = list(self._groups)
+        self._groups.clear()
+        self._infos.clear()
+        return groups
+
     def channels(self, group: str) -> Collection[str]:
         """Return a live view of the members of ``group``, the unconfirmed ones included."""
         channels = self._groups.get(group)

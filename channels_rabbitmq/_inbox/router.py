@@ -262,6 +262,11 @@ class Router:
             raise self._closed_exc
         return self._mailboxes.open(channel)
 
+    def flush(self) -> None:
+        """Drop all messages that no receiver has got; those who wait go on waiting."""
+        if not self._closed:
+            self._mailboxes.drop_all()
+
     # The end
 
     def cancel_receivers(self) -> None:
@@ -316,7 +321,8 @@ class Router:
         if self._closed:
             return 0
         counters = self._counters
-        gone = counters.consumed + counters.expired + counters.overflowed + len(self.hand_overs)
+        dropped = counters.expired + counters.overflowed + counters.flushed
+        gone = counters.consumed + dropped + len(self.hand_overs)
         return max(0, counters.enqueued - gone)
 
     @property

@@ -145,6 +145,9 @@ class SyncForwarder(Forwarder):
     async def group_count(self, group: str, timeout: float) -> int:
         return await self._call(lambda loop_layer: loop_layer.group_count(group, timeout))
 
+    async def flush(self) -> None:
+        await self._call(lambda loop_layer: loop_layer.flush())
+
     async def connect(self, fail_fast: bool) -> None:
         await self._call(lambda loop_layer: loop_layer.connect(fail_fast))
 

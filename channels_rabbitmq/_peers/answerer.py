@@ -18,9 +18,10 @@ from .._identity import to_process
 from ..exceptions import BrokerUnavailable
 from ..statistics import Counters
 from .link import Link
-from .requests import ADD, COUNT, DISCARD, MEMBERS, Answer, PackedMember, Request, split
+from .requests import ADD, COUNT, DISCARD, FLUSH, MEMBERS, Answer, PackedMember, Request, split
 
 MOST_AT_ONCE = 100
+_MOST_FLUSHES = 100  # that are remembered
 
 
 class LocalGroups(Protocol):
@@ -42,6 +43,12 @@ class LocalGroups(Protocol):
 
     def discard(self, group: str, channel: str) -> None:
         """Take a channel out; raises as ``group_discard``."""
+
+    def flush_here(self, deadline: float) -> Coroutine[Any, Any, None]:
+        """Empty the groups, and all else that this event loop holds, until ``deadline``.
+
+        Raises ValueError at once if that isn't allowed.
+        """
 
 
 class Answerer:
@@ -69,6 +76,9 @@ class Answerer:
         self._part_size = part_size
         self._loop = asyncio.get_running_loop()
         self._series = itertools.count(1)
+        # By sender and number of the question: whether it is done. A question that is repeated must
+        # not have everything emptied once more: new messages may be there.
+        self._flushes: dict[tuple[str, int], bool] = {}
         self.tasks: set[asyncio.Task[None]] = set()
 
     def on_request(self, request: Request) -> None:
@@ -92,6 +102,8 @@ class Answerer:
         if request.kind == COUNT:
             return [Answer(self._id, number, count=self._groups.count(group))]
         try:
+            if request.kind == FLUSH:
+                return self._flush(request, deadline)
             if request.kind == ADD:
                 return self._groups.add(group, channel, request.info, deadline)
             assert request.kind == DISCARD, "there is no other kind"
@@ -99,6 +111,23 @@ class Answerer:
         except ValueError as err:
             return [Answer(self._id, number, error=str(err), is_mistake=True)]
         return [Answer(self._id, number)]
+
+    def _flush(self, request: Request, deadline: float) -> list[Answer] | Coroutine[Any, Any, None]:
+        key = (request.sender, request.number)
+        if key in self._flushes:
+            # Else the answer comes when it is done.
+            return [Answer(self._id, request.number)] if self._flushes[key] else []
+        if len(self._flushes) >= _MOST_FLUSHES:
+            del self._flushes[next(iter(self._flushes))]
+        flushing = self._groups.flush_here(deadline)
+        self._flushes[key] = False
+        return self._note_flushed(key, flushing)
+
+    async def _note_flushed(
+        self, key: tuple[str, int], flushing: Coroutine[Any, Any, None]
+    ) -> None:
+        await flushing
+        self._flushes[key] = True
 
     def _list_members(self, request: Request) -> list[Answer]:
         parts = split(self._groups.confirmed(request.group), self._part_size)

@@ -24,6 +24,7 @@ from .requests import (
     BYE,
     COUNT,
     DISCARD,
+    FLUSH,
     HELLO,
     HERE,
     MEMBERS,
@@ -176,6 +177,24 @@ class Peers:
             if not self.processes.is_gone(id_)
             for answer in answers
         ]
+
+    async def flush(self, deadline: float) -> None:
+        """Have all other processes empty what they hold.
+
+        Raises BrokerUnavailable, which names those that haven't done it by ``deadline``, and
+        NotImplementedError if one doesn't allow it.
+        """
+        question = await self._ask_all(FLUSH, "", deadline)
+        for answer in self._answers(question):
+            if answer.error:
+                text = f"The process {answer.sender} answers: {answer.error}"
+                raise NotImplementedError(text) if answer.is_mistake else BrokerUnavailable(text)
+        if not self._is_complete(question):
+            missing = sorted({*self._asker.silent(question), *question.returned})
+            raise BrokerUnavailable(
+                "flush() didn't reach all processes in time: no answer of "
+                f"{', '.join(missing) or 'this one to itself'}"
+            )
 
     # Changes in other processes
 

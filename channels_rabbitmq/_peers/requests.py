@@ -16,8 +16,9 @@ from .._names import require_channel_name, require_group_name
 
 HELLO, HERE, BYE = "hello", "here", "bye"
 MEMBERS, COUNT, ADD, DISCARD = "members", "count", "add", "discard"
+FLUSH = "flush"
 ANSWER = "answer"
-_REQUESTS = (MEMBERS, COUNT, ADD, DISCARD)
+_REQUESTS = (MEMBERS, COUNT, ADD, DISCARD, FLUSH)
 
 # Bytes, about, of one part of an answer that lists members.
 PART_SIZE = 128 * 1024
@@ -55,7 +56,10 @@ class Greeting:
 
 @dataclass(frozen=True)
 class Request:
-    """A question to all processes about a group, or to one to add or discard a channel."""
+    """A question to all processes about a group, or to one to add or discard a channel.
+
+    Or to all to empty all that they hold; that has no group.
+    """
 
     kind: str
     sender: str
@@ -148,12 +152,16 @@ def _read_request(message: dict[str, Any], kind: str, sender: str) -> Request:
     group: Any = message.get("group")
     channel: Any = message.get("channel")
     try:
-        require_group_name(group)
+        if kind != FLUSH:
+            require_group_name(group)
         if kind in (ADD, DISCARD):
             require_channel_name(channel)
     except TypeError:
         raise MalformedBody("a request with a wrong name") from None
-    return Request(kind, sender, _get(message, "number", int), timeout, group, channel or "", info)
+    number = _get(message, "number", int)
+    return Request(
+        kind, sender, number, timeout, group if kind != FLUSH else "", channel or "", info
+    )
 
 
 def _read_answer(message: dict[str, Any], sender: str) -> Answer:

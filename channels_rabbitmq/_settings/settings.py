@@ -89,6 +89,8 @@ class Settings:
     groups_exchange: str
     # Whether there are channels without "!" in their names.
     normal_channels: bool
+    # Whether flush() empties everything, and other processes may have it done here.
+    allow_flush: bool
     # The limit for TCP, TLS, handshake and set-up together.
     connect_timeout: float
     # The limit of any call's wait for the broker.
@@ -256,6 +258,7 @@ OPTIONS: Mapping[str, tuple[object, Callable[[str, object], object]]] = {
     "channel_capacity": (None, read_channel_capacity),
     "groups_exchange": ("groups", read_exchange_name),
     "normal_channels": (False, read_flag),
+    "allow_flush": (False, read_flag),
     "connect_timeout": (10, seconds(0, _LONGEST_TIMEOUT)),
     "operation_timeout": (10, seconds(0, _LONGEST_TIMEOUT)),
     "watchdog_interval": (30, seconds(0, _LONGEST_TIMEOUT, or_zero=True)),

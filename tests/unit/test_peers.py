@@ -21,7 +21,16 @@ from channels_rabbitmq._peers import answerer as _answerer
 from channels_rabbitmq._peers.greeter import SETTLE_TIMEOUT, SPREAD
 from channels_rabbitmq._peers.peers import Peers
 from channels_rabbitmq._peers.processes import GONE_AFTER
-from channels_rabbitmq._peers.requests import HELLO, HERE, MEMBERS, Greeting, Request, read
+from channels_rabbitmq._peers.requests import (
+    ANSWER,
+    FLUSH,
+    HELLO,
+    HERE,
+    MEMBERS,
+    Greeting,
+    Request,
+    read,
+)
 from channels_rabbitmq._reporter import Reporter
 from channels_rabbitmq._settings.settings import Settings
 from channels_rabbitmq.exceptions import BrokerUnavailable
@@ -78,6 +87,9 @@ class Process:
         self.acked = 0
         self.answers_late = asyncio.Event()
         self.answers_late.set()
+        self.allows_flush = True
+        self.has_no_broker = False
+        self.flushes = 0
         settings = Settings.from_config({"symmetric_encryption_keys": list(keys) or None})
         self.reporter = Reporter(logging.getLogger("test"), self.id)
         self.peers = Peers(self.id, settings, self, self, self.counters, self.reporter)
@@ -157,6 +169,18 @@ class Process:
 
     def discard(self, group: str, channel: str) -> None:
         self.members.pop(channel, None)
+
+    def flush_here(self, deadline: float) -> Coroutine[Any, Any, None]:
+        if not self.allows_flush:
+            raise ValueError("not allowed")
+        return self._flush_here()
+
+    async def _flush_here(self) -> None:
+        self.flushes += 1
+        await self.answers_late.wait()
+        if self.has_no_broker:
+            raise BrokerUnavailable("no broker")
+        self.members.clear()
 
 
 def now() -> float:
@@ -669,3 +693,75 @@ class TestAskingOne:
                 await a.peers.add(GROUP, f"{b.id}!x", None, now() + 1)
 
         play(scene)
+
+
+class TestFlush:
+    def test_all_others_empty_what_they_hold(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, *others = processes
+            await a.peers.flush(now() + 10)
+            assert [one.members for one in others] == [{}, {}]
+            assert a.flushes == 0  # Its own part is not the wire's.
+
+        play(scene)
+
+    def test_a_question_that_is_repeated_empties_once(self) -> None:
+        """Afterwards there may be new messages, which it mustn't take away."""
+
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b = processes
+            b.answers_late.clear()
+            flushing = asyncio.create_task(a.peers.flush(now() + 10))
+            await asyncio.sleep(1)
+            assert wire.kinds(a.id)[FLUSH] > 1
+            b.answers_late.set()
+            await flushing
+            assert b.flushes == 1
+
+        play(scene, "ab")
+
+    def test_an_answer_that_is_lost_is_given_again(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b = processes
+            flushing = asyncio.create_task(a.peers.flush(now() + 10))
+            await asyncio.sleep(1.5 * DELAY)
+            assert wire.kinds(b.id)[ANSWER] == 1
+            wire.lost_answers = [Outcome.UNKNOWN]
+            await flushing
+            assert (b.flushes, wire.kinds(b.id)[ANSWER]) == (1, 2)
+
+        play(scene, "ab")
+
+    def test_who_does_not_answer_is_named(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b = processes
+            wire.deaf = {b.id}
+            with pytest.raises(BrokerUnavailable, match=f"no answer of {b.id}"):
+                await a.peers.flush(now() + 1)
+
+        play(scene, "ab")
+
+    def test_refusals_are_the_callers(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b = processes
+            b.has_no_broker = True
+            with pytest.raises(BrokerUnavailable, match=f"{b.id} answers: no broker"):
+                await a.peers.flush(now() + 1)
+            b.allows_flush = False
+            with pytest.raises(NotImplementedError, match=f"{b.id} answers: not allowed"):
+                await a.peers.flush(now() + 1)
+            assert b.members
+
+        play(scene, "ab")
+
+    def test_only_so_many_are_remembered(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_answerer, "_MOST_FLUSHES", 2)
+
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b = processes
+            for _ in range(4):
+                await a.peers.flush(now() + 10)
+            assert b.flushes == 4
+            assert len(b.peers._answerer._flushes) == 2
+
+        play(scene, "ab")
