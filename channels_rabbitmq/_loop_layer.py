@@ -79,7 +79,6 @@ class LoopLayer:
         )
         self.router = self._inbox.router
         self.known_channels = self.router.known_channels
-        self.receive_nowait = self.router.receive_nowait
         self.bindings = Bindings(clock=self.loop.time)
         self._hooks = Hooks(hook_functions, self.id)
         self._make_connections(known_outage, capacity_of)
@@ -275,6 +274,10 @@ class LoopLayer:
     def is_local(self, channel: str) -> bool:
         """Whether a channel was made here."""
         return self._names.is_local(channel)
+
+    def receive_nowait(self, channel: str) -> dict[str, Any] | None:
+        """Return the next message of a channel of this event loop; None if there is none now."""
+        return self.router.receive_nowait(channel)
 
     def receive(self, channel: str) -> Coroutine[Any, Any, dict[str, Any]]:
         """Return the next message of a channel of this event loop, or change nothing."""

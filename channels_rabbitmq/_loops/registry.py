@@ -69,7 +69,8 @@ class LoopLayers:
     def find(self) -> Service | None:
         """Return the service of the running event loop, if it has one."""
         latest = self._latest
-        # Its type doesn't tell of the attribute, which asyncio's own loops have.
+        # Only until Python 3.12 is the oldest: see _ASKING_IS_SLOW. The loop's type doesn't tell of
+        # the attribute, which asyncio's own loops have.
         if latest is not None and latest.loop._thread_id == get_ident():  # type: ignore[attr-defined]
             return latest
         return self.by_loop.get(asyncio.get_running_loop())

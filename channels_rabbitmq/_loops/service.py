@@ -8,7 +8,7 @@ is done to a channel is done by the ``ChannelService`` of the event loop that ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Coroutine
+from collections.abc import Container, Coroutine
 from typing import Any, Protocol
 
 import carehare
@@ -32,9 +32,8 @@ class Service(ChannelService, Protocol):
     known_channels: Container[str]
     """Channels that it serves and in which something waits: so their names are valid."""
 
-    @property
-    def receive_nowait(self) -> Callable[[str], dict[str, Any] | None]:
-        """Returns a message of a channel that is known, if one is there."""
+    def receive_nowait(self, channel: str) -> dict[str, Any] | None:
+        """Return a message of a channel that is known, if one is there."""
 
     def is_local(self, channel: str) -> bool:
         """Whether it serves the channel."""
