@@ -43,8 +43,8 @@ async def test_nothing_stays_of_a_process_that_was_connected_at_the_export(
     assert await exchanges(private_broker) == set()
 
     await import_definitions(private_broker, file)
-    assert await group_bindings(private_broker) != []
+    assert await group_bindings(private_broker, "g") != []
     for lease in await queues(private_broker):
         await until_expired(private_broker, lease)
     assert await exchanges(private_broker) == set()
-    assert await group_bindings(private_broker) == []
+    assert await group_bindings(private_broker, "g") == []

@@ -24,7 +24,7 @@ from tests.support.layers import statistics_of, subscriber_of
 from tests.support.lengths import Length
 from tests.support.log_lines import LogLines, log_lines
 from tests.support.patience import connect_patiently
-from tests.support.traffic import Traffic
+from tests.support.traffic import Books, Traffic
 from tools.private_broker import PrivateBroker
 
 # They inject real faults.
@@ -127,6 +127,30 @@ async def test_an_amqp_channel_for_binds_that_hangs_is_replaced(
     assert statistics.publisher.reconnects == 0
 
 
+async def freeze_and_thaw(broker: PrivateBroker) -> None:
+    await asyncio.to_thread(broker.freeze)
+    try:
+        await asyncio.sleep(_FREEZE.value)
+    finally:
+        broker.thaw()
+
+
+async def send_while_frozen(
+    broker: PrivateBroker, sender: RabbitmqChannelLayer, receiver: RabbitmqChannelLayer
+) -> Books:
+    """Send before, while and after the broker is frozen: nothing is lost, and none reconnects."""
+    async with Traffic(sender, receiver, channels=50, rate=100) as traffic:
+        await traffic.flows()
+        await freeze_and_thaw(broker)
+        await traffic.flows()
+        await traffic.finish()
+    for layer in (sender, receiver):
+        statistics = statistics_of(layer)
+        assert statistics.publisher.reconnects == statistics.subscriber.reconnects == 0
+    assert traffic.books.lost() == []
+    return traffic.books
+
+
 async def test_a_frozen_broker_is_waited_for(
     open_layer: OpenLayer, fault_broker: PrivateBroker
 ) -> None:
@@ -134,22 +158,9 @@ async def test_a_frozen_broker_is_waited_for(
     watchdog_interval = _TIMEOUT.value / 4
     options = config(fault_broker.url, _PATIENT_HEARTBEAT, watchdog_interval=watchdog_interval)
     sender, receiver = await open_layer(**options), await open_layer(**options)
-    async with Traffic(sender, receiver, channels=50, rate=100) as traffic:
-        await traffic.flows()
-        await asyncio.to_thread(fault_broker.freeze)
-        try:
-            await asyncio.sleep(_FREEZE.value)
-        finally:
-            fault_broker.thaw()
-        await traffic.flows()
-        await traffic.finish()
-    books = traffic.books
+    books = await send_while_frozen(fault_broker, sender, receiver)
     figures.info("frozen for %g s: %s", _FREEZE.value, books.summary())
-    for layer in (sender, receiver):
-        (statistics,) = layer.statistics()
-        assert statistics.publisher.reconnects == statistics.subscriber.reconnects == 0
     assert statistics_of(sender).counters.outcome_unknown > 0, "it was not frozen for long enough"
-    assert books.lost() == []
     assert books.twice() == []
 
 
@@ -162,11 +173,7 @@ async def test_a_frozen_broker_does_not_make_a_silent_process_reconnect(
     await layer.new_channel()
     await layer.connect()
     for _ in range(3):
-        await asyncio.to_thread(fault_broker.freeze)
-        try:
-            await asyncio.sleep(_FREEZE.value)
-        finally:
-            fault_broker.thaw()
+        await freeze_and_thaw(fault_broker)
         delivered = layer.statistics()[0].counters.delivered
         while layer.statistics()[0].counters.delivered == delivered:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.05)
@@ -296,19 +303,7 @@ async def test_without_heartbeats_a_frozen_broker_is_waited_for_a_while(
     url = f"{fault_broker.url}?heartbeat=0"
     options = {"host": url, "operation_timeout": _TIMEOUT.value, "watchdog_interval": 0.5}
     sender, receiver = await open_layer(**options), await open_layer(**options)
-    async with Traffic(sender, receiver, channels=50, rate=100) as traffic:
-        await traffic.flows()
-        await asyncio.to_thread(fault_broker.freeze)
-        try:
-            await asyncio.sleep(_FREEZE.value)
-        finally:
-            fault_broker.thaw()
-        await traffic.flows()
-        await traffic.finish()
-    for layer in (sender, receiver):
-        (statistics,) = layer.statistics()
-        assert statistics.publisher.reconnects == statistics.subscriber.reconnects == 0
-    assert traffic.books.lost() == []
+    await send_while_frozen(fault_broker, sender, receiver)
 
 
 @pytest.mark.parametrize("query", ["", "?heartbeat=0"])

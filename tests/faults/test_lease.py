@@ -11,16 +11,28 @@ import pika  # type: ignore[import-untyped]  # has no annotations
 import pytest
 
 from channels_rabbitmq._broker import topology as _topology
+from channels_rabbitmq._identity import id_of
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy, Frame
 from tests.support.declared import exchanges, group_bindings, queues, until_expired
 from tests.support.layers import statistics_of
 from tests.support.log_lines import log_lines
+from tests.support.members import GROUP, open_member
 from tools.private_broker import PrivateBroker
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 
 MESSAGE = {"type": "test.message"}
+
+
+def queues_of(connection: str) -> set[str]:
+    """The queues that one connection of a process has declared for itself."""
+    return {f"{connection}{end}" for end in ("", ".lease", ".requests")}
+
+
+def exchanges_of(connection: str) -> set[str]:
+    """The exchanges that one connection of a process has declared for itself."""
+    return {f"{connection}{end}" for end in ("", ".groups", ".lease", ".members")}
 
 
 async def reconnect(proxy: AmqpProxy) -> None:
@@ -44,25 +56,20 @@ async def test_groups_of_a_lost_connection_stay_bound_until_the_lease_is_over(
 ) -> None:
     # So long that the lists below are read meanwhile.
     monkeypatch.setattr(_topology, "LEASE", 5.0)
-    layer = await open_layer(host=proxy.url)
-    channel = await layer.new_channel()
-    await layer.group_add("g", channel)
-    id_ = channel.partition("!")[0]
+    layer, channel = await open_member(open_layer, host=proxy.url)
+    id_ = id_of(channel)
     await reconnect(proxy)
-    await layer.group_add("g", channel)
+    await layer.group_add(GROUP, channel)
     # The queue itself has gone at once.
-    own = {f"{id_}.2", f"{id_}.2.requests", f"{id_}.2.lease"}
-    assert set(await queues(private_broker)) == {f"{id_}.1.lease", *own}
-    assert await group_bindings(private_broker) == [f"{id_}.1.groups", f"{id_}.2.groups"]
-    await layer.group_send("g", MESSAGE)
+    assert set(await queues(private_broker)) == {f"{id_}.1.lease", *queues_of(f"{id_}.2")}
+    assert await group_bindings(private_broker, GROUP) == [f"{id_}.1.groups", f"{id_}.2.groups"]
+    await layer.group_send(GROUP, MESSAGE)
     await layer.send(channel, MESSAGE)
     assert [await layer.receive(channel) for _ in range(2)] == [MESSAGE] * 2
     await until_expired(private_broker, f"{id_}.1.lease")
-    assert await group_bindings(private_broker) == [f"{id_}.2.groups"]
-    assert await exchanges(private_broker) == {
-        f"{id_}.2{end}" for end in ("", ".groups", ".lease", ".members")
-    }
-    await layer.group_send("g", MESSAGE)
+    assert await group_bindings(private_broker, GROUP) == [f"{id_}.2.groups"]
+    assert await exchanges(private_broker) == exchanges_of(f"{id_}.2")
+    await layer.group_send(GROUP, MESSAGE)
     assert await layer.receive(channel) == MESSAGE
     # What has a consumer doesn't expire, and nothing was ever routed to it.
     lease = (await queues(private_broker))[f"{id_}.2.lease"]
@@ -77,31 +84,27 @@ async def test_they_stay_as_long_as_it_takes_to_bind_them_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_topology, "LEASE", 1.0)
-    layer = await open_layer(host=proxy.url)
-    channel = await layer.new_channel()
-    await layer.group_add("g", channel)
-    id_ = channel.partition("!")[0]
+    layer, channel = await open_member(open_layer, host=proxy.url)
+    id_ = id_of(channel)
 
     bound = asyncio.Event()
 
     async def slowly(frame: Frame) -> Frame:
-        if frame.decode().routing_key == "g":
+        if frame.decode().routing_key == GROUP:
             await bound.wait()
         return frame
 
     proxy.rule(TO_BROKER, pamqp.commands.Exchange.Bind, slowly)
     await reconnect(proxy)
     await until_expired(private_broker, f"{id_}.1.lease")
-    assert await group_bindings(private_broker) == [f"{id_}.1.groups"]
+    assert await group_bindings(private_broker, GROUP) == [f"{id_}.1.groups"]
     bound.set()
-    await layer.group_add("g", channel)
+    await layer.group_add(GROUP, channel)
     # The exchange is deleted in a moment, and nobody is told.
-    while await group_bindings(private_broker) != [f"{id_}.2.groups"]:  # noqa: ASYNC110
+    while await group_bindings(private_broker, GROUP) != [f"{id_}.2.groups"]:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
-    assert await exchanges(private_broker) == {
-        f"{id_}.2{end}" for end in ("", ".groups", ".lease", ".members")
-    }
-    await layer.group_send("g", MESSAGE)
+    assert await exchanges(private_broker) == exchanges_of(f"{id_}.2")
+    await layer.group_send(GROUP, MESSAGE)
     assert await layer.receive(channel) == MESSAGE
 
 
@@ -113,15 +116,14 @@ async def test_nothing_stays_of_a_process_that_was_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_topology, "LEASE", 1.0)
-    layer = await open_layer(host=proxy.url)
-    channel = await layer.new_channel()
-    await layer.group_add("g", channel)
+    _layer, channel = await open_member(open_layer, host=proxy.url)
+    id_ = id_of(channel)
     proxy.refuse()
     proxy.cut(name="subscriber")
-    await until_expired(private_broker, f"{channel.partition('!')[0]}.1.lease")
+    await until_expired(private_broker, f"{id_}.1.lease")
     assert await queues(private_broker) == {}
     assert await exchanges(private_broker) == set()
-    assert await group_bindings(private_broker) == []
+    assert await group_bindings(private_broker, GROUP) == []
 
 
 async def test_closing_leaves_nothing_of_former_connections_either(
@@ -130,7 +132,7 @@ async def test_closing_leaves_nothing_of_former_connections_either(
     layer = await open_layer(host=proxy.url)
     channel = await layer.new_channel()
     for _ in range(3):
-        await layer.group_add("g", channel)
+        await layer.group_add(GROUP, channel)
         await reconnect(proxy)
     assert len(await queues(private_broker)) >= 3
     await layer.close()
@@ -142,13 +144,12 @@ async def test_a_lease_deleted_by_hand_is_not_missed(
     open_layer: OpenLayer, private_broker: PrivateBroker, proxy: AmqpProxy
 ) -> None:
     """Or by a node of a cluster that ends: brokers may be told to put queues on any node."""
-    layer = await open_layer(host=proxy.url)
-    channel = await layer.new_channel()
-    await layer.group_add("g", channel)
-    lease = f"{channel.partition('!')[0]}.1.lease"
+    layer, channel = await open_member(open_layer, host=proxy.url)
+    id_ = id_of(channel)
+    lease = f"{id_}.1.lease"
     await asyncio.to_thread(private_broker.ctl, "delete_queue", lease)
     await proxy.seen(TO_CLIENT, pamqp.commands.Basic.Cancel)
-    await layer.group_send("g", MESSAGE)
+    await layer.group_send(GROUP, MESSAGE)
     await layer.send(channel, MESSAGE)
     assert [await layer.receive(channel) for _ in range(2)] == [MESSAGE] * 2
     assert proxy.opened == 2
@@ -159,14 +160,13 @@ async def test_a_lease_deleted_by_hand_is_not_missed(
 async def test_what_somebody_puts_into_a_lease_harms_nothing(
     open_layer: OpenLayer, private_broker: PrivateBroker, proxy: AmqpProxy
 ) -> None:
-    layer = await open_layer(host=proxy.url)
-    channel = await layer.new_channel()
-    await layer.group_add("g", channel)
+    layer, channel = await open_member(open_layer, host=proxy.url)
+    id_ = id_of(channel)
     connection = await layer.carehare_connection
     for _ in range(3):
-        await connection.publish(b"stray", routing_key=f"{channel.partition('!')[0]}.1.lease")
+        await connection.publish(b"stray", routing_key=f"{id_}.1.lease")
     await proxy.seen(TO_CLIENT, pamqp.commands.Basic.Deliver)
-    await layer.group_send("g", MESSAGE)
+    await layer.group_send(GROUP, MESSAGE)
     assert await layer.receive(channel) == MESSAGE
     # Nobody looks at it: it would say that something arrives from the queue of messages.
     counters = statistics_of(layer).counters
@@ -182,18 +182,18 @@ async def test_a_process_that_reconnects_again_and_again_has_two_leases_at_most(
     layer = await open_layer(host=proxy.url)
     channel = await layer.new_channel()
     for _ in range(4):
-        await layer.group_add("g", channel)
+        await layer.group_add(GROUP, channel)
         await reconnect(proxy)
-    await layer.group_add("g", channel)
-    id_ = channel.partition("!")[0]
+    await layer.group_add(GROUP, channel)
+    id_ = id_of(channel)
     # The rest is deleted in a moment: the broker was told without being asked for an answer.
-    two = {f"{id_}.5", f"{id_}.5.requests", f"{id_}.5.lease", f"{id_}.4.lease"}
+    two = {f"{id_}.4.lease", *queues_of(f"{id_}.5")}
     while set(await queues(private_broker)) != two:  # noqa: ASYNC110 - the broker tells nobody
         await asyncio.sleep(0.05)
     # The fourth connection may have been cut while it held the third one's.
-    bound = set(await group_bindings(private_broker))
+    bound = set(await group_bindings(private_broker, GROUP))
     assert bound - {f"{id_}.3.groups"} == {f"{id_}.4.groups", f"{id_}.5.groups"}
-    await layer.group_send("g", MESSAGE)
+    await layer.group_send(GROUP, MESSAGE)
     assert await layer.receive(channel) == MESSAGE
 
 
@@ -213,14 +213,12 @@ async def test_a_way_for_all_groups_that_is_gone_is_found_by_the_probe(
     private_broker: PrivateBroker,
     way: str,
 ) -> None:
-    layer = await open_layer(host=private_broker.url, watchdog_interval=0.2)
-    channel = await layer.new_channel()
-    await layer.group_add("g", channel)
-    own = channel.partition("!")[0] + ".1"
+    layer, channel = await open_member(open_layer, host=private_broker.url, watchdog_interval=0.2)
+    own = f"{id_of(channel)}.1"
     with log_lines() as lines:
         await asyncio.to_thread(remove_way, private_broker.url, own, way)
         await lines.next("WARNING subscriber .*: lost .* a binding of the queue is gone")
         await lines.next("WARNING subscriber .*: connected again")
-    await layer.group_add("g", channel)
-    await layer.group_send("g", MESSAGE)
+    await layer.group_add(GROUP, channel)
+    await layer.group_send(GROUP, MESSAGE)
     assert await layer.receive(channel) == MESSAGE

@@ -17,10 +17,10 @@ async def exchanges(broker: PrivateBroker) -> set[str]:
     return {row["name"] for row in rows if row["name"].startswith("crq.")}
 
 
-async def group_bindings(broker: PrivateBroker) -> list[str]:
-    """To which exchange or queue the group "g" is bound."""
+async def group_bindings(broker: PrivateBroker, group: str) -> list[str]:
+    """To which exchange or queue a group is bound."""
     rows = await asyncio.to_thread(broker.list_bindings, "destination_name", "routing_key")
-    return sorted(row["destination_name"] for row in rows if row["routing_key"] == "g")
+    return sorted(row["destination_name"] for row in rows if row["routing_key"] == group)
 
 
 async def until_expired(broker: PrivateBroker, lease: str) -> None:

@@ -176,15 +176,17 @@ async def test_asgi_server(programs: Programs, server: str) -> None:
 class TestLifespan:
     """Servers that tell a project of their start and end, and a project that listens."""
 
+    async def start(self, programs: Programs, server: str, port: int, **variables: str) -> Program:
+        application = "mysite.asgi_lifespan:application"
+        return await start_asgi(programs, server, port, application, LIFESPAN[server], **variables)
+
     @pytest.mark.slow
     @pytest.mark.parametrize("server", LIFESPAN)
     async def test_connects_at_the_start_and_closes_at_the_end(
         self, programs: Programs, server: str
     ) -> None:
         port = free_port()
-        program = await start_asgi(
-            programs, server, port, "mysite.asgi_lifespan:application", LIFESPAN[server]
-        )
+        program = await self.start(programs, server, port)
         # Before anybody asks for anything.
         await programs.proxy.until(lambda: programs.roles() == {"publisher": 1, "subscriber": 1})
         await until_it_answers(program, port)
@@ -195,12 +197,10 @@ class TestLifespan:
     @pytest.mark.parametrize("server", LIFESPAN)
     async def test_fail_fast_refuses_to_start(self, programs: Programs, server: str) -> None:
         port = free_port()
-        program = await start_asgi(
+        program = await self.start(
             programs,
             server,
             port,
-            "mysite.asgi_lifespan:application",
-            LIFESPAN[server],
             FAIL_FAST="1",
             LAYER_HOST=f"amqp://guest:wrong@{programs.proxy.host}:{programs.proxy.port}",
         )
@@ -214,12 +214,10 @@ class TestLifespan:
     async def test_starts_without_a_broker(self, programs: Programs, server: str) -> None:
         """And ends while it still tries to connect."""
         port = free_port()
-        program = await start_asgi(
+        program = await self.start(
             programs,
             server,
             port,
-            "mysite.asgi_lifespan:application",
-            LIFESPAN[server],
             LAYER_HOST=f"amqp://127.0.0.1:{free_port()}",
             LAYER_CONFIG='{"operation_timeout": 0.3}',
         )
