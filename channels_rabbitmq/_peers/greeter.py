@@ -5,12 +5,14 @@
 - *Every hello is answered*, by *here*. With "not if it has said hello itself lately", 36 of 90
   pairs of processes never met (measured). The answers are spread over ``SPREAD``, and if more than
   ``MOST_SINGLE`` are due, one for all takes their place.
-- *Settled.* A process that has just connected knows nobody. A settled process that answers its
-  hello names all that it has heard, and has heard each hello that was said before. So a single such
-  answer suffices to know all. This process is settled then, or if none has come
-  ``SETTLE_TIMEOUT`` after its hello: then it is alone, or all have just begun, as after a restart
-  of the broker, and have greeted each other. Before that no result is complete. (An answer names
-  the hellos that it is for: one for others may be older, and lack somebody.)
+- *Settled.* A process that has just connected knows nobody. One that has been connected for
+  ``SETTLE_TIMEOUT`` has heard all: who was there before has answered its hello, the others have
+  said theirs. When it answers a hello, it names all that it has heard, which are all whose hello
+  was said before that one. So a single such answer suffices to know all, and then this process is
+  settled. It is settled, too, if none has come ``SETTLE_TIMEOUT`` after its hello: then it is
+  alone, or all have just begun, as after a restart of the broker, and have greeted each other.
+  Before that no result is complete. (An answer names the hellos that it is for: one for others may
+  be older, and lack somebody.)
 
 While the broker blocks publishers nothing is said; ``group_add()`` doesn't wait for it then.
 """
@@ -63,6 +65,7 @@ class Greeter:
         self._connections = 0
         self.is_greeted = False  # the hello of this connection is confirmed
         self.is_settled = False
+        self._has_heard_all = False  # itself, and not only of all by another one
         self._greeted = Waiters()
         self._due: dict[str, int] = {}  # who waits for an answer, and to which of its hellos
         self._hello: asyncio.Task[None] | None = None
@@ -78,7 +81,7 @@ class Greeter:
     def on_lost(self) -> None:
         """The connection is gone."""
         self.connection = 0
-        self.is_greeted = self.is_settled = False
+        self.is_greeted = self.is_settled = self._has_heard_all = False
         if self._settle_timer is not None:
             self._settle_timer.cancel()
         if self._hello is not None:
@@ -105,7 +108,7 @@ class Greeter:
         await self._say_until_confirmed(Greeting(HELLO, self._id, self.connection), TO_ALL)
         self.is_greeted = True
         self._greeted.wake()
-        self._settle_timer = call_at(self._loop.time() + SETTLE_TIMEOUT, self._settle)
+        self._settle_timer = call_at(self._loop.time() + SETTLE_TIMEOUT, self._on_heard_all)
 
     async def _say_until_confirmed(self, greeting: Greeting, recipient: str) -> None:
         body = self._codec.encode_for_channel(recipient, greeting.message())
@@ -118,6 +121,10 @@ class Greeter:
             except BrokerUnavailable:
                 pass
             await asyncio.sleep(0.1)
+
+    def _on_heard_all(self) -> None:
+        self._has_heard_all = True
+        self._settle()
 
     def _settle(self) -> None:
         if not self.is_settled and self.connection:
@@ -145,8 +152,8 @@ class Greeter:
             self._here = None
 
     def _names(self) -> tuple[str, ...] | None:
-        names = self._processes.heard() if self.is_settled else []
-        return tuple(names) if self.is_settled and len(names) <= _MOST_NAMES else None
+        names = self._processes.heard() if self._has_heard_all else []
+        return tuple(names) if self._has_heard_all and len(names) <= _MOST_NAMES else None
 
     def on_here(self, here: Greeting) -> None:
         """Another process has answered our hello, or that of others."""

@@ -130,10 +130,9 @@ class Processes:
         return list(self._absent)
 
     def heard(self) -> list[str]:
-        """Return the present ones that this process has heard itself."""
-        return [
-            id_ for id_ in self._known if id_ not in self._absent and id_ not in self._by_hearsay
-        ]
+        """Return those of them that this process has heard itself."""
+        self._strike_off()
+        return [id_ for id_ in self._known if id_ not in self._by_hearsay]
 
     def is_gone(self, id_: str) -> bool:
         """Whether a process has ended, as far as that is known."""

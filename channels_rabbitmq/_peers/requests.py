@@ -42,7 +42,7 @@ class Greeting:
     answered: tuple[Hello, ...] = ()
     """With *here*: which hellos this answers."""
     known: tuple[str, ...] | None = None
-    """With *here*: whom the sender has heard itself; None if it may not know all yet."""
+    """With *here*: whom the sender has heard itself; None if these may not be all yet."""
 
     def message(self) -> dict[str, Any]:
         message: dict[str, Any] = {"kind": self.kind, "from": self.sender}

@@ -142,7 +142,7 @@ async def ask_as_somebody_new(open_layer: OpenLayer, url: str, results: list[Ask
     """The first question of a process that has just started."""
     while True:
         layer = await open_layer(host=url)
-        results.append(await ask(layer, GROUP, 3.0))
+        results.append(await ask(layer, GROUP, 10.0))
         await layer.close()
         await asyncio.sleep(0.05)
 
@@ -162,7 +162,9 @@ async def test_under_churn_no_complete_result_lacks_a_member(
     for asker in askers:
         asker.cancel()
     await asyncio.wait(askers)
-    assert all(asker.cancelled() for asker in askers)
+    for asker in askers:
+        with contextlib.suppress(asyncio.CancelledError):
+            asker.result()
     for member in churn.running:
         await member.end(signal.SIGTERM)
     oracle = Oracle(churn.histories())
@@ -180,7 +182,7 @@ async def test_under_churn_no_complete_result_lacks_a_member(
         assert len(complete) > 5
         assert max(len(one.channels) for one in complete) > Churn.PROCESSES
         for one in asked:
-            assert one.took < 3 + _GRACE
+            assert one.took < one.timeout + _GRACE
             assert oracle.lacking(one) == set(), one
             assert oracle.wrong(one) == set(), one
     figures.info("%d processes, ends: %s", len(churn.all), dict(churn.ends))

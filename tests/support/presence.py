@@ -140,6 +140,7 @@ class MemberProcess:
 class Asked:
     """One result, and when it was asked for and given (``time.monotonic()``)."""
 
+    timeout: float
     asked_at: float
     answered_at: float
     result: GroupMembers
@@ -159,7 +160,7 @@ async def ask(layer: RabbitmqChannelLayer, group: str, timeout: float = 1.0) -> 
     """Ask once."""
     asked_at = time.monotonic()
     result = await layer.group_members(group, timeout)
-    return Asked(asked_at, time.monotonic(), result)
+    return Asked(timeout, asked_at, time.monotonic(), result)
 
 
 class Oracle:

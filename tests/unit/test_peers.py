@@ -299,6 +299,24 @@ class TestGreeting:
 
         play(scene)
 
+    def test_one_that_has_just_heard_of_all_tells_nobody_of_them(self) -> None:
+        """It hasn't heard them itself, and so mustn't pass them on."""
+
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            new, newer = Process(wire, "n"), Process(wire, "o")
+            new.connect()
+            await new.peers.group_members(GROUP, now() + 1)
+            assert new.peers.greeter.is_settled
+            wire.deaf = {one.id for one in processes}
+            newer.connect()
+            await asyncio.sleep(3 * SPREAD)
+            assert newer.peers.processes.known() == [new.id]
+            assert not newer.peers.greeter.is_settled
+            for one in (new, newer):
+                one.close()
+
+        play(scene)
+
     def test_an_answer_to_another_hello_is_no_proof(self) -> None:
         """It may be older than this connection, and lack who has come since."""
 

@@ -131,9 +131,12 @@ def test_hearsay_does_not_end_an_absence(processes: Processes) -> None:
     assert processes.absent() == [A]
 
 
-def test_absent_ones_are_not_passed_on(processes: Processes) -> None:
+def test_absent_ones_are_passed_on_until_they_are_gone(processes: Processes, clock: Clock) -> None:
+    """Their members may be back in a moment."""
     processes.on_heard(A)
     processes.on_returned(A)
+    assert processes.heard() == [A]
+    clock.now += GONE_AFTER
     assert processes.heard() == []
 
 
