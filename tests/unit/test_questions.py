@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from channels_rabbitmq._codec import MalformedBody, MessageCodec, pack_info
 from channels_rabbitmq._peers.questions import Questions
@@ -24,6 +27,22 @@ from channels_rabbitmq._peers.requests import (
 )
 
 A, B = (f"crq.{letter * 16}" for letter in "ab")
+
+
+# What msgpack may unpack
+_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64)
+    | st.floats()
+    | st.binary()
+    | st.sampled_from(["", A, f"{A}!x", "g", "!all", "\ud800"]),
+    lambda values: (
+        st.lists(values, max_size=3)
+        | st.dictionaries(st.text(max_size=2) | st.integers(), values, max_size=3)
+    ),
+    max_leaves=6,
+)
 
 
 class TestQuestions:
@@ -178,6 +197,21 @@ class TestForm:
     def test_an_empty_message(self) -> None:
         with pytest.raises(MalformedBody):
             read({})
+
+    @given(
+        st.dictionaries(
+            st.sampled_from([*Answer(A, 1, error="x").message(), "timeout", "group", "channel"])
+            | st.sampled_from(["info", "known", "answered"])
+            | st.integers(),
+            _VALUES,
+        ),
+        st.sampled_from(["hello", "here", "bye", "members", "count", "add", "discard", "answer"]),
+    )
+    def test_whatever_it_is_only_one_error_is_raised(
+        self, message: dict[Any, Any], kind: str
+    ) -> None:
+        with contextlib.suppress(MalformedBody):
+            read({"kind": kind, "from": A, **message})
 
     def test_later_versions_may_say_more(self) -> None:
         assert read(Greeting(HERE, A).message() | {"more": 1}) == Greeting(HERE, A)
