@@ -29,10 +29,10 @@ from ._broker.bindings import Bindings
 from ._broker.connections import Connections
 from ._broker.groups_exchange import GroupsExchange
 from ._broker.normal_channels import NormalChannels
-from ._broker.outage import KnownOutage
 from ._broker.publisher import Publisher
 from ._broker.request_link import RequestLink
 from ._broker.sender import Sender
+from ._broker.shared import Shared
 from ._broker.subscriber import Subscriber
 from ._broker.user_connection import UserConnection
 from ._broker.watchdog import Watchdog
@@ -65,7 +65,7 @@ class LoopLayer:
         settings: Settings,
         capacity_of: Callable[[str], int],
         hook_functions: HookFunctions,
-        known_outage: KnownOutage,
+        shared: Shared,
     ) -> None:
         self._settings = settings
         self.loop = asyncio.get_running_loop()
@@ -81,7 +81,7 @@ class LoopLayer:
         self.known_channels = self.router.known_channels
         self.bindings = Bindings(clock=self.loop.time)
         self._hooks = Hooks(hook_functions, self.id)
-        self._make_connections(known_outage, capacity_of)
+        self._make_connections(shared, capacity_of)
         self._sender = Sender(
             self.id,
             settings,
@@ -103,9 +103,7 @@ class LoopLayer:
         self.is_closing = False  # or closed
         self.is_closed = False  # by close(), and nothing of it is left
 
-    def _make_connections(
-        self, known_outage: KnownOutage, capacity_of: Callable[[str], int]
-    ) -> None:
+    def _make_connections(self, shared: Shared, capacity_of: Callable[[str], int]) -> None:
         settings = self._settings
         groups_exchange = GroupsExchange(settings.groups_exchange)
         self.publisher = Publisher(
@@ -113,7 +111,7 @@ class LoopLayer:
             self.counters,
             groups_exchange,
             id_=self.id,
-            known_outage=known_outage,
+            shared=shared,
             on_no_exchange=self._on_no_exchange,
         )
         link = RequestLink(
@@ -125,7 +123,7 @@ class LoopLayer:
             settings,
             self.bindings,
             groups_exchange,
-            known_outage=known_outage,
+            shared=shared,
             requests=self.peers,
             on_delivery=self._inbox.on_delivery,
             on_consumer_lost=self.router.connection_lost,
@@ -134,14 +132,14 @@ class LoopLayer:
         )
         # A program may cancel all tasks and let the loop go on: no receive() shall wait in vain.
         self.subscriber.supervisor.on_closed = self.router.close
-        self._user_connection = UserConnection(settings, self.id, known_outage)
+        self._user_connection = UserConnection(settings, self.id, shared)
         self.normal_channels = NormalChannels(
             self.id,
             settings,
             self.publisher,
             groups_exchange,
             capacity_of=capacity_of,
-            known_outage=known_outage,
+            shared=shared,
             counters=self.counters,
             reporter=self._reporter,
         )

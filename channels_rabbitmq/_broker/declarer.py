@@ -26,6 +26,7 @@ from .._amqp.methods import Basic, Method
 from .._settings.settings import Settings
 from .groups_exchange import GroupsExchange
 from .reasons import describe
+from .shared import Told
 from .topology import Topology
 
 logger = logging.getLogger("channels_rabbitmq.subscriber")
@@ -44,7 +45,13 @@ class Declarer:
     """
 
     def __init__(
-        self, id_: str, settings: Settings, groups_exchange: GroupsExchange, *, owner: str
+        self,
+        id_: str,
+        settings: Settings,
+        groups_exchange: GroupsExchange,
+        told: Told,
+        *,
+        owner: str,
     ) -> None:
         self._id = id_
         self._settings = settings
@@ -56,7 +63,7 @@ class Declarer:
         # The one in use before all of those, if any: its lease may still last.
         self._before: list[Topology] = []
         self._kept: list[Topology] = []  # whose groups are still bound
-        self._has_warned = False  # that it works without a lease
+        self._told = told
 
     async def declare(
         self,
@@ -121,8 +128,7 @@ class Declarer:
                 raise exc
             await _call(topology_channel, deletes)
         topology.has_lease = False
-        if not self._has_warned:
-            self._has_warned = True
+        if self._told.is_news(("no lease",)):
             logger.warning(
                 "%s: goes without a lease on its groups' bindings: %s", self._owner, describe(exc)
             )

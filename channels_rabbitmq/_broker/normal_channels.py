@@ -11,8 +11,8 @@ from .groups_exchange import GroupsExchange
 from .normal_queues import NormalTopology
 from .normal_receiver import NormalReceiver
 from .normal_sender import NormalSender
-from .outage import KnownOutage
 from .publisher import Publisher
+from .shared import Shared
 
 
 class NormalChannels:
@@ -29,11 +29,11 @@ class NormalChannels:
         groups_exchange: GroupsExchange,
         *,
         capacity_of: Callable[[str], int],
-        known_outage: KnownOutage,
+        shared: Shared,
         counters: Counters,
         reporter: Reporter,
     ) -> None:
-        topology = NormalTopology(id_, settings, capacity_of)
+        topology = NormalTopology(id_, settings, capacity_of, shared.told)
         sender = NormalSender(topology, publisher, settings.operation_timeout, counters, reporter)
         self.send = sender.send
         self.queues = sender.queues  # on the connection that sends
@@ -42,7 +42,7 @@ class NormalChannels:
             settings,
             topology,
             groups_exchange,
-            known_outage=known_outage,
+            shared=shared,
             counters=counters,
             reporter=reporter,
         )

@@ -41,6 +41,7 @@ from .._futures import fail, wait_all
 from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
 from .reasons import describe
+from .shared import Told
 from .supervisor import Supervisor
 
 logger = logging.getLogger("channels_rabbitmq.normal_channels")
@@ -57,12 +58,14 @@ _NO_EXCHANGE = re.compile("no exchange")  # as 3.10, 4.0 and 4.3 say it
 class NormalTopology:
     """Names and commands for the queues of one ``LoopLayer``, whose id is ``id_``."""
 
-    def __init__(self, id_: str, settings: Settings, capacity_of: Callable[[str], int]) -> None:
+    def __init__(
+        self, id_: str, settings: Settings, capacity_of: Callable[[str], int], told: Told
+    ) -> None:
         self._id = id_
         self._exchange = settings.groups_exchange
         self._expiry = settings.expiry
         self._capacity_of = capacity_of
-        self._warned: set[str] = set()  # channels whose queue is used as it is
+        self._told = told
         # By channel: the groups to which this event loop has added it
         self.groups: dict[str, set[str]] = {}
         # Channels that were used here, for flush()
@@ -124,8 +127,7 @@ class NormalTopology:
 
     def on_used_as_it_is(self, channel: str, exc: BaseException) -> None:
         """The declare was refused, but the queue is there. Warns once."""
-        if channel not in self._warned:
-            self._warned.add(channel)
+        if self._told.is_news(("used as it is", channel)):
             logger.warning(
                 "%s: the queue of the normal channel %s is used as it is: %s",
                 self._id,

@@ -42,8 +42,8 @@ from .._settings.settings import Settings
 from ..statistics import Counters
 from .groups_exchange import GroupsExchange
 from .normal_queues import NormalQueues, NormalTopology
-from .outage import KnownOutage
 from .reasons import describe
+from .shared import Shared
 from .supervisor import Supervisor
 
 _NOT_FOUND = 404  # AMQP 0-9-1, section 1.2
@@ -99,7 +99,7 @@ class NormalReceiver:
         topology: NormalTopology,
         groups_exchange: GroupsExchange,
         *,
-        known_outage: KnownOutage,
+        shared: Shared,
         counters: Counters,
         reporter: Reporter,
     ) -> None:
@@ -108,7 +108,7 @@ class NormalReceiver:
         self._groups_exchange = groups_exchange
         self._counters = counters
         self._reporter = reporter
-        self.supervisor = Supervisor(self, settings, id_=id_, known_outage=known_outage)
+        self.supervisor = Supervisor(self, settings, id_=id_, shared=shared)
         # A program may cancel all tasks and let the loop go on: nobody shall wait in vain.
         self.supervisor.on_closed = self.close
         self._queues = NormalQueues(topology, self.supervisor, self._on_no_exchange)

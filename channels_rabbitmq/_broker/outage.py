@@ -47,28 +47,13 @@ class Failure:
 
 
 class KnownOutage:
-    """What all connections of one layer know together, on all event loops of the process.
+    """What all connections of one layer know of it together, on all event loops of the process.
 
     Its methods may be called on any thread.
     """
 
     def __init__(self) -> None:
         self._failures: dict[str, Failure] = {}  # by role: the last one
-        self._told_at: dict[tuple[str, ...], float] = {}  # when the log was told what
-
-    def is_news(self, what: tuple[str, ...], interval: float) -> bool:
-        """Return whether this wasn't logged for ``interval`` seconds, and note that it is now.
-
-        Connections that live for one call would each log it otherwise.
-        """
-        now = time.monotonic()
-        for old, at in list(self._told_at.items()):
-            if now - at >= interval:
-                self._told_at.pop(old, None)
-        if what in self._told_at:
-            return False
-        self._told_at[what] = now
-        return True
 
     def began_at(self) -> float | None:
         """Return when the present outage began, or None if no connection knows of one."""

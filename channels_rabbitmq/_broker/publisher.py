@@ -26,8 +26,8 @@ from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
 from ..statistics import Counters
 from .groups_exchange import GroupsExchange
-from .outage import KnownOutage
 from .outbox import Confirm, Outbox, WaitingMessage
+from .shared import Shared
 from .supervisor import State, Supervisor
 from .version_4 import DefaultExchange
 
@@ -35,6 +35,8 @@ logger = logging.getLogger("channels_rabbitmq.publisher")
 
 # No group's name and no channel's id holds or begins with "!", so nothing is bound to this key.
 _PING_KEY = "!ping"
+
+_BLOCKED = ("blocked",)  # what the log was told
 
 _NOT_FOUND = 404  # AMQP 0-9-1, section 1.2
 
@@ -55,7 +57,7 @@ class Publisher:
         groups_exchange: GroupsExchange,
         *,
         id_: str,
-        known_outage: KnownOutage,
+        shared: Shared,
         on_no_exchange: Callable[[], None],
     ) -> None:
         self._settings = settings
@@ -67,14 +69,14 @@ class Publisher:
         self.ping_route = Route(settings.groups_exchange, _PING_KEY, mandatory=False)
         self._amqp_channel: PublisherChannel | None = None  # while connected
         self._default_exchange: DefaultExchange | None = None  # while connected; until 6.0
-        self._has_warned_of_void = False
+        self._told = shared.told
         self._is_blocked = False
         self._blocked_at_set_up: asyncio.Future[None] | None = None
         # The AMQP channel that set_up() has made, until on_ready(); and why it has ended
         self._new_amqp_channel: PublisherChannel | None = None
         self._end_exc: Exception | None = None
         self._outbox = Outbox(self._write_waiting, asyncio.get_running_loop().time)
-        self.supervisor = Supervisor(self, settings, id_=id_, known_outage=known_outage)
+        self.supervisor = Supervisor(self, settings, id_=id_, shared=shared)
         self._was_connected = False
         self.reconnected_at = float("-inf")  # loop time
         self.usable = Waiters()  # woken when it can publish again
@@ -98,9 +100,11 @@ class Publisher:
         await asyncio.wait([ping, blocked], return_when=asyncio.FIRST_COMPLETED)
         if amqp_channel.is_closed or (ping.done() and ping.result() is Outcome.UNKNOWN):
             raise self._end_exc or carehare.ConnectionClosed("RabbitMQ took no message in time")
+        if not self._is_blocked:
+            self._tell_unblocked()  # Perhaps an alarm was on when the last connection ended.
         self._new_amqp_channel = amqp_channel
         self._default_exchange = DefaultExchange(
-            connection, self.ping_route, owner=self.supervisor.name
+            connection, self.ping_route, self._told, owner=self.supervisor.name
         )
 
     async def _open(self, connection: Connection) -> PublisherChannel:
@@ -121,8 +125,7 @@ class Publisher:
     def _on_set_up_ping(self, ping: asyncio.Future[Outcome]) -> None:
         """Warn once, if a message that no queue should take isn't returned."""
         is_taken = ping.result() is CONFIRMED or ping.result() is Outcome.NACKED
-        if is_taken and not self._has_warned_of_void:
-            self._has_warned_of_void = True
+        if is_taken and self._told.is_news(("no returns",)):
             logger.warning(
                 "%s: what send() sends to processes that are gone isn't noticed: the exchange %r "
                 "has an alternate exchange, or isn't a direct one",
@@ -160,14 +163,19 @@ class Publisher:
     def _on_blocked(self, reason: str | None) -> None:
         self._is_blocked = reason is not None
         if self._is_blocked:
-            logger.warning("%s: RabbitMQ blocks publishers: %s", self.supervisor.name, reason)
+            if self._told.is_news(_BLOCKED):
+                logger.warning("%s: RabbitMQ blocks publishers: %s", self.supervisor.name, reason)
             if self._blocked_at_set_up is not None:
                 resolve(self._blocked_at_set_up, None)
             if self._amqp_channel is not None:
                 self._outbox.discard_all()
         else:
-            logger.warning("%s: RabbitMQ takes messages again", self.supervisor.name)
+            self._tell_unblocked()
             self.usable.wake()
+
+    def _tell_unblocked(self) -> None:
+        if self._told.is_over(_BLOCKED):
+            logger.warning("%s: RabbitMQ takes messages again", self.supervisor.name)
 
     def _on_end(self, exc: Exception) -> None:
         self._end_exc = exc

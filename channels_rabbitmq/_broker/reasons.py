@@ -9,7 +9,7 @@ import ssl
 
 import carehare
 
-from .outage import KnownOutage
+from .shared import Told
 
 logger = logging.getLogger("channels_rabbitmq.connection")
 
@@ -69,10 +69,10 @@ class Reasons:
     URLs are strings, without passwords.
     """
 
-    def __init__(self, name: str, role: str, known_outage: KnownOutage) -> None:
+    def __init__(self, name: str, role: str, told: Told) -> None:
         self._name = name
         self._role = role
-        self._known_outage = known_outage
+        self._told = told
         self.last = ""  # or why the last connection was lost
         self.by_url: dict[str, str] = {}
 
@@ -90,7 +90,7 @@ class Reasons:
         """Warn of an attempt that has failed, if that is news; or as a reminder."""
         # Numbers don't matter: the queue of each attempt has another one in its name.
         news = (self._role, url, re.sub(r"\d+", "0", self.last))
-        if self._known_outage.is_news(news, REMINDER_INTERVAL):
+        if self._told.is_news(news, REMINDER_INTERVAL):
             logger.warning("%s: cannot connect to %s: %s", self._name, url, self.last)
 
     def log_loss(self, url: str) -> None:

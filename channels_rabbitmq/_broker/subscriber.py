@@ -26,8 +26,8 @@ from ..exceptions import BrokerUnavailable
 from .bindings import Bindings, Command
 from .declarer import Declarer
 from .groups_exchange import GroupsExchange
-from .outage import KnownOutage
 from .reasons import describe
+from .shared import Shared
 from .supervisor import State, Supervisor
 from .topology import REQUESTS_PREFETCH, Topology
 
@@ -70,7 +70,7 @@ class Subscriber:
         bindings: Bindings,
         groups_exchange: GroupsExchange,
         *,
-        known_outage: KnownOutage,
+        shared: Shared,
         requests: Requests,
         on_delivery: Callable[[bytes, int, int, ConsumerChannel], None],
         on_consumer_lost: Callable[[], None],
@@ -86,11 +86,13 @@ class Subscriber:
         self._was_ready = False
         # Why the connection was lost, from on_disconnect() until on_reconnect()
         self._loss: str | None = None
-        self.supervisor = Supervisor(self, settings, id_=id_, known_outage=known_outage)
+        self.supervisor = Supervisor(self, settings, id_=id_, shared=shared)
         self.supervisor.on_limit_passed = self._wake_all
         self.queue = ""  # the present connection's, while there is one
         self._topology: Topology | None = None  # of the present connection, or the last
-        self._declarer = Declarer(id_, settings, groups_exchange, owner=self.supervisor.name)
+        self._declarer = Declarer(
+            id_, settings, groups_exchange, shared.told, owner=self.supervisor.name
+        )
         self._consumer: ConsumerChannel | None = None
         self._requests_consumer: ConsumerChannel | None = None
         self._topology_channel: TopologyChannel | None = None

@@ -26,8 +26,9 @@ from ..exceptions import BrokerUnavailable
 from ..statistics import ConnectionStatistics
 from .back_off import BackOff
 from .connector import Connector, UrlAttempt, connection_name
-from .outage import SHORTEST_DELAY_FOR_CALLS, KnownOutage, Outage
+from .outage import SHORTEST_DELAY_FOR_CALLS, Outage
 from .reasons import Reasons, describe, is_trouble
+from .shared import Shared
 
 logger = logging.getLogger("channels_rabbitmq.connection")
 
@@ -68,16 +69,16 @@ class Supervisor:
         settings: Settings,
         *,
         id_: str,
-        known_outage: KnownOutage,
+        shared: Shared,
     ) -> None:
         self.name = f"{handler.name} {id_}"  # in logs
         self._handler = handler
         self._settings = settings
-        self._reasons = Reasons(self.name, handler.name, known_outage)
+        self._reasons = Reasons(self.name, handler.name, shared.told)
         name = connection_name(handler.name, id_)
         self._connector = Connector(settings, name, self._reasons, self._call_on_lost)
         self._back_off = BackOff()
-        self._outage = Outage(known_outage, handler.name, settings.operation_timeout)
+        self._outage = Outage(shared.outage, handler.name, settings.operation_timeout)
         self._task: asyncio.Task[None] | None = None
         self._waiters = Waiters()  # until it is connected, or calls that aren't patient fail
         self._round = Waiters()  # until it is connected, or every URL was tried in vain

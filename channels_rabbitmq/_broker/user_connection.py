@@ -7,7 +7,7 @@ import carehare
 from .._amqp.connection import Connection
 from .._carehare.connection import CarehareConnection
 from .._settings.settings import Settings
-from .outage import KnownOutage
+from .shared import Shared
 from .supervisor import Supervisor
 
 
@@ -16,8 +16,8 @@ class UserConnection:
 
     name = "carehare_connection"
 
-    def __init__(self, settings: Settings, id_: str, known_outage: KnownOutage) -> None:
-        self.supervisor = Supervisor(self, settings, id_=id_, known_outage=known_outage)
+    def __init__(self, settings: Settings, id_: str, shared: Shared) -> None:
+        self.supervisor = Supervisor(self, settings, id_=id_, shared=shared)
 
     async def wait_ready(self, deadline: float) -> carehare.Connection:
         """Return it once it is open: see ``Supervisor.wait_ready``."""

@@ -10,6 +10,7 @@ import carehare
 from .._amqp.connection import Connection
 from .._amqp.publishing import Outcome, PublisherChannel, Route
 from ..exceptions import BrokerUnavailable
+from .shared import Told
 
 logger = logging.getLogger("channels_rabbitmq.publisher")
 
@@ -21,12 +22,14 @@ class DefaultExchange:
     the channel. ``owner``: what the publisher is called in logs.
     """
 
-    def __init__(self, connection: Connection, ping_route: Route, *, owner: str) -> None:
+    def __init__(
+        self, connection: Connection, ping_route: Route, told: Told, *, owner: str
+    ) -> None:
         self._connection = connection
         self._ping_route = ping_route
         self._owner = owner
         self._amqp_channel: PublisherChannel | None = None
-        self._has_warned = False
+        self._told = told
 
     @property
     def unconfirmed(self) -> int:
@@ -45,6 +48,5 @@ class DefaultExchange:
         return self._amqp_channel.publish(body, route, deadline)
 
     def _on_end(self, exc: Exception) -> None:
-        if not self._has_warned:
-            self._has_warned = True
+        if self._told.is_news(("refused for 4.x",)):
             logger.warning("%s: RabbitMQ refused a message for version 4.x: %s", self._owner, exc)

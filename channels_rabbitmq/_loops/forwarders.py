@@ -10,7 +10,7 @@ import carehare
 from channels.exceptions import StopConsumer
 
 from .._broker.normal_receiver import NormalReceiver
-from .._broker.outage import KnownOutage
+from .._broker.shared import Shared
 from .._broker.user_connection import UserConnection
 from .._identity import new_id
 from .._loop_layer import LoopLayer
@@ -89,10 +89,10 @@ class SyncForwarder(Forwarder):
         get_loop_layer: Callable[[], LoopLayer],
         settings: Settings,
         sync_receivers: SyncReceivers,
-        known_outage: KnownOutage,
+        shared: Shared,
     ) -> None:
         super().__init__(owner, get_loop_layer, settings, sync_receivers)
-        self._known_outage = known_outage
+        self._shared = shared
         self._user_connection: UserConnection | None = None
         self._is_closed = False
 
@@ -155,7 +155,7 @@ class SyncForwarder(Forwarder):
         """Return an open connection of this loop's; the loop's end closes it."""
         self._require_open()
         if self._user_connection is None:
-            self._user_connection = UserConnection(self._settings, new_id(), self._known_outage)
+            self._user_connection = UserConnection(self._settings, new_id(), self._shared)
         deadline = asyncio.get_running_loop().time() + self._settings.operation_timeout
         return await self._user_connection.wait_ready(deadline)
 

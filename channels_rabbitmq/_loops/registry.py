@@ -17,7 +17,7 @@ from functools import partial
 from threading import get_ident
 
 from .._broker.host_function import with_imported_host
-from .._broker.outage import KnownOutage
+from .._broker.shared import Shared
 from .._hooks import HookFunctions
 from .._identity import id_of, is_id
 from .._loop_layer import LoopLayer
@@ -62,7 +62,7 @@ class LoopLayers:
         self._ended_ids: dict[str, bool] = {}  # True: by close(), not by the end of the loop
         self._background_layer = _BackgroundLayer(self._make)
         self._hook_functions: HookFunctions | None = None  # until the first call
-        self._known_outage = KnownOutage()
+        self._shared = Shared()
         self._is_collected = False
         process.add(self)
 
@@ -104,7 +104,7 @@ class LoopLayers:
                 self._background_layer.get,
                 self._settings,
                 self.process.sync_receivers,
-                self._known_outage,
+                self._shared,
             )
         loop_layer = self._make()
         close_before_loop(loop_layer, self.process.is_current)
@@ -116,7 +116,7 @@ class LoopLayers:
         """Make a ``LoopLayer`` for the running event loop."""
         assert self._hook_functions is not None, "get_or_create() is called first"
         loop_layer = LoopLayer(
-            self._settings, self._capacity_of, self._hook_functions, self._known_outage
+            self._settings, self._capacity_of, self._hook_functions, self._shared
         )
         self._by_id[loop_layer.id] = loop_layer
         if self._is_collected:  # a moment ago, while a call is still running
@@ -222,6 +222,7 @@ class LoopLayers:
         # Also for a loop that its parent had made and that the child runs.
         self._inherited, self.by_loop = self.by_loop, {}
         self._latest = None
+        self._shared = Shared()  # The child's outages and log are its own.
 
 
 class _BackgroundLayer:

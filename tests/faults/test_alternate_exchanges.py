@@ -86,6 +86,18 @@ async def test_it_stops_nobody_and_is_told_once(
     assert (await queues(user))[CATCH_ALL] == (0 if arguments else 3)
 
 
+async def test_event_loops_of_one_call_tell_it_once(user: User, lines: LogLines) -> None:
+    await catch(user, ".*", {})
+    layer = RabbitmqChannelLayer(host=user.admin_url)
+
+    def send_thrice() -> None:
+        for _ in range(3):
+            asyncio.run(layer.group_send("g", MESSAGE))
+
+    await asyncio.to_thread(send_thrice)
+    assert len([line for line in lines.all if "alternate exchange" in line]) == 1
+
+
 async def test_a_full_one_hides_nothing(open_layer: OpenLayer, user: User) -> None:
     """Its nack isn't taken for that of a full queue, which the process would have."""
     await catch(user, ".*", FULL)

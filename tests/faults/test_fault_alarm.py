@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -136,3 +137,27 @@ async def all_else_works(layer: RabbitmqChannelLayer, backlog: str, broker: Priv
     assert rows[queue]["messages"] == 0
     keys = {row["routing_key"] for row in await asyncio.to_thread(broker.list_bindings)}
     assert "during-the-alarm" in keys
+
+
+async def test_event_loops_of_one_call_tell_an_alarm_once(
+    fault_broker: PrivateBroker, groups_exchange: str
+) -> None:
+    """Also its end, which the first finds whose connection is made after it."""
+    layer = RabbitmqChannelLayer(host=fault_broker.url, groups_exchange=groups_exchange)
+
+    def send_thrice() -> None:
+        for _ in range(3):
+            asyncio.run(layer.group_send("g", {"type": "test.message"}))
+
+    alarm, all_clear = ALARMS["memory"]
+    with log_lines() as lines:
+        for _ in range(2):
+            try:
+                await asyncio.to_thread(fault_broker.ctl, *alarm)
+                await asyncio.to_thread(send_thrice)
+            finally:
+                await asyncio.to_thread(fault_broker.ctl, *all_clear)
+            await asyncio.to_thread(send_thrice)
+    told = re.compile("WARNING publisher .*: RabbitMQ (blocks publishers|takes messages again)")
+    found = [match.group(1) for line in lines.all if (match := told.match(line))]
+    assert found == ["blocks publishers", "takes messages again"] * 2

@@ -226,6 +226,21 @@ class TestMissing:
             rest = await asyncio.to_thread(rows, "name", vhost=user.vhost)
             assert not [row for row in rest if row["name"].startswith("crq.")]
 
+    async def test_event_loops_of_one_call_tell_it_once(
+        self, open_one: OpenLayer, user: User, lines: LogLines
+    ) -> None:
+        names = r"^(groups|crq\.[a-z2-7]{16}(\.\d+(\.(groups|members|requests))?)?)$"
+        user.allow((names, ".*", ".*"))
+        layer = await open_one()
+
+        async def connect_and_close() -> None:
+            await layer.connect()
+            await layer.close()
+
+        for _ in range(3):
+            await asyncio.to_thread(asyncio.run, connect_and_close())
+        assert len([line for line in lines.all if "goes without a lease" in line]) == 1
+
     async def test_the_default_exchange_for_channels_of_version_4(
         self, open_one: OpenLayer, user: User, lines: LogLines
     ) -> None:

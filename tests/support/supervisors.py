@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from channels_rabbitmq._broker.outage import KnownOutage
+from channels_rabbitmq._broker.shared import Shared
 from channels_rabbitmq._broker.supervisor import Supervisor
 from channels_rabbitmq._settings.settings import Settings
 from tests.support.handlers import FakeHandler
@@ -14,7 +14,7 @@ from tests.support.handlers import FakeHandler
 
 def make(handler: FakeHandler, *urls: str, connect_timeout: float = 30) -> Supervisor:
     settings = Settings.from_config({"host": list(urls), "connect_timeout": connect_timeout})
-    return Supervisor(handler, settings, id_="crq.a", known_outage=KnownOutage())
+    return Supervisor(handler, settings, id_="crq.a", shared=Shared())
 
 
 def warnings(logged: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:

@@ -16,6 +16,7 @@ from channels_rabbitmq._broker import back_off
 from channels_rabbitmq._broker import outage as _outage
 from channels_rabbitmq._broker import supervisor as _supervisor
 from channels_rabbitmq._broker.outage import Failure, KnownOutage
+from channels_rabbitmq._broker.shared import Shared
 from channels_rabbitmq._broker.supervisor import Supervisor
 from channels_rabbitmq._settings.settings import Settings
 from channels_rabbitmq.exceptions import BrokerUnavailable
@@ -52,7 +53,7 @@ async def make(
             handler or FakeHandler(),
             settings,
             id_="crq.a",
-            known_outage=known,
+            shared=Shared(outage=known),
         )
         supervisors.append(made)
         return made
