@@ -91,6 +91,7 @@ class LoopLayer:
             self.bindings,
             self.counters,
             self._reporter,
+            shared,
             self.peers.processes.has_said_bye,
         )
         self._watchdog = Watchdog(

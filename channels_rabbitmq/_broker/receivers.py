@@ -7,7 +7,9 @@
 - Of any other process nothing is known. Most often it ended long ago, and a table somewhere still
   holds the names of its channels. (At two seconds for each, eight such names held up the ninth for
   14.5 s.) Or it is starting: ``new_channel()`` returns before there is a queue. So all these
-  processes share one ``Allowance`` of time, and those that turn up get their part back.
+  processes share one ``Allowance`` of time, and those that turn up get their part back. All event
+  loops of a process share it, too: each may live for one call. (Eight such names then held up
+  ``asyncio.run(layer.send(...))`` for 4.5 s together, now for 0.6 s.)
 """
 
 from __future__ import annotations
@@ -29,15 +31,15 @@ _MOST_ROUTES = 1000  # that are noted as alive
 
 
 class Allowance:
-    """Seconds that may be spent; spent ones come back with time."""
+    """Seconds that may be spent; spent ones come back with time. Any thread may call it."""
 
     def __init__(self) -> None:
         self._left = STRANGERS_TIMEOUT
-        self._at = 0.0  # loop time
+        self._at = 0.0  # loop time, which is nearly the same on all event loops
 
     def spend(self, seconds: float, now: float) -> bool:
         """Spend them; return False if fewer are left."""
-        self.refund((now - self._at) * STRANGERS_TIMEOUT / STRANGERS_INTERVAL)
+        self.refund(max(0.0, now - self._at) * STRANGERS_TIMEOUT / STRANGERS_INTERVAL)
         self._at = now
         if seconds > self._left:
             return False
@@ -51,7 +53,8 @@ class Allowance:
 class Receivers:
     """``own_route`` leads to the caller's own process, which is alive. ``clock``: loop time.
 
-    ``has_ended(id)``: whether the process with that id has said so.
+    ``has_ended(id)``: whether the process with that id has said so. ``allowance`` is shared with
+    others.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Receivers:
         own_route: Route,
         clock: Callable[[], float],
         has_ended: Callable[[str], bool] = lambda id_: False,
+        allowance: Allowance | None = None,
     ) -> None:
         self._own_route = own_route
         self._clock = clock
@@ -66,7 +70,7 @@ class Receivers:
         # By route: when that call was made whose message was the last to be taken
         self._heard_at: dict[Route, float] = {}
         self._unreachable: dict[Route, float] = {}  # by route: until when
-        self.allowance = Allowance()
+        self.allowance = allowance or Allowance()
 
     def on_taken(self, route: Route, called_at: float) -> None:
         """The queue has taken the message of a call made at that moment."""

@@ -25,6 +25,7 @@ from .publisher import Publisher
 from .receivers import Receivers
 from .refusals import BLOCKED, DELETION_TIMEOUT, Refusals
 from .routes import Routes
+from .shared import Shared
 from .subscriber import Subscriber
 
 logger = logging.getLogger("channels_rabbitmq.messages")
@@ -54,6 +55,7 @@ class Sender:
         bindings: Bindings,
         counters: Counters,
         reporter: Reporter,
+        shared: Shared,
         has_ended: Callable[[str], bool],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -72,7 +74,7 @@ class Sender:
         self.direct_sender = DirectSender(
             publisher,
             settings.operation_timeout,
-            Receivers(self._routes.to_id(id_), self._loop.time, has_ended),
+            Receivers(self._routes.to_id(id_), self._loop.time, has_ended, shared.allowance),
             refusals,
         )
         self.probes = Probes(id_, own_prefix, settings, publisher, refusals, self._routes)

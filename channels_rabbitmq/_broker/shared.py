@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 
 from .outage import KnownOutage
+from .receivers import Allowance
 
 
 class Told:
@@ -42,3 +43,4 @@ class Shared:
 
     outage: KnownOutage = field(default_factory=KnownOutage)
     told: Told = field(default_factory=Told)
+    allowance: Allowance = field(default_factory=Allowance)
