@@ -60,6 +60,7 @@ PARAMETERS = (
     *_TLS_PARAMETERS,
 )
 
+_PARAMETER = re.compile(f"&({'|'.join(PARAMETERS)})=")
 _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029]")
 END_OF_AUTHORITY = re.compile(r"[/?#]")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -128,6 +129,7 @@ class BrokerUrl:
             raise ValueError("the URL holds a #; percent-encode it (%23)")
         path, _, query = tail.partition("?")
 
+        _require_no_parameter(path)
         username, password, host, port = _parse_authority(authority, 5671 if tls else 5672)
         parameters = _parse_query(query, tls=tls)
         connection_timeout = _parse_connection_timeout(parameters)
@@ -181,6 +183,7 @@ def _parse_authority(authority: str, default_port: int) -> tuple[str, str, str, 
     """Return user name, password, host and port."""
     # Split at the last @: an unescaped @ in a password is common, and a host can't hold one.
     credentials, separator, address = authority.rpartition("@")
+    _require_no_parameter(address)
     username = password = "guest"
     if separator:
         raw_username, colon, raw_password = credentials.partition(":")
@@ -221,7 +224,7 @@ def _check_ipv6(host: str) -> str:
 
 def _check_host_name(host: str) -> str:
     if not host:
-        raise ValueError("the URL names no host")
+        raise ValueError(f"the URL names no host; write {FORM}")
     try:
         # The module socket does this later. It refuses an empty or overlong label.
         host.encode("idna")
@@ -260,6 +263,16 @@ def _parse_virtual_host(path: str) -> str:
             f"the URL's virtual host is longer than {_LONGEST_VIRTUAL_HOST} characters or 255 bytes"
         )
     return virtual_host
+
+
+def _require_no_parameter(text: str) -> None:
+    """Refuse a part of the URL before the ``?`` that holds what belongs behind it."""
+    found = _PARAMETER.search(text)
+    if found:
+        raise ValueError(
+            f"the URL has the query parameter {found[1]} behind a &, and no ? before it; the first "
+            "parameter begins with a ?. (A & in the virtual host is written %26)"
+        )
 
 
 def _parse_query(query: str, *, tls: bool) -> dict[str, str]:
@@ -305,13 +318,14 @@ def _parse_number(parameters: dict[str, str], name: str, smallest: int, largest:
 
 def _parse_connection_timeout(parameters: dict[str, str]) -> int | None:
     name = "connection_timeout"
-    value = parameters.get(name, "")
-    if re.fullmatch("[1-9][0-9]?", value):
-        raise ValueError(
-            f"the URL's query parameter {name} is in milliseconds, and {value} are too few; "
-            f"for {value} seconds write {name}={value}000"
-        )
-    return _parse_number(parameters, name, SHORTEST_CONNECTION_TIMEOUT, 2**32 - 1)
+    try:
+        return _parse_number(parameters, name, SHORTEST_CONNECTION_TIMEOUT, 2**32 - 1)
+    except ValueError as err:
+        problem = f"{err}, of milliseconds"
+    seconds = re.fullmatch(r"([0-9]{1,5}(?:\.[0-9]{1,3})?)s?", parameters[name])
+    if seconds and (milliseconds := round(float(seconds[1]) * 1000)):
+        problem += f"; for {float(seconds[1]):g} seconds write {name}={milliseconds}"
+    raise ValueError(problem)
 
 
 def _decode(text: str, what: str) -> str:

@@ -53,7 +53,9 @@ def read_hosts(name: str, value: object) -> tuple[BrokerUrl, ...]:
     if len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int):
         raise ValueError(f"{name} must be a URL or a list of URLs; write host and port as {FORM}")
     texts = [(f"{name}[{index}]", text) for index, text in enumerate(value)]
-    return tuple(chain.from_iterable(read_each(_read_text, texts)))
+    urls = list(chain.from_iterable(read_each(_read_text, texts)))
+    _require_one_virtual_host(name, urls)
+    return tuple(urls)
 
 
 def _describe_type(value: object) -> str:
@@ -76,11 +78,17 @@ def _read_text(name: str, value: object) -> list[BrokerUrl]:
     urls[-1] = _ENDS_IN_SEPARATOR.sub("", urls[-1])
     numbered = [(f"{name} (URL {number})", url) for number, url in enumerate(urls, start=1)]
     found = list(chain.from_iterable(read_each(_read_url, numbered)))
-    if len({url.virtual_host for url in found}) > 1:
-        # "amqp://a,amqp://b/vhost" may mean the same virtual host for both. Processes on different
-        # virtual hosts would not get each other's messages.
-        raise ValueError(f"{name}: the URLs have different virtual hosts; write it behind each")
+    _require_one_virtual_host(name, found)
     return found
+
+
+def _require_one_virtual_host(name: str, urls: list[BrokerUrl]) -> None:
+    if len({url.virtual_host for url in urls}) > 1:
+        # "amqp://a,amqp://b/vhost" may mean the same virtual host for both.
+        raise ValueError(
+            f"{name}: the URLs have different virtual hosts; write the same behind each "
+            "(processes on different virtual hosts don't get each other's messages)"
+        )
 
 
 def _tidy(text: str) -> str:
@@ -132,6 +140,11 @@ def _for_each_host(url: str) -> list[str]:
         )
     if not _BETWEEN_HOSTS.search(hosts):
         return [url]
+    if any(re.fullmatch("[0-9]+", host.strip(_BLANKS)) for host in _BETWEEN_HOSTS.split(hosts)):
+        raise ValueError(
+            "the URL has a port without a host; of several hosts, each stands before its port: "
+            "amqp://user:password@host:port,host:port/vhost"
+        )
     return [
         f"{scheme}{separator}{credentials}{at}{host.strip(_BLANKS)}{tail}"
         for host in _BETWEEN_HOSTS.split(hosts)

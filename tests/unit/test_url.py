@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from channels_rabbitmq._amqp.url import BrokerUrl
+from channels_rabbitmq._amqp.url import FORM, BrokerUrl
 from tests.support.urls import SECRET, delimiters, text_of
 
 
@@ -147,6 +147,11 @@ def test_schemes(scheme: str, tls: bool) -> None:
     assert str(url).startswith("amqps://guest@" if tls else "amqp://guest@")
 
 
+def test_an_ampersand_in_the_virtual_host() -> None:
+    assert BrokerUrl.parse("amqp://broker/a&b=c").virtual_host == "a&b=c"
+    assert BrokerUrl.parse("amqp://broker/a%26verify=c").virtual_host == "a&verify=c"
+
+
 def test_the_shortest_connection_timeout() -> None:
     assert BrokerUrl.parse("amqp://broker?connection_timeout=100").connection_timeout == 0.1
 
@@ -169,7 +174,10 @@ def test_heartbeat_and_channel_max_of_zero() -> None:
         ("amqp://", "names no host"),
         ("amqp:///asgi", "names no host"),
         ("amqp://u:p@/asgi", "names no host"),
-        ("amqp://:5672", "names no host"),
+        ("amqp://:5672", f"names no host; write {FORM}"),
+        ("amqp://broker/asgi&heartbeat=3", "the query parameter heartbeat behind a &, and no ?"),
+        ("amqp://u:p@broker&heartbeat=3", "the query parameter heartbeat behind a &, and no ?"),
+        ("amqp://broker/asgi&verify=x?heartbeat=3", "the query parameter verify behind a &"),
         ("amqp://broker\n", "white space or a control character"),
         ("amqp://bro ker", "white space or a control character"),
         ("amqp://broker/a\tb", "white space or a control character"),
@@ -218,14 +226,17 @@ def test_heartbeat_and_channel_max_of_zero() -> None:
         ("amqp://broker?heartbeat=65536", "heartbeat must be a whole number"),
         ("amqp://broker?heartbeat=" + 5000 * "9", "heartbeat must be a whole number"),
         ("amqp://broker?heartbeat=5&heartbeat=5", "heartbeat is given more than once"),
-        ("amqp://broker?connection_timeout=0", "connection_timeout must be a whole number"),
-        ("amqp://broker?connection_timeout=infinity", "connection_timeout must be"),
+        ("amqp://broker?connection_timeout=0", "from 100 to 4294967295, of milliseconds"),
+        ("amqp://broker?connection_timeout=infinity", "of milliseconds"),
         (
             "amqp://broker?connection_timeout=30",
-            "connection_timeout is in milliseconds, and 30 are too few; for 30 seconds write "
-            "connection_timeout=30000",
+            "connection_timeout must be a whole number from 100 to 4294967295, of milliseconds; "
+            "for 30 seconds write connection_timeout=30000",
         ),
-        ("amqp://broker?connection_timeout=99", "connection_timeout is in milliseconds"),
+        ("amqp://broker?connection_timeout=99", "milliseconds; for 99 seconds write"),
+        ("amqp://broker?connection_timeout=05", "for 5 seconds write connection_timeout=5000"),
+        ("amqp://broker?connection_timeout=5s", "for 5 seconds write connection_timeout=5000"),
+        ("amqp://broker?connection_timeout=0.5", "for 0.5 seconds write connection_timeout=500"),
         ("amqp://broker?channel_max=65536", "channel_max must be a whole number"),
         ("amqp://broker?channel_max=2", "channel_max must be at least 3"),
         ("amqp://broker?hartbeat=5", "unknown query parameter hartbeat; known are heartbeat,"),
