@@ -15,9 +15,10 @@ user may have left out the ``@host`` behind the password.
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from dataclasses import dataclass, field
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 # The form of a URL, for errors.
 FORM = "amqp://user:password@host:port/vhost"
@@ -51,7 +52,8 @@ _OTHER_SCHEMES = {
 # Milliseconds. Users mean a smaller number as seconds.
 SHORTEST_CONNECTION_TIMEOUT = 100
 FEWEST_CHANNELS = 3  # AMQP channels that the layer needs on one connection
-_TLS_PARAMETERS = ("cacertfile", "certfile", "keyfile", "verify", "server_name_indication")
+_FILE_PARAMETERS = ("cacertfile", "certfile", "keyfile")
+_TLS_PARAMETERS = (*_FILE_PARAMETERS, "verify", "server_name_indication")
 PARAMETERS = (
     "heartbeat",
     "connection_timeout",
@@ -287,7 +289,8 @@ def _parse_query(query: str, *, tls: bool) -> dict[str, str]:
             raise ValueError(
                 f"the URL has an unknown query parameter{quoted}; known are {', '.join(PARAMETERS)}"
             )
-        value = _decode(raw_value, f"query parameter {name}")
+        decode = _decode_path if name in _FILE_PARAMETERS else _decode
+        value = decode(raw_value, f"query parameter {name}")
         if not value or "\0" in value:
             raise ValueError(f"the URL's query parameter {name} is empty or holds a zero byte")
         # By the specification only auth_mechanism may come more than once.
@@ -326,6 +329,16 @@ def _parse_connection_timeout(parameters: dict[str, str]) -> int | None:
     if seconds and (milliseconds := round(float(seconds[1]) * 1000)):
         problem += f"; for {float(seconds[1]):g} seconds write {name}={milliseconds}"
     raise ValueError(problem)
+
+
+def _decode_path(text: str, what: str) -> str:
+    """Percent-decode a path, which may hold any bytes where the system allows that."""
+    if _BAD_PERCENT.search(text):
+        return _decode(text, what)  # raises
+    try:
+        return os.fsdecode(unquote_to_bytes(os.fsencode(text)))
+    except UnicodeError:
+        return _decode(text, what)
 
 
 def _decode(text: str, what: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import ssl
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -165,6 +167,19 @@ async def test_files_that_are_no_good(
     files = {"cacertfile": "ca.pem", **options}
     text_told = await told(url(1, **{name: tmp_path / file for name, file in files.items()}))
     assert text_told.startswith(text.format(tmp_path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere such a path may be forbidden")
+async def test_files_at_a_path_that_is_not_utf_8(
+    authority: Authority, tmp_path: Path, start_server: Any
+) -> None:
+    authority.make("server")
+    broker = await start_server("server")
+    start = f"amqps://guest:guest@127.0.0.1:{broker.port}?cacertfile={quote(str(tmp_path))}"
+    assert "No such file or directory" in await told(f"{start}/caf%E9.pem")
+    shutil.copy(tmp_path / "ca.pem", os.fsencode(tmp_path) + b"/caf\xe9.pem")
+    for name in ("caf%E9.pem", "caf\udce9.pem"):  # The second one is as os.environ has it.
+        await connect(f"{start}/{name}")
 
 
 @pytest.mark.parametrize("days", [(-3, -1), (1, 3)])

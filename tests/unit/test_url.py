@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -145,6 +146,15 @@ def test_schemes(scheme: str, tls: bool) -> None:
     url = BrokerUrl.parse(f"{scheme}://broker/asgi")
     assert (url.tls, url.port) == (tls, 5671 if tls else 5672)
     assert str(url).startswith("amqps://guest@" if tls else "amqp://guest@")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such paths")
+@pytest.mark.parametrize("name", ["cacertfile", "certfile", "keyfile"])
+@pytest.mark.parametrize("text", ["/etc/caf%E9.pem", "/etc/caf\udce9.pem"])
+def test_a_path_that_is_not_utf_8(name: str, text: str) -> None:
+    with_certificate = "certfile=c.pem&" if name == "keyfile" else ""
+    url = BrokerUrl.parse(f"amqps://broker?{with_certificate}{name}={text}")
+    assert os.fsencode(getattr(url, name)) == b"/etc/caf\xe9.pem"
 
 
 def test_an_ampersand_in_the_virtual_host() -> None:
