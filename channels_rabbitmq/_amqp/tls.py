@@ -128,7 +128,8 @@ def explain_end(exc: Exception | None, *, tls: bool, problem: str) -> Exception:
     if exc is not None and (explained := explain(exc, problem)) is not exc:
         return explained
     if tls:
-        hint = problem or "it may want a client certificate which it trusts"
+        # Of a context that the user has made, the dates of its certificate can't be read.
+        hint = problem or "it may want a client certificate that it trusts and that hasn't expired"
     else:
         hint = "this may be its port for TLS (amqps://)"
     told = f" ({exc})" if str(exc or "") else ""

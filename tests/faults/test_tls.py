@@ -310,4 +310,4 @@ class TestMutual:
             # To the client the handshake is over before the broker has seen its certificate, so it
             # writes, and what it wrote turns the broker's close into a reset that may swallow the
             # alert (measured: one time in five to nine in ten).
-            await must_be_refused(layer, alert, "it may want a client certificate which it trusts")
+            await must_be_refused(layer, alert, "may want a client certificate that it trusts")

@@ -95,6 +95,21 @@ class TestExpired:
                 os.replace(folder / f"new{end}", folder / f"current{end}")
             await connecting
 
+    async def test_in_a_context(
+        self, open_layer: OpenLayer, mutual_server: PrivateBroker, folder: Path
+    ) -> None:
+        """With TLS 1.3, whether or not the broker's word arrives."""
+        context = ssl.create_default_context(cafile=folder / "ca.pem")
+        context.load_cert_chain(folder / "expired.pem", folder / "expired-key.pem")
+        for _ in range(5):
+            layer = await open_layer(
+                host=mutual_server.tls_url, ssl_context=context, operation_timeout=0.5
+            )
+            text = "a client certificate that .* hasn't expired|the client certificate has expired"
+            with pytest.raises(BrokerUnavailable, match=text):
+                await layer.group_send("g", {"type": "t"})
+            await layer.close()
+
     async def test_in_a_context_with_tls_1_2(
         self, open_layer: OpenLayer, mutual_server: PrivateBroker, folder: Path
     ) -> None:
