@@ -129,13 +129,16 @@ def explain_end(exc: Exception | None, *, tls: bool, problem: str) -> Exception:
         return explained
     if tls:
         # Of a context that the user has made, the dates of its certificate can't be read.
-        hint = problem or "it may want a client certificate that it trusts and that hasn't expired"
+        hint = (
+            problem
+            or "RabbitMQ may want a client certificate that it trusts and that hasn't expired"
+        )
     else:
-        hint = "this may be its port for TLS (amqps://)"
+        hint = "this may be RabbitMQ's port for TLS (amqps://)"
     told = f" ({exc})" if str(exc or "") else ""
     return carehare.ConnectionClosed(
-        f"RabbitMQ ended the connection before it greeted: {hint}, "
-        f"or this is a proxy that has no RabbitMQ behind it{told}"
+        f"the server ended the connection before it greeted as RabbitMQ does: {hint}, "
+        f"or this is another service, or a proxy that has no RabbitMQ behind it{told}"
     )
 
 
