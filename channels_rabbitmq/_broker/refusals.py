@@ -12,9 +12,10 @@ so another try can't duplicate it. Three things tell which it is:
   being deleted is gone by the second of these tries.
 - *A question*: a message for the queue of the receiver's lease (``topology``), which is on the same
   node and never full, since its consumer drops what it gets. If that queue takes the question, the
-  receiver is there, and its other queue full. If it refuses, their node is down. If it doesn't
-  exist (RabbitMQ refused it, or, until 6.0, the receiver is a channels_rabbitmq 4.x), there is no
-  answer, and the other queue counts as full.
+  receiver is there, and its other queue full. If it refuses, their node is down. It may not exist,
+  since RabbitMQ refused it. Then the queue for requests gets the question: it never refuses for
+  being full, and its consumer drops an empty request. Until 6.0 the receiver may be a
+  channels_rabbitmq 4.x, which has neither: its queue counts as full.
 
 A passive declare is no question: for a queue of a node that is down RabbitMQ answers nothing for
 10 s and longer. For all other queues it says "locked", whether the owner lives or not.
@@ -28,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .._amqp.publishing import Outcome, Route
+from .._identity import to_process
 from ..statistics import Counters
 from .publisher import Publisher
 from .topology import alive_key
@@ -64,15 +66,21 @@ class Refusals:
         """Ask, unless it is known. Raises as ``Publisher.publish``."""
         is_full = self.known(route)
         if is_full is None:
-            key = alive_key(route.routing_key.rstrip("!"))
-            question = Route(self._exchange, key, mandatory=True)
-            answer = await self._publisher.publish(b"", question, deadline)
+            id_ = route.routing_key.rstrip("!")
+            answer = await self._ask(alive_key(id_), deadline)
+            if answer is Outcome.RETURNED:
+                answer = await self._ask(to_process(id_), deadline)
             is_full = answer is not Outcome.NACKED
-            self.count(answer, is_full=False)
             if len(self._verdicts) >= _MOST_ROUTES:
                 self._verdicts.clear()
             self._verdicts[route] = (is_full, self._clock() + VERDICT_TIMEOUT)
         return is_full
+
+    async def _ask(self, key: str, deadline: float) -> Outcome:
+        question = Route(self._exchange, key, mandatory=True)
+        answer = await self._publisher.publish(b"", question, deadline)
+        self.count(answer, is_full=False)
+        return answer
 
     def count(self, outcome: Outcome | None, *, is_full: bool) -> None:
         """Count the outcome of a try, if it was a nack, once it is known what that means."""

@@ -97,6 +97,8 @@ class Peers:
     def on_request(self, body: bytes, tag: int, published: int, acker: Acker) -> None:
         """Handle what another process, or anybody else, has published."""
         acker.ack(tag)
+        if not body:  # A sender only asks whether this queue is there.
+            return
         try:
             envelope = self._codec.decode(body)
             if envelope.channel not in self._recipients:

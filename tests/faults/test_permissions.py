@@ -10,6 +10,7 @@ from typing import Any
 
 import carehare
 import pytest
+from channels.exceptions import ChannelFull
 
 from channels_rabbitmq._broker import topology as _topology
 from channels_rabbitmq.core import RabbitmqChannelLayer
@@ -225,6 +226,26 @@ class TestMissing:
         for rows in (user.broker.list_queues, user.broker.list_exchanges):
             rest = await asyncio.to_thread(rows, "name", vhost=user.vhost)
             assert not [row for row in rest if row["name"].startswith("crq.")]
+
+    async def test_without_a_lease_a_full_queue_is_full(
+        self, open_one: OpenLayer, user: User
+    ) -> None:
+        """The queue for requests is asked whether the process is there, and nobody minds."""
+        names = r"^(groups|crq\.[a-z2-7]{16}(\.\d+(\.(groups|members|requests))?)?)$"
+        user.allow((names, ".*", ".*"))
+        receiver = await open_one(local_capacity=1, remote_capacity=2)
+        sender = await open_one()
+        channel = await receiver.new_channel()
+        await receiver.connect()
+        for _ in range(3):
+            await sender.send(channel, {"n": 0})
+        for _ in range(3):
+            with pytest.raises(ChannelFull):
+                await sender.send(channel, {"n": 0})
+        for _ in range(3):
+            assert await asyncio.wait_for(receiver.receive(channel), 10) == {"n": 0}
+        assert receiver.statistics()[0].counters.malformed_requests == 0
+        assert sender.statistics()[0].counters.unreachable == 0
 
     async def test_event_loops_of_one_call_tell_it_once(
         self, open_one: OpenLayer, user: User, lines: LogLines

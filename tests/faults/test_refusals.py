@@ -130,17 +130,34 @@ def cluster(rabbitmq: None) -> Iterator[PrivateCluster]:
         yield cluster
 
 
+@pytest.fixture
+def room_for_a_lease(cluster: PrivateCluster, request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Without it a process has room for its other two queues."""
+    if not request.param:
+        cluster.nodes[0].ctl("set_vhost_limits", "-p", "/", '{"max-queues": 2}')
+    yield request.param
+    if not request.param:
+        cluster.nodes[0].ctl("clear_vhost_limits", "-p", "/")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(240)
+@pytest.mark.parametrize("room_for_a_lease", [True, False], indirect=True)
 async def test_a_process_that_vanishes_with_its_node_is_gone_and_not_full(
-    open_layer: OpenLayer, cluster: PrivateCluster, monkeypatch: pytest.MonkeyPatch
+    open_layer: OpenLayer,
+    cluster: PrivateCluster,
+    monkeypatch: pytest.MonkeyPatch,
+    room_for_a_lease: bool,
 ) -> None:
     monkeypatch.setattr(_receivers, "UNREACHABLE_TIMEOUT", 3.0)
     node = cluster.nodes[1]
     sender = await open_layer(host=cluster.nodes[0].url)
     receiver = await open_layer(host=node.url)
-    channel = await receiver.new_channel()
-    await receiver.group_add("g", channel)
+    with log_lines() as lines:
+        channel = await receiver.new_channel()
+        await receiver.group_add("g", channel)
+        without = [line for line in lines.rest() if "goes without a lease" in line]
+        assert bool(without) is not room_for_a_lease
     await sender.send(channel, MESSAGE)
     assert await receiver.receive(channel) == MESSAGE
     with log_lines() as lines:
