@@ -27,6 +27,15 @@ def die_of_a_job(channel: str) -> None:
     asyncio.run(work())
 
 
+def die_of_a_job_on_uvloop(channel: str) -> None:
+    import uvloop
+
+    async def work() -> None:
+        _handle(await layer.receive(channel))
+
+    uvloop.run(work())
+
+
 def die_of_a_job_in_sync_code(channel: str) -> None:
     _handle(async_to_sync(layer.receive)(channel))
 

@@ -87,7 +87,9 @@ async def test_runworker(programs: Programs, layer: RabbitmqChannelLayer) -> Non
         worker.assert_quiet(allowed="KeyboardInterrupt|Traceback")
 
 
-@pytest.mark.parametrize("how", ["die_of_a_job", "die_of_a_job_in_sync_code"])
+@pytest.mark.parametrize(
+    "how", ["die_of_a_job", "die_of_a_job_on_uvloop", "die_of_a_job_in_sync_code"]
+)
 async def test_a_job_that_kills_its_worker_kills_one(
     programs: Programs,
     layer: RabbitmqChannelLayer,
