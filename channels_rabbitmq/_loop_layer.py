@@ -401,10 +401,11 @@ class LoopLayer:
         Calls that wait get no exception, which would only be printed. On a running loop they are
         left waiting. With ``cancel_calls``, for a loop that won't run again, they are cancelled.
         """
-        self.subscriber.supervisor.on_closed = lambda: None
+        receiver = self.normal_channels.receiver
+        self.subscriber.supervisor.on_closed = receiver.supervisor.on_closed = lambda: None
         if cancel_calls:
             self.router.cancel_receivers()
-            self.normal_channels.receiver.cancel_receivers()
+            receiver.cancel_receivers()
             self.connections.cancel_calls(cancels=True)
             self._sender.direct_sender.cancel_calls()
             self.router.close()

@@ -21,7 +21,7 @@ OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 _OF_CHANNELS = "ignore:async_to_sync was passed a non-async-marked callable:UserWarning"
 
 CONFIG = {"LAYER_CONFIG": json.dumps({"normal_channels": True})}
-CHANNELS = ("jobs", "test_channel", "thumbnails-generate", "reports")
+CHANNELS = ("jobs", "jobs-other", "test_channel", "thumbnails-generate", "reports")
 
 # As Channels' tutorial types it.
 SHELL = """\
@@ -106,6 +106,14 @@ async def test_a_job_that_kills_its_worker_kills_one(
         assert worker.stdout == f"working on {number}\n"
         await until_ready(broker.url, queue_of(groups_exchange, "jobs"), 5 - number)
     assert await receive(layer, "jobs") == {"type": "job", "n": 4}
+
+
+@pytest.mark.parametrize("how", ["run", "closed", "thread"])
+async def test_an_end_while_a_call_waits_is_quiet(programs: Programs, how: str) -> None:
+    program = await programs.start("workers.py", "end_while_waiting", how, "jobs", **CONFIG)
+    assert await program.ended() == 0
+    assert (program.stdout, program.stderr) == ("over\n", "")
+    await programs.proxy.until(lambda: not programs.proxy.links)
 
 
 async def test_workers_share_the_jobs_of_a_killed_one(
