@@ -193,13 +193,13 @@ class RabbitmqChannelLayer(BaseChannelLayer):
     async def receive(self, channel: str) -> dict[str, Any]:
         """Wait for the next message of a channel which ``new_channel`` made in this process.
 
-        Or, with the option ``normal_channels``, of any channel whose name has no "!": then each
-        message goes to one receiver, in whichever process.
-
         If that was on another event loop, that loop serves the call, and has to run. The message is
         the receiver's own copy. A channel's messages come in the order in which they arrived. If
         several calls wait for one channel, each gets a different message. Cancelling loses nothing:
         either a message is returned, or it is still there.
+
+        With the option ``normal_channels`` it may be a channel without "!" in its name, too. Each
+        of its messages goes to one call, in whichever process, and is acked before that returns.
 
         Raises ``StopConsumer`` once the layer is closed or the channel's event loop ends, and
         ``ValueError`` for a channel of another process, or of an event loop that had ended. A lost
@@ -240,6 +240,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         when it is encoded. It takes the place of an earlier one, also if it is None.
 
         For a channel of another process, that process does it, and this one waits for its answer.
+        A normal channel gets the group's messages into its queue, and has no ``info``.
 
         Raises ``BrokerUnavailable`` if the broker doesn't confirm within ``operation_timeout``, or
         as ``send`` does, or if the other process doesn't answer in that time. Raises ``ValueError``
