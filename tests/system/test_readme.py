@@ -27,6 +27,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import channels.exceptions
 import django
@@ -552,11 +553,12 @@ async def test_host_function(
 
 async def test_cluster(open_from_settings: OpenFromSettings, broker: Broker) -> None:
     """Two nodes are down, the third takes it."""
-    [last] = re.findall(r"amqp://web:secret@rabbit3.*?(?=\")", block("cluster"))
+    first, second, last = re.findall(r"amqp://web:secret@rabbit.*?(?=\")", block("cluster"))
+    virtual_host = urlsplit(broker.url).path
     namespace = run(
         "cluster",
-        ("rabbit1.example.com", f"127.0.0.1:{free_port()}"),
-        ("rabbit2.example.com", f"127.0.0.1:{free_port()}"),
+        (first, f"amqp://127.0.0.1:{free_port()}{virtual_host}"),
+        (second, f"amqp://127.0.0.1:{free_port()}{virtual_host}"),
         (last, broker.url),
     )
     await must_work(await open_from_settings(namespace))

@@ -49,7 +49,7 @@ async def test_server_that_says_nothing_is_given_up_at_the_deadline() -> None:
 async def test_server_that_ends_the_connection_during_the_handshake() -> None:
     """carehare 1.0.2 hangs: AssertionError in connection_lost()."""
     async with closing_server() as server:
-        with pytest.raises(carehare.ConnectionClosed, match="RabbitMQ ended the connection"):
+        with pytest.raises(carehare.ConnectionClosed, match="server ended the connection"):
             await make(server.url).connect(soon())
 
 

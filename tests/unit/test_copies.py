@@ -40,7 +40,7 @@ class ProjectLayer(RabbitmqChannelLayer):
 @pytest.mark.parametrize("make_copy", COPIES)
 def test_all_settings_are_kept(make_copy: Copy) -> None:
     layer = RabbitmqChannelLayer(
-        host=["amqps://u:secret@a/v?heartbeat=3", "amqps://b"],
+        host=["amqps://u:secret@a/v?heartbeat=3", "amqps://b/v"],
         expiry=30,
         capacity=7,
         channel_capacity={"a.*": 8, re.compile("b"): 9},

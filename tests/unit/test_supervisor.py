@@ -687,7 +687,7 @@ async def test_each_broker_of_a_cluster_is_warned_of_once(
     lines = warnings(logged)
     assert len(lines) == 2
     assert sum("Connect call failed" in line for line in lines) == 1
-    assert sum("RabbitMQ ended the connection" in line for line in lines) == 1
+    assert sum("server ended the connection" in line for line in lines) == 1
 
 
 @pytest.mark.usefixtures("fast")
