@@ -1,8 +1,8 @@
 """Checks this project: lint, types and the fast tests, in less than five minutes.
 
-With --everything: all tests, the demo's check, and the fast tests on all other Pythons and with
-the oldest Channels. That takes less than 25 minutes; the longest tests are cut short. With
---full-length they, too, run at their full length, which takes far longer.
+With --everything: all tests, the demo's check, and the fast tests on all other Pythons, on the
+oldest one with the oldest Channels. That takes less than 25 minutes; the longest tests are cut
+short. With --full-length they, too, run at their full length, which takes far longer.
 
 Arguments which this command doesn't know are pytest's: then nothing but pytest runs, so
 ``scripts/test tests/unit`` or ``scripts/test -k router`` is the quick way to some of the tests, and
@@ -138,18 +138,18 @@ def _static_steps(python: Path) -> list[Step]:
 
 
 def _tox_step(python: Path) -> Step:
-    """The fast tests on all other Pythons, and with the oldest Channels on the first and the last.
+    """The fast tests on all other Pythons, on the oldest of them with the oldest Channels.
 
     Without those of faults, which depend on RabbitMQ more than on Python. (Without arguments tox
     runs all tests on all combinations.)
     """
     current = f"{sys.version_info.major}{sys.version_info.minor}"
     pythons = find_pythons()
-    versions = list(pythons)
+    oldest, *others = pythons
     environments = [
+        f"py{oldest}-oldest",
         # The newest Channels on this Python: that was the step "pytest".
-        *(f"py{version}-newest" for version in versions if version != current),
-        *(f"py{version}-oldest" for version in dict.fromkeys((versions[0], versions[-1]))),
+        *(f"py{version}-newest" for version in others if version != current),
     ]
     return Step(
         "tox",
