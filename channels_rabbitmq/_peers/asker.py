@@ -14,6 +14,10 @@ At the end of its time the asker returns what it has, and names who is silent or
 connection is lost meanwhile, it asks again on the next one. All answers are of later than the
 question, so those that it has count.
 
+Under a minute of churn each on RabbitMQ 3.10, 4.0 and 4.3, none of 4,139 complete results lacked a
+member, 276 of them the first of a process that had just connected
+(``tests/faults/test_presence.py``).
+
 (A shared queue's number of consumers was tried in place of the known processes: 8 of 614 results
 were falsely complete after a restart, and it names nobody.)
 
