@@ -3,12 +3,17 @@
 Each answer is a task with the rest of the question's time. At most ``MOST_AT_ONCE`` run: beyond
 that, and while the broker blocks publishers, requests are dropped and counted. Whoever asks repeats
 the request, or says who was silent.
+
+A change, which is to add, discard or flush, is done once: whoever asks repeats it until there is an
+answer, and by then a later call may have changed the same. So the answers to changes are remembered
+for a while, and given again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import OrderedDict
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
@@ -21,7 +26,9 @@ from .link import Link
 from .requests import ADD, COUNT, DISCARD, FLUSH, MEMBERS, Answer, PackedMember, Request, split
 
 MOST_AT_ONCE = 100
-_MOST_FLUSHES = 100  # that are remembered
+# How many changes are remembered, and for how many seconds: longer than they are repeated.
+_MOST_CHANGES = 10_000
+_REMEMBERED = 60.0
 
 
 class LocalGroups(Protocol):
@@ -76,9 +83,10 @@ class Answerer:
         self._part_size = part_size
         self._loop = asyncio.get_running_loop()
         self._series = itertools.count(1)
-        # By sender and number of the question: whether it is done. A question that is repeated must
-        # not have everything emptied once more: new messages may be there.
-        self._flushes: dict[tuple[str, int], bool] = {}
+        self._remembered = max(_REMEMBERED, 2 * longest)
+        # By sender and number of the request: until when it is remembered, the oldest first; and
+        # the answer, or none while it is under way.
+        self._changes: OrderedDict[tuple[str, int], tuple[float, list[Answer]]] = OrderedDict()
         self.tasks: set[asyncio.Task[None]] = set()
 
     def on_request(self, request: Request) -> None:
@@ -96,38 +104,37 @@ class Answerer:
 
     def _do(self, request: Request, deadline: float) -> list[Answer] | Coroutine[Any, Any, None]:
         """Do what can be done at once; return the answer, or what is still to be done."""
-        number, group, channel = request.number, request.group, request.channel
         if request.kind == MEMBERS:
             return self._list_members(request)
         if request.kind == COUNT:
-            return [Answer(self._id, number, count=self._groups.count(group))]
+            return [Answer(self._id, request.number, count=self._groups.count(request.group))]
+        key = (request.sender, request.number)
+        if key in self._changes:
+            return self._changes[key][1]  # Else the answer comes when it is done.
+        done = self._change(request, deadline)
+        self._remember(key, done if isinstance(done, list) else [])
+        return done
+
+    def _change(
+        self, request: Request, deadline: float
+    ) -> list[Answer] | Coroutine[Any, Any, None]:
+        group, channel = request.group, request.channel
         try:
             if request.kind == FLUSH:
-                return self._flush(request, deadline)
+                return self._groups.flush_here(deadline)
             if request.kind == ADD:
                 return self._groups.add(group, channel, request.info, deadline)
             assert request.kind == DISCARD, "there is no other kind"
             self._groups.discard(group, channel)
         except ValueError as err:
-            return [Answer(self._id, number, error=str(err), is_mistake=True)]
-        return [Answer(self._id, number)]
+            return [Answer(self._id, request.number, error=str(err), is_mistake=True)]
+        return [Answer(self._id, request.number)]
 
-    def _flush(self, request: Request, deadline: float) -> list[Answer] | Coroutine[Any, Any, None]:
-        key = (request.sender, request.number)
-        if key in self._flushes:
-            # Else the answer comes when it is done.
-            return [Answer(self._id, request.number)] if self._flushes[key] else []
-        if len(self._flushes) >= _MOST_FLUSHES:
-            del self._flushes[next(iter(self._flushes))]
-        flushing = self._groups.flush_here(deadline)
-        self._flushes[key] = False
-        return self._note_flushed(key, flushing)
-
-    async def _note_flushed(
-        self, key: tuple[str, int], flushing: Coroutine[Any, Any, None]
-    ) -> None:
-        await flushing
-        self._flushes[key] = True
+    def _remember(self, key: tuple[str, int], answers: list[Answer]) -> None:
+        now = self._loop.time()
+        self._changes[key] = (now + self._remembered, answers)
+        while len(self._changes) > _MOST_CHANGES or next(iter(self._changes.values()))[0] <= now:
+            self._changes.popitem(last=False)
 
     def _list_members(self, request: Request) -> list[Answer]:
         parts = split(self._groups.confirmed(request.group), self._part_size)
@@ -152,12 +159,15 @@ class Answerer:
             except BrokerUnavailable:
                 return
 
-    async def _finish(self, request: Request, adding: Coroutine[Any, Any, None]) -> Answer:
+    async def _finish(self, request: Request, changing: Coroutine[Any, Any, None]) -> Answer:
         try:
-            await adding
+            await changing
         except BrokerUnavailable as err:
-            return Answer(self._id, request.number, error=str(err))
-        return Answer(self._id, request.number)
+            answer = Answer(self._id, request.number, error=str(err))
+        else:
+            answer = Answer(self._id, request.number)
+        self._remember((request.sender, request.number), [answer])
+        return answer
 
     def close(self) -> None:
         """Answer nothing more."""

@@ -21,9 +21,9 @@ member, 276 of them the first of a process that had just connected
 (A shared queue's number of consumers was tried in place of the known processes: 8 of 614 results
 were falsely complete after a restart, and it names nobody.)
 
-**One.** The request is repeated until it is answered: to add or to discard twice does no harm, and
-the broker keeps the order of the asker's requests. A returned request doesn't mean that the process
-is gone: see ``processes``.
+**One.** The request is repeated until it is answered: the process that is asked does it once (see
+``answerer``), and the broker keeps the order of the asker's requests. A returned request doesn't
+mean that the process is gone: see ``processes``.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class Process:
         self.answers_late.set()
         self.allows_flush = True
         self.has_no_broker = False
-        self.flushes = 0
+        self.flushes = self.added = 0
         settings = Settings.from_config({"symmetric_encryption_keys": list(keys) or None})
         self.reporter = Reporter(logging.getLogger("test"), self.id)
         self.peers = Peers(self.id, settings, self, self, self.counters, self.reporter)
@@ -159,6 +159,7 @@ class Process:
     ) -> Coroutine[Any, Any, None]:
         if channel.endswith("!bad"):
             raise ValueError("a bad channel")
+        self.added += 1
         return self._finish_add(channel, info)
 
     async def _finish_add(self, channel: str, info: bytes | None) -> None:
@@ -634,6 +635,31 @@ class TestAskingOne:
 
         play(scene)
 
+    @pytest.mark.parametrize("is_lost", [True, False], ids=["the answer is lost", "it takes long"])
+    def test_a_request_that_is_repeated_is_done_once(self, is_lost: bool) -> None:
+        """By then the process itself may have changed the same."""
+
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b = processes
+            channel = f"{b.id}!y"
+            b.answers_late.clear()
+            adding = asyncio.create_task(a.peers.add(GROUP, channel, None, now() + 10))
+            if is_lost:
+                await asyncio.sleep(0.1)
+                wire.deaf = {a.id}
+                b.answers_late.set()
+                await asyncio.sleep(0.1)
+                wire.deaf = set()
+                b.discard(GROUP, channel)
+            else:
+                await asyncio.sleep(3)
+                b.answers_late.set()
+            await adding
+            assert b.added == 1
+            assert (channel in b.members) is not is_lost
+
+        play(scene, "ab")
+
     def test_one_that_has_ended(self) -> None:
         async def scene(wire: Wire, processes: list[Process]) -> None:
             a, b, _ = processes
@@ -773,13 +799,13 @@ class TestFlush:
         play(scene, "ab")
 
     def test_only_so_many_are_remembered(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_answerer, "_MOST_FLUSHES", 2)
+        monkeypatch.setattr(_answerer, "_MOST_CHANGES", 2)
 
         async def scene(wire: Wire, processes: list[Process]) -> None:
             a, b = processes
             for _ in range(4):
                 await a.peers.flush(now() + 10)
             assert b.flushes == 4
-            assert len(b.peers._answerer._flushes) == 2
+            assert len(b.peers._answerer._changes) == 2
 
         play(scene, "ab")
