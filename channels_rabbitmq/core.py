@@ -282,7 +282,8 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         The result has each channel once whose ``group_add`` had returned, anywhere, before this was
         called, unless it has left. It tells whether it ``is_complete``, and which processes didn't
         answer within ``timeout`` (seconds; at most ``operation_timeout``). Most often it takes some
-        milliseconds, but up to half a second more when this event loop has just connected.
+        milliseconds, but up to half a second more when this event loop has just connected. Calls at
+        the same time for one group share a question.
 
         Raises ``BrokerUnavailable`` if there is no connection in that time, so that nobody could be
         asked. Any thread and any event loop may call it, also sync code by ``async_to_sync``.
@@ -293,7 +294,9 @@ class RabbitmqChannelLayer(BaseChannelLayer):
     async def group_count(self, group: str, timeout: float = 1.0) -> int:
         """Ask all processes how many channels are in a group; otherwise as ``group_members``.
 
-        The number is too low if a process doesn't answer in time. ``group_members`` can tell.
+        The number is too low if a process doesn't answer in time; ``group_members`` can tell.
+        Raises ``BrokerUnavailable``, too, if no process at all has answered in time although others
+        are there, or if it isn't known yet which are there: there is no number then.
         """
         require_group_name(group)
         return await self._loop_layer().group_count(group, _require_timeout(timeout))

@@ -100,8 +100,8 @@ class Counters:
     """Requests of other processes that were done here."""
 
     unanswered: int = 0
-    """Requests of other processes that were dropped: the broker took no answers, or too many were
-    under way."""
+    """Requests of other processes that were dropped: the broker took no answers, too many were
+    under way, or a question's time was over."""
 
     malformed_requests: int = 0
     """Requests dropped because they are not in the layer's format, or have another key."""

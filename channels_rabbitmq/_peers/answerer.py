@@ -1,8 +1,9 @@
 """``Answerer``: does what other processes ask, and answers.
 
-Each answer is a task with the rest of the question's time. At most ``MOST_AT_ONCE`` run: beyond
-that, and while the broker blocks publishers, requests are dropped and counted. Whoever asks repeats
-the request, or says who was silent.
+Each change is a task with the rest of the request's time, and at most ``MOST_AT_ONCE`` run.
+Questions wait in a queue of ``MOST_QUESTIONS``, which at most ``MOST_WORKERS`` tasks empty; one
+whose time is over meanwhile isn't answered. What is beyond that, or comes while the broker blocks
+publishers, is dropped and counted. Whoever asks repeats the request, or says who was silent.
 
 A change, which is to add, discard or flush, is done once: whoever asks repeats it until there is an
 answer, and by then a later call may have changed the same. So the answers to changes are remembered
@@ -25,7 +26,9 @@ from ..statistics import Counters
 from .link import Link
 from .requests import ADD, COUNT, DISCARD, FLUSH, MEMBERS, Answer, PackedMember, Request, split
 
-MOST_AT_ONCE = 100
+MOST_AT_ONCE = 100  # changes
+MOST_QUESTIONS = 10_000
+MOST_WORKERS = 20
 # How many changes are remembered, and for how many seconds: longer than they are repeated.
 _MOST_CHANGES = 10_000
 _REMEMBERED = 60.0
@@ -87,27 +90,67 @@ class Answerer:
         # By sender and number of the request: until when it is remembered, the oldest first; and
         # the answer, or none while it is under way.
         self._changes: OrderedDict[tuple[str, int], tuple[float, list[Answer]]] = OrderedDict()
-        self.tasks: set[asyncio.Task[None]] = set()
+        # Those that wait, the oldest first, each until its deadline
+        self._questions: OrderedDict[tuple[str, int], tuple[Request, float]] = OrderedDict()
+        self._workers: set[asyncio.Task[None]] = set()
+        self._changing: set[asyncio.Task[None]] = set()
 
     def on_request(self, request: Request) -> None:
         """Begin to answer, or drop the request."""
-        if self._link.is_blocked or len(self.tasks) >= MOST_AT_ONCE:
+        is_question = request.kind in (MEMBERS, COUNT)
+        is_full = (
+            len(self._questions) >= MOST_QUESTIONS
+            if is_question
+            else len(self._changing) >= MOST_AT_ONCE
+        )
+        if self._link.is_blocked or is_full:
             self._counters.unanswered += 1
             return
-        self._counters.answered += 1
         deadline = self._loop.time() + min(request.timeout, self._longest)
+        if is_question:
+            self._on_question(request, deadline)
+        else:
+            self._on_change(request, deadline)
+
+    def _on_question(self, request: Request, deadline: float) -> None:
+        # A repeat of one that waits changes nothing.
+        self._questions.setdefault((request.sender, request.number), (request, deadline))
+        if len(self._workers) < MOST_WORKERS:
+            self._start(self._work(), self._workers)
+
+    async def _work(self) -> None:
+        """Answer questions until none waits."""
+        while self._questions:
+            _, (request, deadline) = self._questions.popitem(last=False)
+            if self._link.is_blocked or self._loop.time() >= deadline:
+                self._counters.unanswered += 1
+                continue
+            self._counters.answered += 1
+            await self._publish(request, self._look_up(request), deadline)
+
+    def _look_up(self, request: Request) -> list[Answer]:
+        if request.kind == COUNT:
+            return [Answer(self._id, request.number, count=self._groups.count(request.group))]
+        return self._list_members(request)
+
+    def _on_change(self, request: Request, deadline: float) -> None:
+        self._counters.answered += 1
         # At once, and not in the task: else a discard might come before the add that it follows.
         done = self._do(request, deadline)
-        task = start_task(self._answer(request, done, deadline), name="channels_rabbitmq answer")
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        self._start(self._answer(request, done, deadline), self._changing)
+
+    def _start(self, coroutine: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
+        task = start_task(coroutine, name="channels_rabbitmq answer")
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    @property
+    def tasks(self) -> set[asyncio.Task[None]]:
+        """Those that are running."""
+        return self._workers | self._changing
 
     def _do(self, request: Request, deadline: float) -> list[Answer] | Coroutine[Any, Any, None]:
         """Do what can be done at once; return the answer, or what is still to be done."""
-        if request.kind == MEMBERS:
-            return self._list_members(request)
-        if request.kind == COUNT:
-            return [Answer(self._id, request.number, count=self._groups.count(request.group))]
         key = (request.sender, request.number)
         if key in self._changes:
             return self._changes[key][1]  # Else the answer comes when it is done.
@@ -151,6 +194,9 @@ class Answerer:
         deadline: float,
     ) -> None:
         answers = done if isinstance(done, list) else [await self._finish(request, done)]
+        await self._publish(request, answers, deadline)
+
+    async def _publish(self, request: Request, answers: list[Answer], deadline: float) -> None:
         recipient = to_process(request.sender)
         for answer in answers:
             body = self._codec.encode_for_channel(recipient, answer.message())

@@ -40,6 +40,7 @@ from .link import Link
 from .processes import Processes
 from .questions import Question, Questions
 from .requests import Answer, Request
+from .sharing import Sharing
 
 # Seconds until those that haven't answered are asked alone, and the factor to each next time.
 FIRST_REPEAT = 0.1
@@ -71,6 +72,7 @@ class Asker:
         self._codec = codec
         self._loop = asyncio.get_running_loop()
         self.questions = Questions()
+        self.sharing = Sharing(self.questions, link, self._ask)
 
     # All
 
@@ -79,9 +81,16 @@ class Asker:
 
         Raises BrokerUnavailable if it couldn't be asked by ``deadline`` (loop time).
         """
-        what = {"kind": kind, "group": group}
         await self._link.wait_receiving(deadline)
         question = self.questions.open()
+        try:
+            await self._ask(question, kind, group, deadline)
+        finally:
+            self.questions.close(question)
+        return question
+
+    async def _ask(self, question: Question, kind: str, group: str, deadline: float) -> None:
+        what = {"kind": kind, "group": group}
         try:
             while await self._send(question, TO_ALL, deadline, what) is not Outcome.BLOCKED:
                 connection = self._greeter.connection
@@ -93,9 +102,6 @@ class Asker:
         except BrokerUnavailable:
             if not question.was_sent:
                 raise
-        finally:
-            self.questions.close(question)
-        return question
 
     async def _collect(
         self, question: Question, connection: int, deadline: float, what: dict[str, Any]

@@ -139,7 +139,8 @@ class Peers:
 
     async def group_members(self, group: str, deadline: float) -> GroupMembers:
         """Ask all processes for the members of a group: see ``RabbitmqChannelLayer``."""
-        question = await self._ask_all(MEMBERS, group, deadline)
+        question = await self._asker.sharing.ask(MEMBERS, group, deadline)
+        self._note(question)
         is_complete = self._is_complete(question)
         answers = self._answers(question)
         packed = [*self._groups.confirmed(group), *(m for a in answers for m in a.members)]
@@ -153,18 +154,23 @@ class Peers:
         )
 
     async def group_count(self, group: str, deadline: float) -> int:
-        """Ask all processes for the number of a group's members."""
-        question = await self._ask_all(COUNT, group, deadline)
+        """Ask all processes for the number of a group's members.
+
+        Raises BrokerUnavailable if it would be the number of this process's own members only,
+        because nobody has answered in time.
+        """
+        question = await self._asker.sharing.ask(COUNT, group, deadline)
+        self._note(question)
+        if not question.answers and not self._asker.has_all(question):
+            raise BrokerUnavailable(_no_answers(self._asker.silent(question)))
         return self._groups.count(group) + sum(a.count for a in self._answers(question))
 
-    async def _ask_all(self, kind: str, group: str, deadline: float) -> Question:
-        question = await self._asker.ask_all(kind, group, deadline)
+    def _note(self, question: Question) -> None:
         self._counters.questions += 1
         self._counters.incomplete += not self._is_complete(question)
         for id_ in self._asker.silent(question):
             self._counters.silent += 1
             self._reporter.report("silent", id_)
-        return question
 
     def _is_complete(self, question: Question) -> bool:
         return self._asker.has_all(question) and not question.returned.intersection(
@@ -186,7 +192,8 @@ class Peers:
         Raises BrokerUnavailable, which names those that haven't done it by ``deadline``, and
         NotImplementedError if one doesn't allow it.
         """
-        question = await self._ask_all(FLUSH, "", deadline)
+        question = await self._asker.ask_all(FLUSH, "", deadline)
+        self._note(question)
         for answer in self._answers(question):
             if answer.error:
                 text = f"The process {answer.sender} answers: {answer.error}"
@@ -227,13 +234,20 @@ class Peers:
         """Ask and answer nothing more."""
         self.greeter.close()
         self._answerer.close()
+        self._asker.sharing.close()
         self._asker.questions.wake_all()
 
     async def wait_closed(self) -> None:
         """Wait for the tasks that ``close`` has cancelled."""
-        tasks = [*self.greeter.tasks, *self._answerer.tasks]
+        tasks = [*self.greeter.tasks, *self._answerer.tasks, *self._asker.sharing.tasks]
         if tasks:
             await asyncio.wait(tasks)
+
+
+def _no_answers(silent: list[str]) -> str:
+    if silent:
+        return f"No process has answered in time, of {len(silent)} that are there"
+    return "It isn't known yet which other processes are there"
 
 
 def _unpack(members: Iterable[PackedMember]) -> Iterable[Member]:

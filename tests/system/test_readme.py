@@ -293,7 +293,8 @@ def test_numbers() -> None:
         f"the ``info`` has more than {_codec.LONGEST_INFO} bytes",
         f"up to {_topology.MOST_REQUESTS:,} requests or "
         f"{_topology.MOST_REQUEST_BYTES // 2**20} MiB",
-        f"or {_answerer.MOST_AT_ONCE} were under way",
+        f"or {_answerer.MOST_AT_ONCE} changes were under way or "
+        f"{_answerer.MOST_QUESTIONS:,} questions waiting",
     ):
         assert sentence in plain(), sentence
     assert _processes.GONE_AFTER == 10

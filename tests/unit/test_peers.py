@@ -547,7 +547,158 @@ class TestAskingAll:
         play(scene)
 
 
+class TestSharing:
+    def test_a_thousand_calls_at_once(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, *_ = processes
+            begun = now()
+            counts = [a.peers.group_count(GROUP, begun + 1) for _ in range(1000)]
+            assert await asyncio.gather(*counts) == [3] * 1000
+            assert now() - begun < 10 * DELAY
+            assert wire.kinds(a.id)["count"] == 1
+            assert a.counters.questions == 1000
+
+        play(scene)
+
+    def test_a_call_has_only_what_is_asked_after_it(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b = processes
+            first = asyncio.create_task(a.peers.group_count(GROUP, now() + 1))
+            await asyncio.sleep(1.5 * DELAY)  # The answer is under way.
+            b.members[f"{b.id}!y"] = None
+            later = [a.peers.group_count(GROUP, now() + 1) for _ in range(10)]
+            assert await asyncio.gather(first, *later) == [2] + [3] * 10
+            assert wire.kinds(a.id)["count"] == 2
+
+        play(scene, "ab")
+
+    def test_one_before_that_takes_long(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, c = processes
+            wire.deaf = {b.id}
+            begun = now()
+            first = asyncio.create_task(a.peers.group_members(GROUP, begun + 1))
+            await asyncio.sleep(0.01)
+            c.members[f"{c.id}!y"] = None
+            second = await a.peers.group_members(GROUP, begun + 0.5)
+            assert f"{c.id}!y" in channels(second)
+            assert now() == pytest.approx(begun + 0.5)
+            assert f"{c.id}!y" not in channels(await first)
+            assert now() == pytest.approx(begun + 1, abs=0.01)
+
+        play(scene)
+
+    def test_each_has_its_own_time(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, _ = processes
+            wire.deaf = {b.id}
+            begun = now()
+            short = asyncio.create_task(a.peers.group_members(GROUP, begun + 0.3))
+            long = asyncio.create_task(a.peers.group_members(GROUP, begun + 2))
+            assert (await short).silent == (b.id,)
+            assert now() == pytest.approx(begun + 0.3)
+            wire.deaf = set()
+            assert (await long).is_complete
+            assert now() < begun + 1
+
+        play(scene)
+
+    def test_cancelling_one_leaves_the_others(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, _ = processes
+            wire.deaf = {b.id}
+            first, second, third = [
+                asyncio.create_task(a.peers.group_members(GROUP, now() + 1)) for _ in range(3)
+            ]
+            await asyncio.sleep(0.01)
+            first.cancel()
+            second.cancel()
+            await asyncio.sleep(0.01)
+            assert len(a.peers._asker.questions) == 1
+            wire.deaf = set()
+            assert (await third).is_complete
+            assert len(a.peers._asker.questions) == 0
+
+        play(scene)
+
+    def test_no_number_if_nobody_has_answered(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, c = processes
+            wire.deaf = {b.id}
+            assert await a.peers.group_count(GROUP, now() + 1) == 2
+            wire.deaf = {b.id, c.id}
+            with pytest.raises(BrokerUnavailable, match="of 2 that are there"):
+                await a.peers.group_count(GROUP, now() + 1)
+            wire.is_blocked = True
+            with pytest.raises(BrokerUnavailable):
+                await a.peers.group_count(GROUP, now() + 1)
+
+        play(scene)
+
+    def test_no_number_before_it_is_known_who_is_there(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            (a,) = processes
+            with pytest.raises(BrokerUnavailable, match="isn't known yet"):
+                await a.peers.group_count(GROUP, now() + SETTLE_TIMEOUT / 2)
+            assert await a.peers.group_count(GROUP, now() + 1) == 1
+
+        play(scene, "a", settled=False)
+
+    def test_the_end_of_the_layer_ends_it(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, _ = processes
+            wire.deaf = {b.id}
+            asking = asyncio.create_task(a.peers.group_members(GROUP, now() + 1))
+            await asyncio.sleep(0.01)
+            begun = now()
+            a.peers.close()
+            await a.peers.wait_closed()
+            assert not (await asking).is_complete
+            assert now() == begun
+
+        play(scene)
+
+
 class TestAnswering:
+    def test_many_questions_at_once_are_all_answered(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b = processes
+            begun = now()
+            asking = [a.peers.group_count(f"room{n}", begun + 1) for n in range(1000)]
+            assert await asyncio.gather(*asking) == [0] * 1000
+            assert (a.counters.incomplete, b.counters.unanswered) == (0, 0)
+
+        play(scene, "ab")
+
+    def test_a_question_whose_time_is_over_is_not_answered(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_answerer, "MOST_WORKERS", 1)
+
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            (a,) = processes
+            for number in (1, 2, 2, 3):
+                timeout = 1.0 if number != 2 else DELAY / 2
+                request = Request(MEMBERS, "crq." + "z" * 16, number, timeout, GROUP)
+                a.peers.on_request(_codec.encode_for_channel(TO_ALL, request.message()), 1, 0, a)
+            await asyncio.sleep(1)
+            assert (a.counters.answered, a.counters.unanswered) == (2, 1)
+            assert wire.kinds(a.id)[ANSWER] == 2
+
+        play(scene, "a")
+
+    def test_only_so_many_questions_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_answerer, "MOST_QUESTIONS", 2)
+
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            (a,) = processes
+            for number in range(3):
+                request = Request(MEMBERS, "crq." + "z" * 16, number, 1.0, GROUP)
+                a.peers.on_request(_codec.encode_for_channel(TO_ALL, request.message()), 1, 0, a)
+            assert a.counters.unanswered == 1
+
+        play(scene, "a")
+
     def test_a_hundred_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(_answerer, "MOST_AT_ONCE", 3)
 
