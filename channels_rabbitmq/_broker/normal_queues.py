@@ -4,11 +4,14 @@ A *normal channel* is one whose name has no "!". Its messages wait in a queue th
 share, and each goes to one receiver. ::
 
                       "!channel.jobs"
-    (groups exchange) ---------------> queue crq.channel.groups.jobs
+    (groups exchange) ---------------> queue crq.channel.groups:jobs
 
 The key is no group's, since a group's name can't hold "!", and no channel's, since an id can't be
-empty. The queue is durable, as newer brokers close the connection over a queue that is neither
-durable nor exclusive. It expires when nobody has consumed from it or declared it for a day.
+empty. In the queue's name the last ":" ends that of the exchange. (A period wouldn't tell: both
+parts may hold some. No channel's name holds a ":".)
+
+The queue is durable, as newer brokers close the connection over a queue that is neither durable nor
+exclusive. It expires when nobody has consumed from it or declared it for a day.
 
 **Whoever declares first decides about the arguments.** RabbitMQ refuses a declare with others (406,
 for any difference, on 3.10, 4.0 and 4.3), and closes the AMQP channel. The bind goes behind the
@@ -78,7 +81,7 @@ class NormalTopology:
 
     def queue(self, channel: str) -> str:
         """Return the name of a channel's queue."""
-        return f"crq.channel.{self._exchange}.{channel}"
+        return f"crq.channel.{self._exchange}:{channel}"
 
     def declare(self, channel: str) -> Method:
         if self._remembers:

@@ -26,7 +26,7 @@ OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 # What RabbitMQ 4 lets an operator forbid, and will drop one day; older ones don't know it.
 _FEATURES = ("transient_nonexcl_queues", "global_qos", "queue_master_locator", "ram_node_type")
 _STRICT = "".join(f"deprecated_features.permit.{feature} = false\n" for feature in _FEATURES)
-_QUEUE = "crq.channel.{}.jobs"
+_QUEUE = "crq.channel.{}:jobs"
 
 
 async def numbers(layer: RabbitmqChannelLayer, count: int) -> list[int]:

@@ -126,6 +126,21 @@ async def test_each_has_a_queue_of_its_own(
     await delete_queue(broker.url, queue_of(groups_exchange, f"{jobs}.2"))
 
 
+async def test_two_exchanges_share_no_queue(
+    open_layer: OpenLayer, broker: Broker, groups_exchange: str, jobs: str
+) -> None:
+    """Names may hold periods: what is sent by one exchange isn't received by another."""
+    other_exchange = f"{groups_exchange}.chat"
+    one = await open_layer(normal_channels=True)
+    other = await open_layer(normal_channels=True, groups_exchange=other_exchange)
+    await one.send(f"chat.{jobs}", {"type": "x", "n": 1})
+    await other.send(jobs, {"type": "x", "n": 2})
+    assert await numbers(other, jobs, 1) == [2]
+    assert await numbers(one, f"chat.{jobs}", 1) == [1]
+    await delete_queue(broker.url, queue_of(groups_exchange, f"chat.{jobs}"))
+    await delete_queue(broker.url, queue_of(other_exchange, jobs))
+
+
 # Off by default
 
 

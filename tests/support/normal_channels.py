@@ -23,7 +23,7 @@ async def on_amqp_channel(url: str, do: Callable[[Any], T]) -> T:
 
 
 def queue_of(groups_exchange: str, channel: str) -> str:
-    return f"crq.channel.{groups_exchange}.{channel}"
+    return f"crq.channel.{groups_exchange}:{channel}"
 
 
 async def delete_queue(url: str, queue: str) -> None:
