@@ -67,6 +67,7 @@ class NormalTopology:
         self._id = id_
         self._exchange = settings.groups_exchange
         self._expiry = settings.expiry
+        self._capacity_bytes = settings.remote_capacity_bytes
         self._capacity_of = capacity_of
         self._told = told
         # By channel: the groups to which this event loop has added it
@@ -92,6 +93,8 @@ class NormalTopology:
             "x-max-length": max(1, self._capacity_of(channel)),
             "x-overflow": "reject-publish",
         }
+        if self._capacity_bytes is not None:
+            arguments["x-max-length-bytes"] = self._capacity_bytes
         if self._expiry is not None:
             arguments["x-message-ttl"] = round(self._expiry * 1000)
         return Queue.Declare(queue=self.queue(channel), durable=True, arguments=arguments)

@@ -174,7 +174,7 @@ class NormalSender:
             self._counters.nacked += 1
             raise ChannelFull(
                 f"The queue of the normal channel {channel} is full: its receivers don't keep up "
-                "(capacity, channel_capacity)"
+                "(capacity, channel_capacity, remote_capacity_bytes)"
             )
         if outcome is Outcome.BLOCKED:
             raise ChannelFull(BLOCKED)
