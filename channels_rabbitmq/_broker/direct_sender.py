@@ -170,6 +170,8 @@ class DirectSender:
         if message.outcome is Outcome.NACKED:
             if self._receivers.took_later_one(message.route, message.called_at):
                 return Outcome.NACKED
+            if self._receivers.has_ended(message.route):
+                return Outcome.RETURNED  # Its queue is just being deleted.
             is_full = self._refusals.known(message.route)
             if is_full is not False:
                 return Outcome.NACKED if is_full else None

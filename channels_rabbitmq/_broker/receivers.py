@@ -92,6 +92,10 @@ class Receivers:
         until = self._unreachable.get(route)
         if until is not None and self._clock() < until:
             return True
+        return self.has_ended(route)
+
+    def has_ended(self, route: Route) -> bool:
+        """Whether the process has said that it ends."""
         return self._has_ended(id_of(route.routing_key))
 
     def on_unreachable(self, route: Route) -> None:

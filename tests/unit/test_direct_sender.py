@@ -557,3 +557,14 @@ async def test_a_process_that_has_ended_is_unreachable_for_ever(clock: Clock) ->
     ended.add("crq.gone")
     assert receivers.is_unreachable(route)
     assert not receivers.is_unreachable(Route("groups", "crq.other!", mandatory=True))
+
+
+async def test_a_nack_for_a_process_that_has_ended_does_not_mean_full(
+    make_sender: MakeSender, publisher: FakePublisher, counters: Counters, clock: Clock
+) -> None:
+    """RabbitMQ 4.2 and newer refuse what comes while they delete its queue."""
+    sender = make_sender(receivers=Receivers(OWN, clock, lambda id_: True))
+    publisher.refusing.add(ROUTE.routing_key)
+    assert await sender.send(ROUTE, b"", clock() + 10) is Outcome.RETURNED
+    assert publisher.tries == {ROUTE.routing_key: 1}
+    assert (counters.returned, counters.nacked) == (1, 0)
