@@ -135,7 +135,8 @@ class Asker:
         outcome = await self._send(question, to_process(id_), deadline, what)
         if outcome in _NOT_TAKEN and id_ not in question.answers:
             question.returned.add(id_)
-            self._processes.on_returned(id_)
+            if self._processes.on_returned(id_):
+                self._greeter.on_found_absent(id_)
         return outcome
 
     async def _send(

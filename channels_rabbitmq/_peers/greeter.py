@@ -5,14 +5,14 @@
 - *Every hello is answered*, by *here*. With "not if it has said hello itself lately", 36 of 90
   pairs of processes never met (measured). The answers are spread over ``SPREAD``, and if more than
   ``MOST_SINGLE`` are due, one for all takes their place.
-- *Settled.* A process that has just connected knows nobody. One that has been connected for
-  ``SETTLE_TIMEOUT`` has heard all: who was there before has answered its hello, the others have
-  said theirs. When it answers a hello, it names all that it has heard, which are all whose hello
-  was said before that one. So a single such answer suffices to know all, and then this process is
-  settled. It is settled, too, if none has come ``SETTLE_TIMEOUT`` after its hello: then it is
-  alone, or all have just begun, as after a restart of the broker, and have greeted each other.
-  Before that no result is complete. (An answer names the hellos that it is for: one for others may
-  be older, and lack somebody.)
+- *Settled.* A process that has just connected knows nobody. A settled process that answers its
+  hello names all that it knows, also by hearsay, and has heard each hello that was said before. So
+  a single such answer suffices to know all. This process is settled then, or if none has come
+  ``SETTLE_TIMEOUT`` after its hello: then it is alone, or all have just begun, as after a restart
+  of the broker, and have greeted each other. Before that no result is complete. (An answer names
+  the hellos that it is for: one for others may be older, and lack somebody.)
+- *Absent.* Who finds that a process has no queue tells all (``processes`` says why), a moment later
+  and all that it has found by then at once, but not what others have told meanwhile.
 
 While the broker blocks publishers nothing is said; ``group_add()`` doesn't wait for it then.
 """
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from .._amqp.publishing import Outcome
 from .._codec import MessageCodec
@@ -30,7 +30,7 @@ from .._identity import TO_ALL, to_process
 from ..exceptions import BrokerUnavailable
 from .link import Link
 from .processes import Processes
-from .requests import HELLO, HERE, Greeting
+from .requests import ABSENT, HELLO, HERE, Greeting
 
 SPREAD = 0.05  # seconds
 MOST_SINGLE = 5
@@ -65,11 +65,12 @@ class Greeter:
         self._connections = 0
         self.is_greeted = False  # the hello of this connection is confirmed
         self.is_settled = False
-        self._has_heard_all = False  # itself, and not only of all by another one
         self._greeted = Waiters()
         self._due: dict[str, int] = {}  # who waits for an answer, and to which of its hellos
         self._hello: asyncio.Task[None] | None = None
         self._here: asyncio.Task[None] | None = None
+        self._found_absent: set[str] = set()  # by this process, and not told yet
+        self._telling: asyncio.Task[None] | None = None
         self._settle_timer: asyncio.TimerHandle | None = None
 
     def on_ready(self) -> None:
@@ -81,7 +82,7 @@ class Greeter:
     def on_lost(self) -> None:
         """The connection is gone."""
         self.connection = 0
-        self.is_greeted = self.is_settled = self._has_heard_all = False
+        self.is_greeted = self.is_settled = False
         if self._settle_timer is not None:
             self._settle_timer.cancel()
         if self._hello is not None:
@@ -108,7 +109,7 @@ class Greeter:
         await self._say_until_confirmed(Greeting(HELLO, self._id, self.connection), TO_ALL)
         self.is_greeted = True
         self._greeted.wake()
-        self._settle_timer = call_at(self._loop.time() + SETTLE_TIMEOUT, self._on_heard_all)
+        self._settle_timer = call_at(self._loop.time() + SETTLE_TIMEOUT, self._settle)
 
     async def _say_until_confirmed(self, greeting: Greeting, recipient: str) -> None:
         body = self._codec.encode_for_channel(recipient, greeting.message())
@@ -121,10 +122,6 @@ class Greeter:
             except BrokerUnavailable:
                 pass
             await asyncio.sleep(0.1)
-
-    def _on_heard_all(self) -> None:
-        self._has_heard_all = True
-        self._settle()
 
     def _settle(self) -> None:
         if not self.is_settled and self.connection:
@@ -144,7 +141,10 @@ class Greeter:
                 await self._link.wait_usable()
                 due, self._due = self._due, {}
                 answered = tuple(due.items())
-                greeting = Greeting(HERE, self._id, answered=answered, known=self._names())
+                known, absent = self._names(), self._processes.absences()
+                greeting = Greeting(
+                    HERE, self._id, answered=answered, known=known, absent=absent if known else {}
+                )
                 recipients = [TO_ALL] if len(due) > MOST_SINGLE else map(to_process, due)
                 for recipient in recipients:
                     await self._say_until_confirmed(greeting, recipient)
@@ -152,20 +152,49 @@ class Greeter:
             self._here = None
 
     def _names(self) -> tuple[str, ...] | None:
-        names = self._processes.heard() if self._has_heard_all else []
-        return tuple(names) if self._has_heard_all and len(names) <= _MOST_NAMES else None
+        names = self._processes.known() if self.is_settled else []
+        return tuple(names) if self.is_settled and len(names) <= _MOST_NAMES else None
 
     def on_here(self, here: Greeting) -> None:
         """Another process has answered our hello, or that of others."""
         if here.known is not None:
             self._processes.on_hearsay(here.known)
+            self._processes.on_absent_elsewhere(here.absent)
             if (self._id, self.connection) in here.answered:
                 self._settle()
+
+    def on_found_absent(self, id_: str) -> None:
+        """A process that was present has no queue: tell the others."""
+        self._found_absent.add(id_)
+        if self._telling is None:
+            self._telling = start_task(self._tell_absent(), name="channels_rabbitmq absent")
+
+    async def _tell_absent(self) -> None:
+        try:
+            await asyncio.sleep(random.uniform(SPREAD, 2 * SPREAD))
+            ages = self._processes.absences()
+            absent = {id_: ages[id_] for id_ in self._found_absent if id_ in ages}
+            self._found_absent.clear()
+            if absent and len(absent) <= _MOST_NAMES and not self._link.is_blocked:
+                body = self._codec.encode_for_channel(
+                    TO_ALL, Greeting(ABSENT, self._id, absent=absent).message()
+                )
+                # Once is enough: who doesn't hear it is told by the next one that asks.
+                await self._link.publish(TO_ALL, body, self._loop.time() + _CONFIRM_TIMEOUT)
+        except BrokerUnavailable:
+            pass
+        finally:
+            self._telling = None
+
+    def on_absent(self, absent: Mapping[str, float]) -> None:
+        """Another process has told so."""
+        self._found_absent.difference_update(absent)
+        self._processes.on_absent_elsewhere(absent)
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
         """Those that are running."""
-        tasks = (self._hello, self._here)
+        tasks = (self._hello, self._here, self._telling)
         return [task for task in tasks if task is not None and not task.done()]
 
     def close(self) -> None:

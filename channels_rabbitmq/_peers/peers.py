@@ -20,6 +20,7 @@ from .link import Link
 from .processes import Processes
 from .questions import Question
 from .requests import (
+    ABSENT,
     ADD,
     BYE,
     COUNT,
@@ -128,6 +129,8 @@ class Peers:
         self.processes.on_heard(greeting.sender)
         if greeting.kind == HELLO:
             self.greeter.on_hello(greeting.sender, greeting.number)
+        elif greeting.kind == ABSENT:
+            self.greeter.on_absent(greeting.absent)
         else:
             assert greeting.kind == HERE, "there is no other kind"
             self.greeter.on_here(greeting)

@@ -17,8 +17,13 @@ A process is in one of these states::
   (measured). So it is *absent*, and a result without it isn't complete, until it is back, or
   ``GONE_AFTER`` is over. By then it has tried to connect several times.
 - *Time without an own connection doesn't count.* A process that came back meanwhile wasn't heard.
-- *Hearsay* is whom another process has heard. It makes an unknown process present, but isn't passed
-  on. So the name of a process that was killed doesn't go round for ever.
+- *Hearsay* is whom another process knows. It makes an unknown process present, and is passed on:
+  one that is stuck and silent is known to later ones only so, if the one that heard it has ended.
+- *Absence is passed on, too*, with its age. Otherwise the name of a process that was killed would
+  go round for ever: who never asks never finds out, and each newcomer begins the ten seconds anew.
+  Who finds one returned tells all. Whoever has heard it itself within ``GONE_AFTER`` doesn't
+  believe that: the process may be back, and its hello have overtaken the news. (How long nobody has
+  heard it is no proof either: a process that nobody asks is silent for hours.)
 
 Strangers, which were never heard of, are remembered when a request to them is returned, so that
 they are gone in the end, too. No result waits for them.
@@ -28,7 +33,8 @@ No I/O, and the clock is passed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 
 from ..statistics import ProcessStatistics
 
@@ -46,9 +52,8 @@ class Processes:
         self._own_id = own_id
         self._clock = clock
         # All have ids as keys; those that were heard latest are at the end.
-        self._known: dict[str, None] = {}  # present or absent
+        self._known: dict[str, float] = {}  # present or absent: when they were heard themselves
         self._absent: dict[str, float] = {}  # those of them that are absent: since when
-        self._by_hearsay: set[str] = set()  # those of them that weren't heard themselves
         self._strangers: dict[str, float] = {}  # since when requests are returned
         self._gone: dict[str, bool] = {}  # whether it has said bye
 
@@ -64,32 +69,39 @@ class Processes:
         if id_ != self._own_id:
             self._gone.pop(id_, None)
             self._forget(id_)
-            self._add(id_)
+            self._add(id_, self._clock())
 
     def on_hearsay(self, ids: Iterable[str]) -> None:
         """Another process knows these."""
         for id_ in ids:
             if id_ != self._own_id and id_ not in self._known and id_ not in self._gone:
-                self._add(id_)
-                self._by_hearsay.add(id_)
+                self._add(id_, -math.inf)
 
-    def _add(self, id_: str) -> None:
+    def on_absent_elsewhere(self, ages: Mapping[str, float]) -> None:
+        """Another process has known for so many seconds that these are absent."""
+        now = self._clock()
+        for id_, age in ages.items():
+            if self._known.get(id_, now) <= now - GONE_AFTER:
+                self._absent.setdefault(id_, now - min(age, GONE_AFTER))
+
+    def _add(self, id_: str, heard_at: float) -> None:
         self._strangers.pop(id_, None)
-        self._known[id_] = None
+        self._known[id_] = heard_at
         if len(self._known) > MOST_KNOWN:
             self._forget(next(iter(self._known)))
 
-    def on_returned(self, id_: str) -> None:
-        """A request to a process has found no queue."""
+    def on_returned(self, id_: str) -> bool:
+        """A request to a process has found no queue. Return whether it is absent only now."""
         now = self._clock()
         if id_ in self._known:
-            self._absent.setdefault(id_, now)
-        elif id_ not in self._gone and id_ != self._own_id:
+            return self._absent.setdefault(id_, now) == now
+        if id_ not in self._gone and id_ != self._own_id:
             since = self._strangers.setdefault(id_, now)
             if now - since >= GONE_AFTER:
                 self._on_gone(id_, said_bye=False)
             elif len(self._strangers) > MOST_GONE:
                 del self._strangers[next(iter(self._strangers))]
+        return False
 
     def on_bye(self, id_: str) -> None:
         """A process has ended."""
@@ -106,7 +118,6 @@ class Processes:
     def _forget(self, id_: str) -> None:
         self._known.pop(id_, None)
         self._absent.pop(id_, None)
-        self._by_hearsay.discard(id_)
 
     def on_own_connection_lost(self) -> None:
         """From now on nothing is heard, whoever comes back."""
@@ -129,10 +140,11 @@ class Processes:
         self._strike_off()
         return list(self._absent)
 
-    def heard(self) -> list[str]:
-        """Return those of them that this process has heard itself."""
+    def absences(self) -> dict[str, float]:
+        """Return for how many seconds each of those has been absent."""
         self._strike_off()
-        return [id_ for id_ in self._known if id_ not in self._by_hearsay]
+        now = self._clock()
+        return {id_: now - since for id_, since in self._absent.items()}
 
     def is_gone(self, id_: str) -> bool:
         """Whether a process has ended, as far as that is known."""

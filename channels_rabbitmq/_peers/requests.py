@@ -6,15 +6,15 @@ Unknown keys are ignored, so that later versions may add some.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from .._codec import MalformedBody, unpack_info
 from .._identity import id_of, is_id
 from .._names import require_channel_name, require_group_name
 
-HELLO, HERE, BYE = "hello", "here", "bye"
+HELLO, HERE, ABSENT, BYE = "hello", "here", "absent", "bye"
 MEMBERS, COUNT, ADD, DISCARD = "members", "count", "add", "discard"
 FLUSH = "flush"
 ANSWER = "answer"
@@ -33,7 +33,10 @@ PackedMember = tuple[str, "bytes | None"]
 
 @dataclass(frozen=True)
 class Greeting:
-    """*hello*: I have just connected. *here*: the answer to that. *bye*: I end."""
+    """*hello*: I have just connected. *here*: the answer to that. *bye*: I end.
+
+    *absent*: these processes have no queue now.
+    """
 
     kind: str
     sender: str
@@ -42,7 +45,9 @@ class Greeting:
     answered: tuple[Hello, ...] = ()
     """With *here*: which hellos this answers."""
     known: tuple[str, ...] | None = None
-    """With *here*: whom the sender has heard itself; None if these may not be all yet."""
+    """With *here*: whom the sender knows; None if it may not know all yet."""
+    absent: Mapping[str, float] = field(default_factory=dict)
+    """With *here* and *absent*: who is absent, and for how many seconds."""
 
     def message(self) -> dict[str, Any]:
         message: dict[str, Any] = {"kind": self.kind, "from": self.sender}
@@ -51,6 +56,8 @@ class Greeting:
         elif self.kind == HERE:
             message["answered"] = [list(hello) for hello in self.answered]
             message["known"] = None if self.known is None else list(self.known)
+        if self.kind in (HERE, ABSENT):
+            message["absent"] = dict(self.absent)
         return message
 
 
@@ -113,7 +120,10 @@ def read(message: dict[str, Any]) -> Greeting | Request | Answer:
         return Greeting(kind, sender, _get(message, "number", int))
     if kind == HERE:
         answered = tuple(_read_hello(hello) for hello in _get(message, "answered", list))
-        return Greeting(kind, sender, answered=answered, known=_read_known(message))
+        known, absent = _read_known(message), _read_absent(message)
+        return Greeting(kind, sender, answered=answered, known=known, absent=absent)
+    if kind == ABSENT:
+        return Greeting(kind, sender, absent=_read_absent(message))
     if kind == BYE:
         return Greeting(kind, sender)
     if kind in _REQUESTS:
@@ -138,6 +148,16 @@ def _read_known(message: dict[str, Any]) -> tuple[str, ...] | None:
     if not isinstance(known, list) or not all(isinstance(id_, str) and is_id(id_) for id_ in known):
         raise MalformedBody("a request with a wrong list of processes")
     return tuple(known)
+
+
+def _read_absent(message: dict[str, Any]) -> dict[str, float]:
+    absent = _get(message, "absent", dict)
+    for id_, age in absent.items():
+        if not (isinstance(id_, str) and is_id(id_)):
+            raise MalformedBody("a request with a wrong list of processes")
+        if not isinstance(age, (int, float)) or not 0 <= age < float("inf"):
+            raise MalformedBody("a request with a wrong age")
+    return absent
 
 
 def _read_request(message: dict[str, Any], kind: str, sender: str) -> Request:

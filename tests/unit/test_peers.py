@@ -22,6 +22,7 @@ from channels_rabbitmq._peers.greeter import SETTLE_TIMEOUT, SPREAD
 from channels_rabbitmq._peers.peers import Peers
 from channels_rabbitmq._peers.processes import GONE_AFTER
 from channels_rabbitmq._peers.requests import (
+    ABSENT,
     ANSWER,
     FLUSH,
     HELLO,
@@ -300,8 +301,8 @@ class TestGreeting:
 
         play(scene)
 
-    def test_one_that_has_just_heard_of_all_tells_nobody_of_them(self) -> None:
-        """It hasn't heard them itself, and so mustn't pass them on."""
+    def test_one_that_has_just_heard_of_all_passes_them_on(self) -> None:
+        """It hasn't heard them itself, and they may be too busy to answer the next one."""
 
         async def scene(wire: Wire, processes: list[Process]) -> None:
             new, newer = Process(wire, "n"), Process(wire, "o")
@@ -311,8 +312,8 @@ class TestGreeting:
             wire.deaf = {one.id for one in processes}
             newer.connect()
             await asyncio.sleep(3 * SPREAD)
-            assert newer.peers.processes.known() == [new.id]
-            assert not newer.peers.greeter.is_settled
+            assert {*newer.peers.processes.known()} == {new.id, *wire.deaf}
+            assert newer.peers.greeter.is_settled
             for one in (new, newer):
                 one.close()
 
@@ -353,6 +354,77 @@ class TestGreeting:
             assert not b.peers.greeter.is_settled
 
         play(scene, "ab", settled=False)
+
+
+class TestPassingOn:
+    def test_one_that_is_stuck_is_known_by_way_of_others(self) -> None:
+        """Also if the only one that had heard it has ended."""
+
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            b, stuck = processes
+            wire.deaf = {stuck.id}
+            a = Process(wire, "m")
+            a.connect()
+            assert (await a.peers.group_members(GROUP, now() + 1)).silent == (stuck.id,)
+            await b.say_bye()
+            d = Process(wire, "n")
+            d.connect()
+            result = await d.peers.group_members(GROUP, now() + 1)
+            assert not result.is_complete
+            assert result.silent == (stuck.id,)
+            a.close()
+            d.close()
+
+        play(scene, "bs")
+
+    def test_the_name_of_a_killed_one_is_not_passed_on_for_ever(self) -> None:
+        """Also if only processes that have just come ask."""
+
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, killed = processes
+            await asyncio.sleep(GONE_AFTER)
+            killed.disconnect()
+            for letter in "mn":
+                new = Process(wire, letter)
+                new.connect()
+                result = await new.peers.group_members(GROUP, now() + 1)
+                # The second one is told how long it has been away.
+                assert result.absent == (killed.id,)
+                await asyncio.sleep(GONE_AFTER / 2)
+                await new.say_bye()
+            new = Process(wire, "o")
+            new.connect()
+            assert (await new.peers.group_members(GROUP, now() + 1)).is_complete
+            assert a.peers.processes.is_gone(killed.id)
+            new.close()
+
+        play(scene, "ak")
+
+    def test_what_is_known_already_is_not_told(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            *alive, killed = processes
+            await asyncio.sleep(GONE_AFTER)
+            killed.disconnect()
+            asking = [one.peers.group_members(GROUP, now() + 1) for one in alive]
+            await asyncio.gather(*asking)
+            await asyncio.sleep(1)
+            told = sum(wire.kinds(one.id)[ABSENT] for one in alive)
+            assert 1 <= told < len(alive)
+            assert [one.peers.processes.absent() for one in alive] == [[killed.id]] * len(alive)
+
+        play(scene, "abcdefghijk")
+
+    def test_nothing_is_told_while_publishers_are_blocked(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, killed = processes
+            killed.disconnect()
+            await a.peers.group_members(GROUP, now() + 1)
+            wire.is_blocked = True
+            await asyncio.sleep(1)
+            wire.is_blocked = False
+            assert wire.kinds(a.id)[ABSENT] == 0
+
+        play(scene, "ak")
 
 
 class TestAskingAll:

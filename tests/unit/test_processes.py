@@ -30,7 +30,8 @@ def processes(clock: Clock) -> Processes:
 
 
 def test_nobody_is_known_at_first(processes: Processes) -> None:
-    assert processes.known() == processes.absent() == processes.heard() == []
+    assert processes.known() == processes.absent() == []
+    assert processes.absences() == {}
     assert not processes.is_gone(A)
 
 
@@ -104,13 +105,40 @@ def test_a_return_after_bye_changes_nothing(processes: Processes, clock: Clock) 
     assert processes.absent() == []
 
 
-def test_hearsay_is_known_and_not_passed_on(processes: Processes) -> None:
+def test_hearsay_is_known(processes: Processes) -> None:
     processes.on_heard(A)
     processes.on_hearsay([A, B])
     assert sorted(processes.known()) == [A, B]
-    assert processes.heard() == [A]
-    processes.on_heard(B)
-    assert sorted(processes.heard()) == [A, B]
+
+
+def test_the_news_of_an_absence(processes: Processes, clock: Clock) -> None:
+    """It goes on where the others have begun it."""
+    processes.on_heard(A)
+    processes.on_hearsay([B])
+    processes.on_bye(C)
+    clock.now += GONE_AFTER
+    processes.on_absent_elsewhere({A: 3.0, B: 4.0, C: 5.0, OWN: 6.0, "crq.unknown": 7.0})
+    assert processes.absences() == {A: 3.0, B: 4.0}
+    processes.on_absent_elsewhere({A: 9.0})  # has begun already
+    assert processes.absences() == {A: 3.0, B: 4.0}
+    clock.now += GONE_AFTER - 4.0
+    assert processes.known() == [A]
+    assert processes.is_gone(B)
+
+
+def test_the_news_of_an_absence_may_be_old(processes: Processes, clock: Clock) -> None:
+    processes.on_heard(A)
+    clock.now += GONE_AFTER - 0.1
+    processes.on_absent_elsewhere({A: 3.0})
+    assert processes.absences() == {}
+
+
+def test_it_tells_who_is_absent_only_now(processes: Processes, clock: Clock) -> None:
+    processes.on_heard(A)
+    assert processes.on_returned(A)
+    clock.now += 1
+    assert not processes.on_returned(A)
+    assert not processes.on_returned(B)
 
 
 def test_hearsay_revives_nobody(processes: Processes, clock: Clock) -> None:
@@ -129,15 +157,6 @@ def test_hearsay_does_not_end_an_absence(processes: Processes) -> None:
     processes.on_returned(A)
     processes.on_hearsay([A])
     assert processes.absent() == [A]
-
-
-def test_absent_ones_are_passed_on_until_they_are_gone(processes: Processes, clock: Clock) -> None:
-    """Their members may be back in a moment."""
-    processes.on_heard(A)
-    processes.on_returned(A)
-    assert processes.heard() == [A]
-    clock.now += GONE_AFTER
-    assert processes.heard() == []
 
 
 def test_no_result_waits_for_a_stranger(processes: Processes, clock: Clock) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from channels_rabbitmq._codec import MalformedBody, MessageCodec, pack_info
 from channels_rabbitmq._peers.questions import Questions
 from channels_rabbitmq._peers.requests import (
+    ABSENT,
     ADD,
     BYE,
     COUNT,
@@ -118,7 +119,8 @@ class TestForm:
         [
             Greeting(HELLO, A, 3),
             Greeting(HERE, A, answered=((B, 1),)),
-            Greeting(HERE, A, known=(B,)),
+            Greeting(HERE, A, known=(B,), absent={B: 2.5}),
+            Greeting(ABSENT, A, absent={B: 0}),
             Greeting(BYE, A),
             Request(MEMBERS, A, 1, 0.5, "g"),
             Request(COUNT, A, 2, 3, "g"),
@@ -186,6 +188,14 @@ class TestForm:
     def test_greetings_that_nobody_should_say(self, known: object) -> None:
         message = Greeting(HERE, A).message() | {"known": known}
         with pytest.raises(MalformedBody, match="wrong list of processes"):
+            read(message)
+
+    @pytest.mark.parametrize(
+        "absent", [None, [A], {"x": 1.0}, {1: 1.0}, {A: "1"}, {A: -1.0}, {A: float("inf")}]
+    )
+    def test_absences_that_cannot_be(self, absent: object) -> None:
+        message = Greeting(ABSENT, A).message() | {"absent": absent}
+        with pytest.raises(MalformedBody, match=r"wrong (list of processes|age|value of 'absent')"):
             read(message)
 
     @pytest.mark.parametrize("answered", [None, [A], [[A]], [[1, 1]], [[A, "1"]]])
