@@ -135,9 +135,9 @@ class Connection:
     def open_on_demand(
         self,
         *,
-        on_delivery: Callable[[str, bytes, int], None],
+        on_delivery: Callable[[str, bytes, int, OnDemandChannel], None],
         on_cancelled: Callable[[str], None],
-        on_end: Callable[[Exception], None],
+        on_end: Callable[[Exception, OnDemandChannel], None],
     ) -> OnDemandChannel:
         """Return a new AMQP channel with consumers that come and go."""
         protocol = self.protocol

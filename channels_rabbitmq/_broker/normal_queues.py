@@ -54,8 +54,9 @@ _MOST_BINDS = 10_000
 # Seconds after which an unused queue is deleted.
 QUEUE_EXPIRY = 86400.0
 
-_PRECONDITION_FAILED = 406  # AMQP 0-9-1, section 1.2
-_NO_EXCHANGE = re.compile("no exchange")  # as 3.10, 4.0 and 4.3 say it
+# As 3.10, 4.0 and 4.3 say it
+_NO_EXCHANGE = re.compile("no exchange")
+_OTHER_ARGUMENTS = re.compile("inequivalent arg")  # A full virtual host is a 406, too.
 
 
 class NormalTopology:
@@ -322,5 +323,5 @@ def _more_telling(refusal: BaseException | None, exc: BaseException) -> BaseExce
     """Return the error of the declare, if that is why the bind failed, too."""
     refused = carehare.ChannelClosedByServer
     if isinstance(exc, refused) and isinstance(refusal, refused):
-        return exc if refusal.reply_code == _PRECONDITION_FAILED else refusal
+        return exc if _OTHER_ARGUMENTS.search(str(refusal)) else refusal
     return exc

@@ -18,16 +18,22 @@ acked. If the waiter is cancelled, the next one gets it, or RabbitMQ gets it bac
 A consumer is cancelled only when RabbitMQ has confirmed it. Otherwise 3.10 forgets it before its
 queue has answered, and that answer makes it close the connection (541).
 
-**A connection of its own** does this, opened by the first ``receive()``. A refusal here, such as a
-queue that the user may not read, has it reconnect, with the usual pauses, and harms nothing else.
-When it is lost, RabbitMQ gives what wasn't acked to another receiver: so a message that is reserved
-then is forgotten, and its receiver goes on waiting.
+**A refusal** concerns its channel only: RabbitMQ has no room for its queue, or the user may not
+read it. Those who wait for it go on waiting, and it is tried again after a pause (``pauses``).
+RabbitMQ closes the AMQP channel over a refused consumer, and an ack that was written meanwhile is
+lost. So the message that another consumer has handed out comes a second time: 1 of 200 did in a
+test. Therefore what was refused once is tried on an AMQP channel of its own until RabbitMQ accepts.
+
+**A connection of its own** does all this, opened by the first ``receive()``. When it is lost,
+RabbitMQ gives what wasn't acked to another receiver: so a message that is reserved then is
+forgotten, and its receiver goes on waiting.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from functools import partial
 from typing import Any
 
@@ -42,9 +48,12 @@ from .._settings.settings import Settings
 from ..statistics import Counters
 from .groups_exchange import GroupsExchange
 from .normal_queues import NormalQueues, NormalTopology
+from .pauses import Pauses
 from .reasons import describe
 from .shared import Shared
 from .supervisor import Supervisor
+
+logger = logging.getLogger("channels_rabbitmq.normal_channels")
 
 _NOT_FOUND = 404  # AMQP 0-9-1, section 1.2
 
@@ -70,18 +79,36 @@ Waiter = asyncio.Future[Delivery | None]
 class _Line:
     """Those who wait for messages of one channel, in order, and the consumer for them."""
 
-    __slots__ = ("answer", "channel", "consumer_tag", "waiters")
+    __slots__ = ("amqp_channel", "answer", "channel", "consumer_tag", "waiters")
 
     def __init__(self, channel: str) -> None:
         self.channel = channel
         self.waiters: dict[Waiter, None] = {}
-        self.consumer_tag = ""  # while there is a consumer
+        self.consumer_tag = ""  # while there is a consumer, or will be
+        self.amqp_channel: OnDemandChannel | None = None  # as above
         # To the bind or the consume, while it is due
         self.answer: asyncio.Future[None] | None = None
 
     def forget_consumer(self) -> None:
         self.consumer_tag = ""
+        self.amqp_channel = None
         self.answer = None
+
+    def cancel_consumer(self) -> None:
+        if self.amqp_channel is not None:
+            self.amqp_channel.cancel(self.consumer_tag)
+        self.consumer_tag = ""
+        self.amqp_channel = None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether RabbitMQ has refused its consumer a moment ago."""
+        answer = self.answer if self.consumer_tag else None
+        return (
+            answer is not None
+            and answer.done()
+            and isinstance(answer.exception(), carehare.ChannelClosedByServer)
+        )
 
 
 class NormalReceiver:
@@ -103,6 +130,7 @@ class NormalReceiver:
         counters: Counters,
         reporter: Reporter,
     ) -> None:
+        self._id = id_
         self._codec = settings.codec
         self._topology = topology
         self._groups_exchange = groups_exchange
@@ -114,6 +142,10 @@ class NormalReceiver:
         self._queues = NormalQueues(topology, self.supervisor, self._on_no_exchange)
         self._amqp_channel: OnDemandChannel | None = None  # while there is a connection
         self._lines: dict[str, _Line] = {}  # by channel, while somebody waits
+        # AMQP channels for what RabbitMQ has refused since it was last accepted
+        self._others: list[OnDemandChannel] = []
+        self._refused: set[str] = set()
+        self._pauses = Pauses(self._on_pause_over)
         self._numbers = itertools.count(1)  # of consumers
         self.receivers = 0  # calls that wait
         self._closed_exc: type[BaseException] | None = None
@@ -130,10 +162,10 @@ class NormalReceiver:
             except carehare.ChannelClosedByServer as err:
                 if not self._groups_exchange.on_refusal(declare, err):
                     raise
-        self._open(connection)
+        self._amqp_channel = self._open(connection)
 
-    def _open(self, connection: Connection) -> None:
-        self._amqp_channel = connection.open_on_demand(
+    def _open(self, connection: Connection) -> OnDemandChannel:
+        return connection.open_on_demand(
             on_delivery=self._on_delivery, on_cancelled=self._on_cancelled, on_end=self._on_end
         )
 
@@ -148,6 +180,9 @@ class NormalReceiver:
         if self._amqp_channel is not None:
             self._amqp_channel.detach()
             self._amqp_channel = None
+        for other in self._others:
+            other.detach()
+        self._others.clear()
         for line in list(self._lines.values()):
             line.forget_consumer()
             self._stop_if_idle(line)
@@ -155,23 +190,43 @@ class NormalReceiver:
     def _on_no_exchange(self) -> None:
         self.supervisor.reconnect("the groups exchange was deleted")
 
-    def _on_end(self, exc: Exception) -> None:
-        """RabbitMQ has refused to let us consume."""
+    def _on_end(self, exc: Exception, by: OnDemandChannel) -> None:
+        """RabbitMQ has closed an AMQP channel, mostly over a consumer."""
         connection = self.supervisor.connection
-        is_missing = isinstance(exc, carehare.ChannelClosedByServer) and (
-            exc.reply_code == _NOT_FOUND
-        )
-        if not is_missing or connection is None:
+        lines = [line for line in self._lines.values() if line.amqp_channel is by]
+        culprit = next((line.channel for line in lines if line.is_refused), None)
+        if connection is None or culprit is None:
             self.supervisor.reconnect(str(exc))
             return
-        # A queue was deleted since it was declared here. RabbitMQ doesn't say which.
-        self._forget_consumers()
-        self._queues.forget_all()
+        if isinstance(exc, carehare.ChannelClosedByServer) and exc.reply_code == _NOT_FOUND:
+            # It was deleted since it was declared here, or its node is down.
+            self._queues.forget(culprit, self._queues.bound(culprit))
+        self._pause(culprit, exc)
         try:
-            self._open(connection)
+            if by is self._amqp_channel:
+                self._amqp_channel = self._open(connection)
         except carehare.ConnectionClosed:
             return  # The supervisor hears of it, too.
-        self.on_ready()
+        for line in lines:
+            line.forget_consumer()
+            self._consume(line)
+            self._stop_if_idle(line)
+
+    def _pause(self, channel: str, exc: BaseException) -> None:
+        """Try again later to receive from a channel that RabbitMQ refuses."""
+        self._refused.add(channel)
+        if self._pauses.begin(channel):
+            logger.warning(
+                "%s: RabbitMQ refuses to let the normal channel %s be received from: %s",
+                self._id,
+                channel,
+                describe(exc),
+            )
+
+    def _on_pause_over(self, channel: str) -> None:
+        line = self._lines.get(channel)
+        if line is not None:
+            self._consume(line)
 
     # Receiving
 
@@ -215,7 +270,7 @@ class NormalReceiver:
         If it returns True, RabbitMQ's ack has left.
         """
         by = delivery.amqp_channel
-        if by is not self._amqp_channel or by.is_closed:
+        if by.is_closed:
             return False  # The connection was lost meanwhile.
         by.ack(delivery.tag)
         self._counters.normal_consumed += 1
@@ -224,7 +279,7 @@ class NormalReceiver:
     def requeue(self, delivery: Delivery) -> None:
         """The receiver doesn't take it: give it to the next one, here or elsewhere."""
         by = delivery.amqp_channel
-        if by is self._amqp_channel and not self._give(delivery):
+        if not by.is_closed and not self._give(delivery):
             by.requeue(delivery.tag)
 
     def _give(self, delivery: Delivery) -> bool:
@@ -248,24 +303,38 @@ class NormalReceiver:
             return
         if self._lines.get(line.channel) is line:
             del self._lines[line.channel]
-        if line.consumer_tag and self._amqp_channel is not None:
-            self._amqp_channel.cancel(line.consumer_tag)
-            line.consumer_tag = ""
+        line.cancel_consumer()
 
     def _consume(self, line: _Line) -> None:
         """Have a consumer for those who wait, now or when its queue is bound."""
-        connection, amqp_channel = self.supervisor.connection, self._amqp_channel
-        if connection is None or not connection.is_open or amqp_channel is None:
+        connection = self.supervisor.connection
+        if connection is None or not connection.is_open or self._amqp_channel is None:
             return
-        if line.consumer_tag or line.answer is not None:
+        if line.consumer_tag or line.answer is not None or self._pauses.holds(line.channel):
             return
         if self._queues.bound(line.channel) is None:
             line.answer = self._queues.start_bind(connection, line.channel)
         else:
+            by = self._amqp_channel_for(line.channel, connection)
             line.consumer_tag = f"{next(self._numbers)}.{line.channel}"
-            queue = self._topology.queue(line.channel)
-            line.answer = amqp_channel.consume(queue, line.consumer_tag)
+            line.amqp_channel = by
+            line.answer = by.consume(self._topology.queue(line.channel), line.consumer_tag)
         line.answer.add_done_callback(partial(self._on_answer, line))
+
+    def _amqp_channel_for(self, channel: str, connection: Connection) -> OnDemandChannel:
+        """Return where to consume: where a refusal harms no other, if there was one."""
+        assert self._amqp_channel is not None, "the caller has asked"
+        if channel not in self._refused:
+            return self._amqp_channel
+        self._others = [other for other in self._others if not other.is_closed]
+        for other in self._others:
+            if other.is_idle:
+                return other
+        try:
+            self._others.append(self._open(connection))
+        except carehare.ChannelClosed:  # no number for another AMQP channel
+            return self._amqp_channel
+        return self._others[-1]
 
     def _on_answer(self, line: _Line, answer: asyncio.Future[None]) -> None:
         """RabbitMQ has bound the queue, or has begun to deliver from it, or has refused."""
@@ -276,17 +345,22 @@ class NormalReceiver:
         if exc is not None:
             is_bind = not line.consumer_tag  # If it is the consumer, _on_end() knows what to do.
             line.consumer_tag = ""
-            if is_bind and isinstance(exc, carehare.ChannelClosedByServer):
-                self.supervisor.reconnect(f"the normal channel {line.channel}: {describe(exc)}")
-        elif line.waiters:
-            self._consume(line)
+            line.amqp_channel = None
+            is_refusal = isinstance(exc, carehare.ChannelClosedByServer)
+            if is_bind and is_refusal and self.supervisor.connection is not None:
+                self._pause(line.channel, exc)
+        else:
+            if line.consumer_tag:
+                self._refused.discard(line.channel)
+                self._pauses.end_series(line.channel)
+            if line.waiters:
+                self._consume(line)
         self._stop_if_idle(line)
 
     # From RabbitMQ
 
-    def _on_delivery(self, consumer_tag: str, body: bytes, tag: int) -> None:
-        by, channel = self._amqp_channel, _channel_of(consumer_tag)
-        assert by is not None, "it was detached"
+    def _on_delivery(self, consumer_tag: str, body: bytes, tag: int, by: OnDemandChannel) -> None:
+        channel = _channel_of(consumer_tag)
         try:
             envelope = self._codec.decode(body)
             # Another process may have bound it for any group.
@@ -315,6 +389,7 @@ class NormalReceiver:
     def cancel_receivers(self) -> None:
         """Cancel every call, before ``close``: its event loop will never run again."""
         self._closed_exc = asyncio.CancelledError
+        self._pauses.close()
         for line in self._lines.values():
             for waiter in line.waiters:
                 waiter.cancel()
@@ -322,6 +397,7 @@ class NormalReceiver:
     def close(self) -> None:
         """End every pending and later call with ``StopConsumer``."""
         self._closed_exc = self._closed_exc or StopConsumer
+        self._pauses.close()
         lines, self._lines = self._lines, {}
         for line in lines.values():
             for waiter in line.waiters:

@@ -141,11 +141,41 @@ async def test_a_user_who_may_not_read_it(of_user: OpenLayer, user: User, lines:
     layer = await of_user()
     await layer.send("jobs", job(0))
     waiting = asyncio.create_task(numbers(layer, 1))
-    line = await lines.next("WARNING normal_channels")
+    line = await lines.next("RabbitMQ refuses to let the normal channel jobs be received from")
     assert "403 ACCESS_REFUSED" in line
     channel = await layer.new_channel()
     await layer.send(channel, {"type": "x"})
     assert await receive(layer, channel) == {"type": "x"}
     assert statistics_of(layer).subscriber.reconnects == 0
+    assert statistics_of(layer).normal_channels.reconnects == 0
     user.allow((".*", ".*", ".*"))
     assert await asyncio.wait_for(waiting, 20) == [0]
+
+
+async def test_a_refused_channel_holds_up_no_other(
+    of_user: OpenLayer, user: User, lines: LogLines
+) -> None:
+    """Neither one that may not be read, nor one for whose queue there is no room."""
+    names = r"^(groups|crq\.(?!channel\.groups:forbidden).*)$"
+    user.allow((".*", ".*", names))
+    layer = await of_user()
+    await layer.send("forbidden", job(0))
+    await layer.send("jobs", job(0))
+    await asyncio.to_thread(
+        user.broker.ctl, "set_vhost_limits", "-p", user.vhost, '{"max-queues": 0}'
+    )
+    refused = [asyncio.create_task(layer.receive(name)) for name in ("forbidden", "no-room")]
+    for name in ("forbidden", "no-room"):
+        await lines.next(f"the normal channel {name} be received from: ")
+    for n in range(200):
+        assert await numbers(layer, 1) == [n]
+        await layer.send("jobs", job(n + 1))
+    assert statistics_of(layer).normal_channels.reconnects == 0
+    warnings = [line for line in lines.all if "be received from" in line]
+    assert len(warnings) == 2
+    assert any("queue limit" in line for line in warnings)
+    await asyncio.to_thread(user.broker.ctl, "clear_vhost_limits", "-p", user.vhost)
+    user.allow((".*", ".*", ".*"))
+    assert await asyncio.wait_for(refused[0], 20) == job(0)
+    refused[1].cancel()
+    await asyncio.wait(refused)

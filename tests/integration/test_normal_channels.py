@@ -433,7 +433,7 @@ async def test_what_is_reserved_on_a_lost_connection_is_forgotten(
         tag = next(iter(line().values()))
         assert tag
         body = MessageCodec(max_message_size=1000).encode_for_channel(jobs, {"type": "x", "n": 7})
-        give(tag, body, 1)
+        give(tag, body, 1, supervisor._handler._amqp_channel)
         supervisor.reconnect("a test wants it so")
         supervisor._handler.on_lost("a test wants it so")
         await other.send(jobs, {"type": "job", "n": 8})
@@ -472,9 +472,13 @@ async def test_a_full_queue(open_one: OpenLayer, jobs: str) -> None:
 
 async def test_a_queue_that_is_full_in_bytes(open_one: OpenLayer, jobs: str) -> None:
     layer = await open_one(max_message_size=2000, remote_capacity_bytes=3000)
-    await layer.send(jobs, {"type": "job", "n": 0, "data": bytes(1500)})
+
+    async def send_five() -> None:
+        for n in range(5):
+            await layer.send(jobs, {"type": "job", "n": n, "data": bytes(1500)})
+
     with pytest.raises(ChannelFull, match="remote_capacity_bytes"):
-        await layer.send(jobs, {"type": "job", "n": 1, "data": bytes(1500)})
+        await send_five()
     assert statistics_of(layer).counters.nacked == 1
     assert await numbers(layer, jobs, 1) == [0]
 
