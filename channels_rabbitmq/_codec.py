@@ -66,6 +66,10 @@ class MalformedBody(ValueError):
     """A body that isn't a channel-layer message. The text gives the reason, no part of the body."""
 
 
+class OtherSettings(MalformedBody):
+    """A body that isn't readable here, but perhaps where the key or the serializer is another."""
+
+
 class Envelope:
     """A decoded body: the message and its recipient."""
 
@@ -223,7 +227,7 @@ class MessageCodec:
         if self._fernet is not None:
             packed, content = self._decrypt(content)
         elif ENCRYPTED_KEY in content:
-            raise MalformedBody("encrypted, but no symmetric_encryption_keys are set")
+            raise OtherSettings("encrypted, but no symmetric_encryption_keys are set")
         group, channel = (recipient, None) if is_for_group else (None, recipient)
         serializer = self._serializer
         if serializer is None and SERIALIZER_KEY not in content:
@@ -261,7 +265,7 @@ class MessageCodec:
         """Return the packed and the unpacked message of the map that holds the token."""
         assert self._fernet is not None
         if ENCRYPTED_KEY not in content:
-            raise MalformedBody("not encrypted, but symmetric_encryption_keys are set")
+            raise OtherSettings("not encrypted, but symmetric_encryption_keys are set")
         token = content[ENCRYPTED_KEY]
         if len(content) != 1 or not isinstance(token, bytes):
             raise MalformedBody("not a recipient and an encrypted message")
@@ -271,7 +275,7 @@ class MessageCodec:
         except Exception:  # InvalidToken is documented, but any error means: not with our keys.
             packed = None
         if packed is None:
-            raise MalformedBody("encrypted with a key that symmetric_encryption_keys lacks")
+            raise OtherSettings("encrypted with a key that symmetric_encryption_keys lacks")
         message = _unpack_map(packed)
         if not _RECIPIENT_OR_ENCRYPTED.isdisjoint(message):
             raise MalformedBody("a reserved key in the encrypted message")
@@ -319,7 +323,7 @@ def _unwrap(content: dict[str, Any], serializer: Serializer | None) -> bytes:
         # Anything could be here, also what doesn't belong into a log.
         is_name = isinstance(name, str) and _NAME_OF_SERIALIZER.fullmatch(name)
         other = f"the serializer {name}" if is_name else "a serializer without a proper name"
-        raise MalformedBody(f"by {other}, while it is {expected} here")
+        raise OtherSettings(f"by {other}, while it is {expected} here")
     serialized = content.get(SERIALIZED_KEY)
     if len(content) != 2 or not isinstance(serialized, bytes):
         raise MalformedBody("not a recipient and a serialized message")

@@ -24,6 +24,10 @@ RabbitMQ closes the AMQP channel over a refused consumer, and an ack that was wr
 lost. So the message that another consumer has handed out comes a second time: 1 of 200 did in a
 test. Therefore what was refused once is tried on an AMQP channel of its own until RabbitMQ accepts.
 
+**Another serializer or key.** While a project changes these, a message may be readable for another
+worker only. It goes back to the queue, whose head it then is. So this worker receives nothing from
+the channel for a while, and a receiver elsewhere gets the message.
+
 **A connection of its own** does all this, opened by the first ``receive()``. When it is lost,
 RabbitMQ gives what wasn't acked to another receiver: so a message that is reserved then is
 forgotten, and its receiver goes on waiting.
@@ -42,7 +46,7 @@ from channels.exceptions import StopConsumer
 
 from .._amqp.connection import Connection
 from .._amqp.on_demand import OnDemandChannel
-from .._codec import Envelope, MalformedBody
+from .._codec import Envelope, MalformedBody, OtherSettings
 from .._reporter import Reporter
 from .._settings.settings import Settings
 from ..statistics import Counters
@@ -55,6 +59,8 @@ from .supervisor import Supervisor
 
 logger = logging.getLogger("channels_rabbitmq.normal_channels")
 
+# Seconds for which a channel is left to others, when its next message isn't readable here
+OTHERS_TURN = 5.0
 _NOT_FOUND = 404  # AMQP 0-9-1, section 1.2
 
 
@@ -366,12 +372,28 @@ class NormalReceiver:
             # Another process may have bound it for any group.
             if envelope.group is None and envelope.channel != channel:
                 raise MalformedBody("for another recipient, in the queue of a normal channel")
+        except OtherSettings as err:
+            self._leave_to_others(channel, err)
+            line = self._lines.get(channel)
+            if line is not None and line.consumer_tag == consumer_tag:
+                line.cancel_consumer()  # first, or the message would come again
+            by.requeue(tag)
         except MalformedBody as err:
             self._counters.malformed += 1
             self._reporter.report("malformed", str(err))
             by.ack(tag)
         else:
             self.requeue(Delivery(channel, envelope, tag, by))
+
+    def _leave_to_others(self, channel: str, exc: OtherSettings) -> None:
+        """Receive nothing from a channel for a while."""
+        if self._pauses.begin(channel, OTHERS_TURN):
+            logger.warning(
+                "%s: messages of the normal channel %s are left to other processes: %s",
+                self._id,
+                channel,
+                exc,
+            )
 
     def _on_cancelled(self, consumer_tag: str) -> None:
         """The queue was deleted, or its node is gone."""

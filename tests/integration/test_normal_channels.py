@@ -15,6 +15,7 @@ from channels.exceptions import ChannelFull, StopConsumer
 from pamqp import commands
 
 from channels_rabbitmq._broker import normal_queues as _normal_queues
+from channels_rabbitmq._broker import normal_receiver as _normal_receiver
 from channels_rabbitmq._codec import MessageCodec
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
@@ -518,6 +519,38 @@ async def test_wrong_bodies_are_counted_and_forgotten(
         assert await numbers(layer, jobs, 1) == [2]
         assert reason in await lines.next("not in this layer's format")
     assert statistics_of(layer).counters.malformed == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"serializer": "json"}, "by the serializer msgpack, while it is json here"),
+        ({"symmetric_encryption_keys": ["key"]}, "not encrypted, but"),
+    ],
+    ids=["serializer", "key"],
+)
+async def test_messages_for_other_settings_are_left_to_others(
+    open_one: OpenLayer,
+    jobs: str,
+    monkeypatch: pytest.MonkeyPatch,
+    config: dict[str, Any],
+    reason: str,
+) -> None:
+    """While a project changes its workers one after the other, none is lost."""
+    monkeypatch.setattr(_normal_receiver, "OTHERS_TURN", 0.2)
+    changed, former = await open_one(**config), await open_one()
+    waiting = asyncio.create_task(numbers(changed, jobs, 1))
+    await until(lambda: waiting_in(changed) == 1)
+    with log_lines() as lines:
+        for n in range(100):
+            await former.send(jobs, {"type": "job", "n": n})
+        assert reason in await lines.next(f"channel {jobs} are left to other processes: ")
+        received = await numbers(former, jobs, 100)
+        assert sorted(received) == list(range(100))
+        await changed.send(jobs, {"type": "job", "n": 100})
+        assert await waiting == [100]
+        assert len([line for line in lines.all if "are left to other" in line]) == 1
+    assert statistics_of(changed).counters.malformed == 0
 
 
 async def test_other_programs_may_send(
