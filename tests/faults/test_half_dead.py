@@ -207,6 +207,7 @@ async def test_a_queue_that_hangs_is_not_the_publisher_s_fault(
     """Its messages are not confirmed; the ping, which goes to no queue, is."""
     sender = await open_layer(**config(private_broker.url, watchdog_interval=0))
     receiver = await open_layer(**config(private_broker.url, watchdog_interval=0.5))
+    await receiver.connect()  # A message may come before that.
     channel = await receiver.new_channel()
     await sender.send(channel, MESSAGE)
     assert await receiver.receive(channel) == MESSAGE
