@@ -38,9 +38,11 @@ async def test_no_password_and_no_traceback_in_the_log(
         fake_server(answer=garbage) as damaged,
     ):
         ports = [silent.port, closing.port, http.port, damaged.port, free_port()]
-        urls = [f"amqp://someone:hush-hush@127.0.0.1:{port}" for port in ports]
-        urls.append(f"amqps://someone:hush-hush@127.0.0.1:{closing.port}?verify=verify_none")
-        urls.append(f"amqp://guest:hush-hush@{real.hostname}:{real.port}")
+        urls = [f"amqp://someone:hush-hush@127.0.0.1:{port}/no-vhost" for port in ports]
+        urls.append(
+            f"amqps://someone:hush-hush@127.0.0.1:{closing.port}/no-vhost?verify=verify_none"
+        )
+        urls.append(f"amqp://guest:hush-hush@{real.hostname}:{real.port}/no-vhost")
         urls.append(f"amqp://someone:hush-hush@{real.hostname}:{real.port}/no-vhost")
         handler = FakeHandler()
         supervisor = make(handler, *urls, connect_timeout=0.2)
