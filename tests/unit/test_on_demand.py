@@ -23,9 +23,9 @@ class Bench:
             lambda number: OnDemandChannel(
                 self.peer.protocol,
                 number,
-                on_delivery=lambda *delivery: self.delivered.append(delivery),
+                on_delivery=lambda name, body, tag, _: self.delivered.append((name, body, tag)),
                 on_cancelled=self.cancelled.append,
-                on_end=self.ends.append,
+                on_end=lambda exc, _: self.ends.append(exc),
             )
         )
         assert self.peer.names() == [(1, "Channel.Open"), (1, "Basic.Qos")]
