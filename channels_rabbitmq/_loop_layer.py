@@ -34,6 +34,7 @@ from ._broker.request_link import RequestLink
 from ._broker.sender import Sender
 from ._broker.shared import Shared
 from ._broker.subscriber import Subscriber
+from ._broker.topology import REQUEST_EXPIRY
 from ._broker.user_connection import UserConnection
 from ._broker.watchdog import Watchdog
 from ._hooks import HookFunctions, Hooks
@@ -118,7 +119,9 @@ class LoopLayer:
         link = RequestLink(
             self.publisher, settings.groups_exchange, self.counters, self._wait_receiving
         )
-        self.peers = Peers(self.id, settings, self, link, self.counters, self._reporter)
+        self.peers = Peers(
+            self.id, settings, self, link, self.counters, self._reporter, REQUEST_EXPIRY
+        )
         self.subscriber = Subscriber(
             self.id,
             settings,

@@ -36,6 +36,7 @@ from .requests import (
     Request,
     read,
 )
+from .standstill import Standstill
 
 # Bytes of a request, whatever max_message_size is. The largest is a part of a list of members.
 _LARGEST_REQUEST = 1024 * 1024
@@ -50,7 +51,9 @@ class Acker(Protocol):
 class Peers:
     """Says who is in a group anywhere, and changes groups in other processes.
 
-    ``groups`` are those of this event loop, and ``link`` its way to the others.
+    ``groups`` are those of this event loop, and ``link`` its way to the others. A request waits for
+    at most ``request_expiry`` seconds in a queue. So an event loop that stood still for longer may
+    have missed a hello or a bye; then it greets the others anew, as on a new connection.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Peers:
         link: Link,
         counters: Counters,
         reporter: Reporter,
+        request_expiry: float,
     ) -> None:
         self._id = id_
         self._groups = groups
@@ -80,6 +84,7 @@ class Peers:
         part_size = min(PART_SIZE, settings.max_message_size // 2)
         self._answerer = Answerer(id_, groups, link, self._codec, counters, longest, part_size)
         self._link = link
+        self._standstill = Standstill(request_expiry, self._on_stood_still)
 
     # From the connection that receives
 
@@ -87,17 +92,27 @@ class Peers:
         """Requests to this process arrive from now on."""
         bye = Greeting(BYE, self._id)  # Only who has been greeted needs to hear it.
         self._link.set_farewell(self._codec.encode_for_channel(TO_ALL, bye.message()))
+        self._standstill.start()
         self.greeter.on_ready()
 
     def on_lost(self) -> None:
         """Nothing arrives any more, until ``on_ready``."""
-        self.processes.on_own_connection_lost()
+        self._standstill.stop()
+        self._forget_all_heard(self._loop.time())
+
+    def _forget_all_heard(self, since: float) -> None:
+        self.processes.on_nothing_heard(since)
         self.greeter.on_lost()
         self._asker.questions.on_own_connection_lost()
+
+    def _on_stood_still(self, since: float) -> None:
+        self._forget_all_heard(since)
+        self.greeter.on_ready()
 
     def on_request(self, body: bytes, tag: int, published: int, acker: Acker) -> None:
         """Handle what another process, or anybody else, has published."""
         acker.ack(tag)
+        self._standstill.check()
         if not body:  # A sender only asks whether this queue is there.
             return
         try:
@@ -142,6 +157,7 @@ class Peers:
 
     async def group_members(self, group: str, deadline: float) -> GroupMembers:
         """Ask all processes for the members of a group: see ``RabbitmqChannelLayer``."""
+        self._standstill.check()
         question = await self._asker.sharing.ask(MEMBERS, group, deadline)
         self._note(question)
         is_complete = self._is_complete(question)
@@ -162,6 +178,7 @@ class Peers:
         Raises BrokerUnavailable if it would be the number of this process's own members only,
         because nobody has answered in time.
         """
+        self._standstill.check()
         question = await self._asker.sharing.ask(COUNT, group, deadline)
         self._note(question)
         if not question.answers and not self._asker.has_all(question):
@@ -176,6 +193,7 @@ class Peers:
             self._reporter.report("silent", id_)
 
     def _is_complete(self, question: Question) -> bool:
+        self._standstill.check()
         return self._asker.has_all(question) and not question.returned.intersection(
             self.processes.known()
         )
@@ -221,6 +239,7 @@ class Peers:
         await self._change({"kind": DISCARD, "group": group, "channel": channel}, deadline)
 
     async def _change(self, what: dict[str, Any], deadline: float) -> None:
+        self._standstill.check()
         id_ = id_of(what["channel"])
         answer = await self._asker.ask_one(id_, deadline, what)
         if answer.error:
@@ -235,6 +254,7 @@ class Peers:
 
     def close(self) -> None:
         """Ask and answer nothing more."""
+        self._standstill.stop()
         self.greeter.close()
         self._answerer.close()
         self._asker.sharing.close()

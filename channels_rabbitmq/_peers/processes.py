@@ -16,7 +16,8 @@ A process is in one of these states::
   process reconnects: right after a restart of the broker, "returned means gone" was false
   (measured). So it is *absent*, and a result without it isn't complete, until it is back, or
   ``GONE_AFTER`` is over. By then it has tried to connect several times.
-- *Time without an own connection doesn't count.* A process that came back meanwhile wasn't heard.
+- *Time without an own connection doesn't count*, nor does time for which the event loop stood
+  still. A process that came back meanwhile wasn't heard.
 - *Hearsay* is whom another process knows. It makes an unknown process present, and is passed on:
   one that is stuck and silent is known to later ones only so, if the one that heard it has ended.
 - *Absence is passed on, too*, with its age. Otherwise the name of a process that was killed would
@@ -119,36 +120,39 @@ class Processes:
         self._known.pop(id_, None)
         self._absent.pop(id_, None)
 
-    def on_own_connection_lost(self) -> None:
-        """From now on nothing is heard, whoever comes back."""
-        self._strike_off()
+    def on_nothing_heard(self, since: float) -> None:
+        """Since then nothing has been heard, whoever has come back.
+
+        Either the connection is lost now, or the event loop stood still.
+        """
+        self._strike_off(since)
         self._absent.clear()
         self._strangers.clear()
 
-    def _strike_off(self) -> None:
-        limit = self._clock() - GONE_AFTER
+    def _strike_off(self, now: float) -> None:
+        limit = now - GONE_AFTER
         for id_ in [one for one, since in self._absent.items() if since <= limit]:
             self._on_gone(id_, said_bye=False)
 
     def known(self) -> list[str]:
         """Return all whose members a result must not lack, the absent ones included."""
-        self._strike_off()
+        self._strike_off(self._clock())
         return list(self._known)
 
     def absent(self) -> list[str]:
         """Return those of them that are absent."""
-        self._strike_off()
+        self._strike_off(self._clock())
         return list(self._absent)
 
     def absences(self) -> dict[str, float]:
         """Return for how many seconds each of those has been absent."""
-        self._strike_off()
+        self._strike_off(self._clock())
         now = self._clock()
         return {id_: now - since for id_, since in self._absent.items()}
 
     def is_gone(self, id_: str) -> bool:
         """Whether a process has ended, as far as that is known."""
-        self._strike_off()
+        self._strike_off(self._clock())
         return id_ in self._gone
 
     def has_said_bye(self, id_: str) -> bool:

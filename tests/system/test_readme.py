@@ -303,6 +303,7 @@ def test_numbers() -> None:
     assert _greeter.SETTLE_TIMEOUT == 0.5
     assert "In the first half second after an event loop has connected" in plain()
     assert _topology.REQUEST_EXPIRY == 5
+    assert "stood still for more than five seconds may have missed" in plain()
     assert "wait for it on RabbitMQ, for five seconds" in plain()
     assert _receivers.UNREACHABLE_TIMEOUT == _receivers.HEARD_TIMEOUT == 60
     assert "took a message from this one in the last minute" in plain()

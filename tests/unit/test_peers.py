@@ -37,9 +37,10 @@ from channels_rabbitmq._settings.settings import Settings
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from channels_rabbitmq.presence import Member
 from channels_rabbitmq.statistics import Counters
-from tests.support.virtual_time import run
+from tests.support.virtual_time import VirtualLoop, run
 
 GROUP = "room"
+REQUEST_EXPIRY = 5.0
 DELAY = 0.001  # seconds from the publisher to the queue
 _codec = MessageCodec(max_message_size=10**6)
 
@@ -93,7 +94,9 @@ class Process:
         self.flushes = self.added = 0
         settings = Settings.from_config({"symmetric_encryption_keys": list(keys) or None})
         self.reporter = Reporter(logging.getLogger("test"), self.id)
-        self.peers = Peers(self.id, settings, self, self, self.counters, self.reporter)
+        self.peers = Peers(
+            self.id, settings, self, self, self.counters, self.reporter, REQUEST_EXPIRY
+        )
         self._is_ready = asyncio.Event()
         self.farewell: bytes | None = None
 
@@ -187,6 +190,12 @@ class Process:
 
 def now() -> float:
     return asyncio.get_running_loop().time()
+
+
+def stand_still(seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    loop.work(seconds)
 
 
 Scene = Callable[[Wire, list[Process]], Coroutine[Any, Any, None]]
@@ -425,6 +434,64 @@ class TestPassingOn:
             assert wire.kinds(a.id)[ABSENT] == 0
 
         play(scene, "ak")
+
+
+class TestStandstill:
+    @pytest.mark.parametrize("asks_at_once", [True, False])
+    def test_it_may_have_missed_a_hello(self, asks_at_once: bool) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, _ = processes
+            await asyncio.sleep(REQUEST_EXPIRY / 3)
+            wire.deaf = {a.id}
+            new = Process(wire, "n")
+            new.members[f"{new.id}!x"] = None
+            new.connect()
+            await asyncio.sleep(0.5)  # Its hello expires in the queue.
+            stand_still(REQUEST_EXPIRY + 0.1)
+            wire.deaf = {new.id}
+            if not asks_at_once:
+                await asyncio.sleep(1)
+            result = await a.peers.group_members(GROUP, now() + 1)
+            assert not result.is_complete
+            assert result.silent == (new.id,)
+            wire.deaf = set()
+            assert (await a.peers.group_members(GROUP, now() + 1)).is_complete
+            new.close()
+
+        play(scene, "ab")
+
+    def test_one_in_the_middle_of_a_question(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b = processes
+            wire.deaf = {b.id}
+            asking = asyncio.create_task(a.peers.group_members(GROUP, now() + 20))
+            await asyncio.sleep(0.01)
+            stand_still(REQUEST_EXPIRY + 2)
+            wire.deaf = set()
+            assert (await asking).is_complete
+            assert wire.kinds(a.id)[HELLO] == 2
+
+        play(scene, "ab")
+
+    def test_a_short_one_or_a_long_rest_is_none(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, _ = processes
+            stand_still(REQUEST_EXPIRY / 2)
+            await asyncio.sleep(20 * REQUEST_EXPIRY)
+            assert (await a.peers.group_members(GROUP, now() + 1)).is_complete
+            assert wire.kinds(a.id)[HELLO] == 1
+
+        play(scene, "ab")
+
+    def test_without_a_connection_it_says_nothing(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, _ = processes
+            a.disconnect()
+            stand_still(2 * REQUEST_EXPIRY)
+            await asyncio.sleep(REQUEST_EXPIRY)
+            assert wire.kinds(a.id)[HELLO] == 1
+
+        play(scene, "ab")
 
 
 class TestAskingAll:

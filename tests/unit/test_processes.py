@@ -182,7 +182,7 @@ def test_time_without_an_own_connection_does_not_count(processes: Processes, clo
     processes.on_heard(A)
     processes.on_returned(A)
     processes.on_returned(B)
-    processes.on_own_connection_lost()
+    processes.on_nothing_heard(clock.now)
     clock.now += 10 * GONE_AFTER
     assert processes.known() == [A]
     assert processes.absent() == []
@@ -192,12 +192,22 @@ def test_time_without_an_own_connection_does_not_count(processes: Processes, clo
     assert not processes.is_gone(B)
 
 
+def test_time_while_the_loop_stood_still_does_not_count(processes: Processes, clock: Clock) -> None:
+    processes.on_heard(A)
+    processes.on_returned(A)
+    since = clock.now
+    clock.now += 2 * GONE_AFTER
+    processes.on_nothing_heard(since)
+    assert processes.known() == [A]
+    assert processes.absences() == {}
+
+
 def test_those_that_were_gone_before_stay_gone(processes: Processes, clock: Clock) -> None:
     processes.on_bye(A)
     processes.on_heard(B)
     processes.on_returned(B)
     clock.now += GONE_AFTER
-    processes.on_own_connection_lost()
+    processes.on_nothing_heard(clock.now)
     assert processes.is_gone(A)
     assert processes.is_gone(B)
 
