@@ -18,6 +18,8 @@ from collections import OrderedDict
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
+from channels.exceptions import MessageTooLarge
+
 from .._codec import MessageCodec
 from .._futures import start_task
 from .._identity import to_process
@@ -137,12 +139,18 @@ class Answerer:
         self._counters.answered += 1
         # At once, and not in the task: else a discard might come before the add that it follows.
         done = self._do(request, deadline)
-        self._start(self._answer(request, done, deadline), self._changing)
+        task = self._start(self._answer(request, done, deadline), self._changing)
+        if not isinstance(done, list):
+            # A task that is cancelled before it has begun never awaits it.
+            task.add_done_callback(lambda _: done.close())
 
-    def _start(self, coroutine: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
+    def _start(
+        self, coroutine: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]
+    ) -> asyncio.Task[None]:
         task = start_task(coroutine, name="channels_rabbitmq answer")
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+        return task
 
     @property
     def tasks(self) -> set[asyncio.Task[None]]:
@@ -199,7 +207,11 @@ class Answerer:
     async def _publish(self, request: Request, answers: list[Answer], deadline: float) -> None:
         recipient = to_process(request.sender)
         for answer in answers:
-            body = self._codec.encode_for_channel(recipient, answer.message())
+            try:
+                body = self._codec.encode_for_channel(recipient, answer.message())
+            except MessageTooLarge:
+                self._counters.unanswered += 1
+                return
             try:
                 await self._link.publish(recipient, body, deadline)
             except BrokerUnavailable:

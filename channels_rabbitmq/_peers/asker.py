@@ -119,7 +119,9 @@ class Asker:
                 continue
             if not question.has_echo:
                 await self._send(question, TO_ALL, deadline, what)
-            await self._ask_each(question, self.silent(question), deadline, what)
+            # A large answer that is under way isn't begun anew.
+            ids = question.to_repeat(self.silent(question))
+            await self._ask_each(question, ids, deadline, what)
             pause *= _FACTOR
             repeat_at = clock() + pause
 

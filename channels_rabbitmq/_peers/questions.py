@@ -25,6 +25,7 @@ class Question:
         self.answers: dict[str, list[Answer]] = {}  # by process: all parts
         self.returned: set[str] = set()  # processes that had no queue when they were asked
         self._parts: dict[tuple[str, int], dict[int, Answer]] = {}
+        self._answering: set[str] = set()  # of whom a part has come since the last repeat
 
     def on_answer(self, answer: Answer) -> None:
         """Note an answer, or a part of one; a repeated one changes nothing."""
@@ -32,6 +33,7 @@ class Question:
             return
         parts = self._parts.setdefault((answer.sender, answer.series), {})
         parts[answer.part] = answer
+        self._answering.add(answer.sender)
         if len(parts) == answer.parts:
             self.answers[answer.sender] = [parts[number] for number in sorted(parts)]
             self.returned.discard(answer.sender)
@@ -40,6 +42,11 @@ class Question:
     def unanswered(self, ids: list[str]) -> list[str]:
         """Return those of the processes that have neither answered nor been found absent."""
         return [id_ for id_ in ids if id_ not in self.answers and id_ not in self.returned]
+
+    def to_repeat(self, ids: list[str]) -> list[str]:
+        """Return those of the processes of which nothing has come since the last call."""
+        answering, self._answering = self._answering, set()
+        return [id_ for id_ in ids if id_ not in answering]
 
 
 class Questions:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from .._codec import MalformedBody, unpack_info
+from .._codec import LONGEST_INFO, MalformedBody, unpack_info
 from .._identity import id_of, is_id
 from .._names import require_channel_name, require_group_name
 
@@ -161,11 +161,7 @@ def _read_absent(message: dict[str, Any]) -> dict[str, float]:
 
 
 def _read_request(message: dict[str, Any], kind: str, sender: str) -> Request:
-    info = message.get("info")
-    if info is not None:
-        if not isinstance(info, bytes):
-            raise MalformedBody("a request with a wrong info")
-        unpack_info(info)  # or other processes would get what they can't read
+    info = _read_info(message.get("info"))
     timeout = message.get("timeout")
     if not isinstance(timeout, (int, float)) or not 0 <= timeout < float("inf"):
         raise MalformedBody("a request with a wrong timeout")
@@ -182,6 +178,15 @@ def _read_request(message: dict[str, Any], kind: str, sender: str) -> Request:
     return Request(
         kind, sender, number, timeout, group if kind != FLUSH else "", channel or "", info
     )
+
+
+def _read_info(info: object) -> bytes | None:
+    if info is None:
+        return None
+    if not isinstance(info, bytes) or len(info) > LONGEST_INFO:
+        raise MalformedBody("a wrong info about a member")
+    unpack_info(info)  # or other processes would get what they can't read
+    return info
 
 
 def _read_answer(message: dict[str, Any], sender: str) -> Answer:
@@ -207,11 +212,7 @@ def _read_member(member: object, sender: str) -> PackedMember:
     if isinstance(member, list) and len(member) == 2:
         channel, info = member
         if isinstance(channel, str) and "!" in channel and id_of(channel) == sender:
-            if info is None:
-                return channel, None
-            if isinstance(info, bytes):
-                unpack_info(info)
-                return channel, info
+            return channel, _read_info(info)
     raise MalformedBody("an answer with a wrong member")
 
 

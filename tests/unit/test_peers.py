@@ -7,7 +7,9 @@ moments that no test can choose.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -23,6 +25,7 @@ from channels_rabbitmq._peers.peers import Peers
 from channels_rabbitmq._peers.processes import GONE_AFTER
 from channels_rabbitmq._peers.requests import (
     ABSENT,
+    ADD,
     ANSWER,
     FLUSH,
     HELLO,
@@ -799,6 +802,37 @@ class TestSharing:
 
 
 class TestAnswering:
+    def test_one_whose_layer_closes_in_the_same_turn(self) -> None:
+        """The coroutine that would have confirmed is closed, or Python would warn."""
+
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            (a,) = processes
+            request = Request(ADD, "crq." + "z" * 16, 1, 1.0, GROUP, f"{a.id}!y")
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                a.peers.on_request(_codec.encode_for_channel(TO_ALL, request.message()), 1, 0, a)
+                a.peers.close()
+                await a.peers.wait_closed()
+                gc.collect()
+            assert a.added == 1
+            assert caught == []
+
+        play(scene, "a")
+
+    def test_an_answer_that_is_too_large(self) -> None:
+        """It harms neither later answers nor the task that gives them."""
+
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b = processes
+            b.members[f"{b.id}!y"] = b"x" * 2_000_000
+            result = await a.peers.group_members(GROUP, now() + 1)
+            assert result.silent == (b.id,)
+            assert b.counters.unanswered > 0
+            del b.members[f"{b.id}!y"]
+            assert (await a.peers.group_members(GROUP, now() + 1)).is_complete
+
+        play(scene, "ab")
+
     def test_many_questions_at_once_are_all_answered(self) -> None:
         async def scene(wire: Wire, processes: list[Process]) -> None:
             a, b = processes

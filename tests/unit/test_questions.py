@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channels_rabbitmq._codec import MalformedBody, MessageCodec, pack_info
+from channels_rabbitmq._codec import LONGEST_INFO, MalformedBody, MessageCodec, pack_info
 from channels_rabbitmq._peers.questions import Questions
 from channels_rabbitmq._peers.requests import (
     ABSENT,
@@ -29,6 +29,9 @@ from channels_rabbitmq._peers.requests import (
 
 A, B = (f"crq.{letter * 16}" for letter in "ab")
 
+# One byte more than ``pack_info`` allows: 0xda is a string with a length of two bytes.
+LONG_INFO = b"\x81\xa1x\xda" + (LONGEST_INFO - 5).to_bytes(2, "big") + b"y" * (LONGEST_INFO - 5)
+
 
 # What msgpack may unpack
 _VALUES = st.recursive(
@@ -47,6 +50,15 @@ _VALUES = st.recursive(
 
 
 class TestQuestions:
+    def test_a_part_that_has_come_puts_off_the_repeat(self) -> None:
+        questions = Questions()
+        question = questions.open()
+        questions.on_answer(Answer(A, question.number, part=0, parts=2))
+        assert question.to_repeat([A, B]) == [B]
+        assert question.to_repeat([A, B]) == [A, B]
+        questions.on_answer(Answer(A, question.number, part=1, parts=2))
+        assert question.unanswered([A, B]) == [B]
+
     def test_each_has_its_number(self) -> None:
         questions = Questions()
         first, second = questions.open(), questions.open()
@@ -150,7 +162,8 @@ class TestForm:
             ({"members": ["x"]}, "wrong member"),
             ({"members": [[f"{B}!x", None]]}, "wrong member"),
             ({"members": [[A, None]]}, "wrong member"),
-            ({"members": [[f"{A}!x", {}]]}, "wrong member"),
+            ({"members": [[f"{A}!x", {}]]}, "wrong info"),
+            ({"members": [[f"{A}!x", LONG_INFO]]}, "wrong info"),
             ({"members": [[f"{A}!x", b"\xc0"]]}, "not a map"),
             ({"error": 1}, "wrong value of 'error'"),
         ],
@@ -171,6 +184,7 @@ class TestForm:
             ({"channel": f"{B}!{'x' * 99}"}, "wrong name"),
             ({"number": None}, "wrong value of 'number'"),
             ({"info": {}}, "wrong info"),
+            ({"info": LONG_INFO}, "wrong info"),
             ({"info": b""}, "not msgpack"),
             ({"timeout": "1"}, "wrong timeout"),
             ({"timeout": -1}, "wrong timeout"),
