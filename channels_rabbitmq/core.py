@@ -280,10 +280,11 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         """Ask all processes who is in a group.
 
         The result has each channel once whose ``group_add`` had returned, anywhere, before this was
-        called, unless it has left. It tells whether it ``is_complete``, and which processes didn't
-        answer within ``timeout`` (seconds; at most ``operation_timeout``). Most often it takes some
-        milliseconds, but up to half a second more when this event loop has just connected. Calls at
-        the same time for one group share a question.
+        called, unless it has left; that is so if it ``is_complete``, which says what can't be known
+        (see ``GroupMembers``). It names the processes that didn't answer within ``timeout``
+        (seconds; at most ``operation_timeout``). Most often it takes some milliseconds, but up to
+        half a second more when this event loop has just connected. Calls at the same time for one
+        group share a question.
 
         Raises ``BrokerUnavailable`` if there is no connection in that time, so that nobody could be
         asked. Any thread and any event loop may call it, also sync code by ``async_to_sync``.

@@ -28,8 +28,12 @@ class GroupMembers:
     """The members in the processes that answered, this one included, at most once each."""
 
     is_complete: bool
-    """Whether all processes that are known have answered. Then each channel is in ``members`` whose
-    ``group_add()`` had returned before the question, unless it has left since."""
+    """Whether all processes that this one knows have answered. Then each of their channels is in
+    ``members`` whose ``group_add()`` had returned before the question, unless it has left since.
+
+    It can't know of a process that hasn't come back yet, if it has connected itself after a restart
+    of RabbitMQ; nor, for a moment, of others if it has connected while RabbitMQ couldn't deliver to
+    any of them, or while all were busy for more than half a second."""
 
     silent: tuple[str, ...]
     """Ids of processes that are connected and didn't answer in time: they are busy or stuck."""
