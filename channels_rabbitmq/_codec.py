@@ -40,6 +40,7 @@ from channels.exceptions import MessageTooLarge
 
 from ._plain_messages import MAX_DEPTH, MAX_INT, is_container, plain_copy, type_name
 from ._serializers import MSGPACK, Serializer
+from .exceptions import UnreadableMessage
 
 if TYPE_CHECKING:
     from cryptography.fernet import MultiFernet
@@ -167,12 +168,17 @@ class SerializedEnvelope(Envelope):
         self._serializer = serializer
 
     def message(self) -> dict[str, Any]:
+        """As ``Envelope.message``; raises UnreadableMessage if the serializer fails later."""
         if self.flat is not None:
             return self.flat.copy()
         message, self._message = self._message, None
         if message is None:
             assert self._packed is not None, "it is always kept"
-            message = _deserialize(self._serializer, self._packed)
+            try:
+                return _deserialize(self._serializer, self._packed)
+            except MalformedBody as err:
+                problem = str(err)
+            raise UnreadableMessage(f"A message can't be read again: {problem}")
         return message
 
     def compact(self) -> None:

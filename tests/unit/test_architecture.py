@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "_amqp": {"_futures", "_threads"},
     "_settings": {"_amqp", "_codec", "_names", "_serializers"},
     "_hooks": {"_settings", "_functions", "_futures", "_threads"},
-    "_codec": {"_plain_messages", "_serializers"},
+    "_codec": {"_plain_messages", "_serializers", "exceptions"},
     "_serializers": {"_functions", "_names", "_plain_messages"},
     "_plain_messages": {"_names"},
     "_threads": {"_futures"},

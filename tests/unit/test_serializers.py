@@ -20,6 +20,7 @@ from channels_rabbitmq._codec import MalformedBody, MessageCodec
 from channels_rabbitmq._serializers import load_serializer
 from channels_rabbitmq._settings.settings import Settings
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from channels_rabbitmq.exceptions import UnreadableMessage
 
 
 class Pickled:
@@ -257,6 +258,34 @@ def test_it_must_make_bytes() -> None:
 
     with pytest.raises(TypeError, match=r"the serializer .*Text must return bytes, not str"):
         codec_with(Text).encode_for_group("g", {"type": "x"})
+
+
+class _Moody(Pickled):
+    """Reads each message once."""
+
+    def __init__(self) -> None:
+        self.has_read: set[bytes] = set()
+
+    def deserialize(self, packed: bytes) -> Any:
+        if packed in self.has_read:
+            raise RuntimeError("hush")
+        self.has_read.add(packed)
+        return super().deserialize(packed)
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_message_that_cant_be_read_again_is_told_in_words(compacted: bool) -> None:
+    by = codec_with(_Moody)
+    envelope = by.decode(by.encode_for_group("g", {"type": "x", "list": []}))
+    if compacted:
+        envelope.compact()
+    else:
+        assert envelope.message() == {"type": "x", "list": []}
+    with pytest.raises(UnreadableMessage, match="A message can't be read again") as caught:
+        envelope.message()
+    assert "RuntimeError was raised by deserialize(), of the serializer" in str(caught.value)
+    assert "hush" not in str(caught.value)
+    assert caught.value.__cause__ is caught.value.__context__ is None
 
 
 # Settings
