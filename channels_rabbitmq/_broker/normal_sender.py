@@ -165,6 +165,9 @@ class NormalSender:
         """Have the queue declared for a message that is in the outbox."""
         message.end_turn()
         await message.wait_answered()
+        await self._publisher.supervisor.wait_ready(message.deadline)
+        if self._publisher.is_blocked:
+            return  # RabbitMQ reads nothing, so the outbox has dropped the message.
         await self.queues.bind(message.channel, message.deadline)
         message.count(self.queues.bound(message.channel))
 

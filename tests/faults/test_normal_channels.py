@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from channels.exceptions import ChannelFull
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
@@ -91,6 +92,23 @@ async def test_a_broker_that_denies_what_is_deprecated(
     channel = await receiver.new_channel()
     await sender.send(channel, {"type": "x"})
     assert await receive(receiver, channel) == {"type": "x"}
+
+
+async def test_an_alarm(open_layer: OpenLayer, own_broker: PrivateBroker) -> None:
+    """Also the first message, for which there is no queue yet, is refused at once."""
+    bystander = await open_layer(host=own_broker.url)
+    await bystander.connect()  # The broker is asked whether it has blocked a connection.
+    layer = await open_layer(host=own_broker.url, normal_channels=True, operation_timeout=30)
+    await asyncio.to_thread(own_broker.raise_memory_alarm)
+    try:
+        for _ in range(3):
+            with pytest.raises(ChannelFull, match="RabbitMQ takes no messages"):
+                await asyncio.wait_for(layer.send("jobs", job(0)), 15)
+    finally:
+        await asyncio.to_thread(own_broker.end_memory_alarm)
+    await until(lambda: not statistics_of(layer).is_blocked)
+    await layer.send("jobs", job(1))
+    assert await numbers(layer, 1) == [1]
 
 
 # Users
