@@ -30,7 +30,8 @@ class Member(Role):
     async def wait_for(self, count: int) -> None:
         """Wait until a question finds so many members."""
         deadline = now() + _LONGEST_START
-        while await self.layer.group_count(GROUP) < count:
+        # Not group_count(), which raises as long as nobody answers.
+        while len((await self.layer.group_members(GROUP)).members) < count:
             if now() > deadline:
                 raise TimeoutError(f"not all of {count} members were found")
             await asyncio.sleep(0.05)

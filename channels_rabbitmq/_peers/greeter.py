@@ -166,7 +166,7 @@ class Greeter:
     def on_found_absent(self, id_: str) -> None:
         """A process that was present has no queue: tell the others."""
         self._found_absent.add(id_)
-        if self._telling is None:
+        if self._telling is None and self.connection:
             self._telling = start_task(self._tell_absent(), name="channels_rabbitmq absent")
 
     async def _tell_absent(self) -> None:

@@ -121,6 +121,19 @@ class TestMembers:
         for layer, _ in members:
             assert channels(await ask(layer)) == expected - {members[1][1]}
 
+    @pytest.mark.parametrize("groups", [1, 300], ids=["one group", "many groups"])
+    async def test_many_calls_at_once(self, open_layer: OpenLayer, groups: int) -> None:
+        members = [await open_member(open_layer) for _ in range(3)]
+        layer, _ = members[0]
+        await ask(layer)
+        names = [GROUP, *(f"nobody{n}" for n in range(1, groups))]
+        calls = [layer.group_count(names[n % groups], 10.0) for n in range(900)]
+        found = await asyncio.gather(*calls)
+        assert found == [3 if n % groups == 0 else 0 for n in range(900)]
+        counters = statistics_of(layer).counters
+        assert (counters.questions, counters.incomplete) == (901, 0)
+        assert counters.requests < 4 * groups + 20
+
     async def test_one_that_only_asks(self, open_layer: OpenLayer) -> None:
         """Its first call opens what it needs, and waits until it knows all."""
         members = [await open_member(open_layer) for _ in range(2)]
