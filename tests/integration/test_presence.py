@@ -441,7 +441,7 @@ async def test_whatever_others_publish_it_lives(
     id_ = channel.partition("!")[0]
     key = f"{id_}!requests"
     bodies = [
-        b"",
+        b"\x80",
         b"\xc1",
         msgpack.packb({"__asgi_channel__": key}),
         msgpack.packb({"__asgi_channel__": key, "kind": "hello", "from": "nobody"}),
