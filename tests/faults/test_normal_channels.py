@@ -183,8 +183,8 @@ async def test_a_refused_channel_holds_up_no_other(
         user.broker.ctl, "set_vhost_limits", "-p", user.vhost, '{"max-queues": 0}'
     )
     refused = [asyncio.create_task(layer.receive(name)) for name in ("forbidden", "no-room")]
-    for name in ("forbidden", "no-room"):
-        await lines.next(f"the normal channel {name} be received from: ")
+    for _ in range(2):  # in either order
+        await lines.next("be received from: ")
     for n in range(200):
         assert await numbers(layer, 1) == [n]
         await layer.send("jobs", job(n + 1))
