@@ -504,7 +504,7 @@ async def test_nothing_is_left_on_the_broker(
     await layer.send(channel, MESSAGE)
     names = {row["name"] for row in await asyncio.to_thread(private_broker.list_queues)}
     id_ = statistics_of(layer).id
-    assert names == {id_, f"{id_}.1.lease"}
+    assert names == {id_, f"{id_}.1.lease", f"{id_}.1.requests"}
     await layer.close()
     assert await asyncio.to_thread(private_broker.list_queues) == []
     assert await asyncio.to_thread(private_broker.list_connections) == []

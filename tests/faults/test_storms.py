@@ -234,7 +234,7 @@ async def test_cancelled_calls_harm_no_other_and_leave_nothing(
     assert storm.cancelled.keys() >= {"send", "group_send", "group_add", "receive"}
     for layer in (sender, receiver):
         await until_nothing_remains(layer)
-    assert asyncio.all_tasks() == tasks_before
+    assert asyncio.all_tasks() <= tasks_before  # Those that greet other processes end.
     del storm
     assert pending_futures() <= futures_before
     assert await bound_groups(own_broker, groups_exchange, receiver) == set()
