@@ -13,7 +13,7 @@ from asgiref.sync import async_to_sync
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.brokers import Broker
 from tests.support.changes import until
-from tests.support.layers import has_members, statistics_of
+from tests.support.layers import close_for_sync_code, has_members, statistics_of
 from tests.support.loop_thread import LoopThread
 from tests.support.members import receive
 from tests.support.normal_channels import delete_queue, queue_of, until_ready
@@ -143,10 +143,10 @@ async def test_other_loops_and_sync_code(open_one: OpenLayer) -> None:
         there = await thread.run(layer.new_channel())
         await thread.run(layer.send(there, OLD))
         await layer.send(channel, OLD)
-        await asyncio.to_thread(async_to_sync(layer.flush))
+        await asyncio.to_thread(lambda: async_to_sync(layer.flush)())
         await layer.send(there, NEW)
         assert await receive(layer, there) == NEW
         await layer.send(channel, NEW)
         assert await receive(layer, channel) == NEW
         await thread.run(layer.close())
-    await asyncio.to_thread(async_to_sync(layer.close))
+    await close_for_sync_code(layer)

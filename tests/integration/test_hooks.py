@@ -21,7 +21,7 @@ from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.amqp_proxy import TO_BROKER, AmqpProxy, Frame
 from tests.support.brokers import Broker
 from tests.support.changes import until
-from tests.support.layers import subscriber_of
+from tests.support.layers import close_for_sync_code, subscriber_of
 from tests.support.log_lines import log_lines
 from tests.support.loop_thread import LoopThread
 from tools.private_broker import PrivateBroker
@@ -344,7 +344,7 @@ class TestWhen:
         assert await asyncio.to_thread(done.wait, 20)
         ((id_, _, thread),) = told
         assert (id_, thread) == (id_of(layer), "channels_rabbitmq")
-        await asyncio.to_thread(lambda: async_to_sync(layer.close)())
+        await close_for_sync_code(layer)
 
 
 class TestTheEnd:

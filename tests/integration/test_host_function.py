@@ -13,6 +13,7 @@ from asgiref.sync import async_to_sync
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.brokers import Broker
+from tests.support.layers import close_for_sync_code
 from tests.support.log_lines import log_lines
 
 MESSAGE = {"type": "t"}
@@ -51,7 +52,7 @@ async def test_by_its_path_and_from_sync_code(
     layer = await open_layer(host=f"{__name__}.url_of_this_module")
     await layer.group_send("g", MESSAGE)
     await asyncio.to_thread(async_to_sync(layer.group_send), "g", MESSAGE)
-    await asyncio.to_thread(async_to_sync(layer.close))
+    await close_for_sync_code(layer)
 
 
 async def test_a_failure_is_a_failed_attempt(open_layer: OpenLayer, broker: Broker) -> None:

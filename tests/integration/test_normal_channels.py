@@ -23,7 +23,7 @@ from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
 from tests.support.brokers import Broker
 from tests.support.cancelling import receive_cancelling
 from tests.support.changes import until
-from tests.support.layers import statistics_of
+from tests.support.layers import close_for_sync_code, statistics_of
 from tests.support.log_lines import log_lines
 from tests.support.loop_thread import LoopThread
 from tests.support.members import receive
@@ -614,7 +614,7 @@ async def test_sync_code_that_is_cancelled_has_taken_nothing(
         await layer.send(jobs, {"type": "job", "n": n})
     assert Counter(await working) == Counter(range(200))
     await until_ready(broker.url, queue, 0)
-    await asyncio.to_thread(async_to_sync(layer.close))
+    await close_for_sync_code(layer)
 
 
 async def test_close_ends_those_who_wait(

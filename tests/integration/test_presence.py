@@ -20,7 +20,7 @@ from channels_rabbitmq.exceptions import BrokerUnavailable
 from channels_rabbitmq.presence import GroupMembers, Member
 from tests.support.brokers import Broker
 from tests.support.changes import until
-from tests.support.layers import inside, statistics_of
+from tests.support.layers import close_for_sync_code, inside, statistics_of
 from tests.support.log_lines import log_lines
 from tests.support.loop_thread import LoopThread
 from tests.support.members import GROUP, open_member, receive, reconnect
@@ -271,7 +271,7 @@ class TestWhere:
             assert (await asyncio.to_thread(in_sync_code))[1] == 2
             assert len(layer.statistics()) == 3
             await other.run(layer.close())
-        await asyncio.to_thread(async_to_sync(layer.close))
+        await close_for_sync_code(layer)
 
     async def test_sync_code_adds_a_channel_of_another_process(self, open_layer: OpenLayer) -> None:
         layer, own = await open_member(open_layer)
@@ -282,7 +282,7 @@ class TestWhere:
 
         await asyncio.to_thread(in_sync_code)
         assert await layer.group_members("by-view", 10.0) == complete(Member(own, {"n": 1}))
-        await asyncio.to_thread(async_to_sync(view.close))
+        await close_for_sync_code(view)
 
 
 class TestChangesElsewhere:

@@ -33,6 +33,7 @@ from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
 from tests.support.brokers import Broker
 from tests.support.changes import until
 from tests.support.layers import (
+    close_for_sync_code,
     inside,
     loop_layers_of,
     reconnect_subscriber,
@@ -170,7 +171,7 @@ class TestWhere:
             ):
                 assert [(one.id, one.for_sync_code) for one in statistics] == expected
             await other.run(layer.close())
-            await asyncio.to_thread(lambda: async_to_sync(layer.close)())
+            await close_for_sync_code(layer)
         # That loop is closed; the background loop goes on.
         own_state = "connected" if statistics_of_id(layer, own_id).subscriber.url else "connecting"
         assert [(one.id, one.subscriber.state) for one in layer.statistics()] == [

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from asgiref.sync import async_to_sync
+
 from channels_rabbitmq._loops.registry import LoopLayers
 from channels_rabbitmq._settings.settings import Settings
 from channels_rabbitmq.core import RabbitmqChannelLayer
@@ -71,3 +73,11 @@ def set_retry_timeout(layer: RabbitmqChannelLayer, seconds: float) -> None:
 def has_members(layer: RabbitmqChannelLayer, group: str) -> bool:
     """Whether the group has members on the running event loop."""
     return bool(inside(layer).members.has_members(group))
+
+
+async def close_for_sync_code(layer: RabbitmqChannelLayer) -> None:
+    """Close what serves sync code.
+
+    ``async_to_sync`` is called in the thread: that of asgiref 3.6, called here, would use our loop.
+    """
+    await asyncio.to_thread(lambda: async_to_sync(layer.close)())
