@@ -279,6 +279,7 @@ async def test_a_dead_queue_that_lingers_has_no_say_in_what_the_new_one_takes(
     async with AmqpProxy(broker.url) as proxy:
         sender = await open_layer()
         receiver = await open_layer(host=proxy.url, remote_capacity=2, local_capacity=2)
+        await receiver.connect()  # Messages may come before that.
         channel = await receiver.new_channel()
         await sender.send(channel, MESSAGE)
         assert await receiver.receive(channel) == MESSAGE
