@@ -176,10 +176,6 @@ class NormalQueues:
         if bind is not None and self._binds.get(channel) is bind:
             del self._binds[channel]
 
-    def forget_all(self) -> None:
-        """Have every queue declared again before it is used again."""
-        self._binds.clear()
-
     async def bind(self, channel: str, deadline: float) -> None:
         """Have the queue declared and bound, once for all callers.
 

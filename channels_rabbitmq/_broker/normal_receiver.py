@@ -103,8 +103,7 @@ class _Line:
     def cancel_consumer(self) -> None:
         if self.amqp_channel is not None:
             self.amqp_channel.cancel(self.consumer_tag)
-        self.consumer_tag = ""
-        self.amqp_channel = None
+        self.forget_consumer()
 
     @property
     def is_refused(self) -> bool:
@@ -159,11 +158,11 @@ class NormalReceiver:
     # ConnectionHandler
 
     async def set_up(self, connection: Connection) -> None:
-        channel = connection.open_topology()
+        amqp_channel = connection.open_topology()
         while True:
             declare = self._groups_exchange.declare()
             try:
-                await channel.call(declare)
+                await amqp_channel.call(declare)
                 break
             except carehare.ChannelClosedByServer as err:
                 if not self._groups_exchange.on_refusal(declare, err):
@@ -350,8 +349,7 @@ class NormalReceiver:
         exc = answer.exception()
         if exc is not None:
             is_bind = not line.consumer_tag  # If it is the consumer, _on_end() knows what to do.
-            line.consumer_tag = ""
-            line.amqp_channel = None
+            line.forget_consumer()
             is_refusal = isinstance(exc, carehare.ChannelClosedByServer)
             if is_bind and is_refusal and self.supervisor.connection is not None:
                 self._pause(line.channel, exc)

@@ -71,7 +71,7 @@ class LoopLayers:
         latest = self._latest
         # Only until Python 3.12 is the oldest: see _ASKING_IS_SLOW. The loop's type doesn't tell of
         # the attribute, which asyncio's own loops have.
-        if latest is not None and latest.loop._thread_id == get_ident():  # type: ignore[attr-defined]
+        if latest is not None and latest.loop._thread_id == get_ident():  # type: ignore[attr-defined]  # as said
             return latest
         return self.by_loop.get(asyncio.get_running_loop())
 
