@@ -160,7 +160,7 @@ class NormalQueues:
         self._on_no_exchange = on_no_exchange
         # On which the next two are
         self._connection: Connection | None = None
-        self._channel: TopologyChannel | None = None
+        self._amqp_channel: TopologyChannel | None = None
         # By channel: the answer to the bind, until it is forgotten or refused
         self._binds: dict[str, asyncio.Future[None]] = {}
 
@@ -208,17 +208,16 @@ class NormalQueues:
 
         The future has the error of the declare, if both were refused.
         """
-        self._use(connection)
+        amqp_channel = self._use(connection)
         bind = self._binds.get(channel)
         if bind is None:
-            assert self._channel is not None, "it is opened with the connection"
             if len(self._binds) >= _MOST_BINDS:
                 self._binds.clear()
             bind = self._binds[channel] = asyncio.get_running_loop().create_future()
-            declared = self._channel.call(self._topology.declare(channel))
-            answer = self._channel.call(self._topology.bind(channel))
+            declared = amqp_channel.call(self._topology.declare(channel))
+            answer = amqp_channel.call(self._topology.bind(channel))
             for command in self._topology.bind_groups(channel):
-                self._channel.call(command)
+                amqp_channel.call(command)
             answer.add_done_callback(partial(self._on_answer, channel, declared, bind))
         return bind
 
@@ -239,8 +238,8 @@ class NormalQueues:
             await self.bind(channel, deadline)
             if self.bound(channel) is None:
                 continue  # The connection was lost in this moment.
-            assert self._channel is not None, "it is opened with the connection"
-            answer = self._channel.call(self._topology.bind_group(channel, group))
+            assert self._amqp_channel is not None, "else it isn't bound"
+            answer = self._amqp_channel.call(self._topology.bind_group(channel, group))
             if not await wait_all([answer], deadline):
                 raise BrokerUnavailable(
                     f"The group {group!r} was not bound in time: RabbitMQ did not confirm it"
@@ -268,15 +267,15 @@ class NormalQueues:
         connection = self._supervisor.connection
         if connection is None or not connection.is_open:
             return []
-        self._use(connection)
-        assert self._channel is not None, "it is opened with the connection"
-        return [self._channel.call(self._topology.unbind_group(channel, group))]
+        return [self._use(connection).call(self._topology.unbind_group(channel, group))]
 
-    def _use(self, connection: Connection) -> None:
-        if connection is not self._connection:
-            self._channel = connection.open_topology()
+    def _use(self, connection: Connection) -> TopologyChannel:
+        """Return the AMQP channel on a connection; on a new one, nothing is bound yet."""
+        if self._amqp_channel is None or connection is not self._connection:
+            self._amqp_channel = connection.open_topology()
             self._connection = connection
             self._binds = {}
+        return self._amqp_channel
 
     async def purge_all(self, deadline: float) -> None:
         """Take all channels that were used here out of their groups, and delete their messages.
@@ -287,13 +286,12 @@ class NormalQueues:
         if not topology.used:
             return
         connection = await self._supervisor.wait_ready(deadline)
-        self._use(connection)
+        amqp_channel = self._use(connection)
         groups, topology.groups = topology.groups, {}
         commands = [topology.unbind_group(one, group) for one in groups for group in groups[one]]
         commands += [topology.purge(one) for one in topology.used]
-        assert self._channel is not None, "it is opened with the connection"
         # An error means that there is no such queue.
-        if not await wait_all([self._channel.call(one) for one in commands], deadline):
+        if not await wait_all([amqp_channel.call(one) for one in commands], deadline):
             raise BrokerUnavailable("RabbitMQ did not empty the queues of normal channels in time")
 
     def _on_answer(

@@ -159,11 +159,9 @@ class Peers:
         """Ask all processes for the members of a group: see ``RabbitmqChannelLayer``."""
         self._standstill.check()
         question = await self._asker.sharing.ask(MEMBERS, group, deadline)
-        self._note(question)
-        is_complete = self._is_complete(question)
+        silent, is_complete = self._note(question)
         answers = self._answers(question)
         packed = [*self._groups.confirmed(group), *(m for a in answers for m in a.members)]
-        silent = self._asker.silent(question)
         known = self.processes.known()
         return GroupMembers(
             members=tuple(_unpack(packed)),
@@ -180,17 +178,20 @@ class Peers:
         """
         self._standstill.check()
         question = await self._asker.sharing.ask(COUNT, group, deadline)
-        self._note(question)
+        silent, _ = self._note(question)
         if not question.answers and not self._asker.has_all(question):
-            raise BrokerUnavailable(_no_answers(self._asker.silent(question)))
+            raise BrokerUnavailable(_no_answers(silent))
         return self._groups.count(group) + sum(a.count for a in self._answers(question))
 
-    def _note(self, question: Question) -> None:
+    def _note(self, question: Question) -> tuple[list[str], bool]:
+        """Count a question; return who was silent, and whether it is complete."""
+        is_complete, silent = self._is_complete(question), self._asker.silent(question)
         self._counters.questions += 1
-        self._counters.incomplete += not self._is_complete(question)
-        for id_ in self._asker.silent(question):
+        self._counters.incomplete += not is_complete
+        for id_ in silent:
             self._counters.silent += 1
             self._reporter.report("silent", id_)
+        return silent, is_complete
 
     def _is_complete(self, question: Question) -> bool:
         self._standstill.check()
@@ -214,13 +215,13 @@ class Peers:
         NotImplementedError if one doesn't allow it.
         """
         question = await self._asker.ask_all(FLUSH, "", deadline)
-        self._note(question)
+        silent, is_complete = self._note(question)
         for answer in self._answers(question):
             if answer.error:
                 text = f"The process {answer.sender} answers: {answer.error}"
                 raise NotImplementedError(text) if answer.is_mistake else BrokerUnavailable(text)
-        if not self._is_complete(question):
-            missing = sorted({*self._asker.silent(question), *question.returned})
+        if not is_complete:
+            missing = sorted({*silent, *question.returned})
             raise BrokerUnavailable(
                 "flush() didn't reach all processes in time: no answer of "
                 f"{', '.join(missing) or 'this one to itself'}"
