@@ -33,6 +33,9 @@ DEV = [
     "ruff~=0.17.5",
 ]
 
+# What builds docs/. Older Pythons get the newest Sphinx that they can run.
+DOCS = ["furo>=2024.8,<2027", "sphinx>=8.1,<10"]
+
 setup(
     name="channels_rabbitmq",
     version=read_version(),
@@ -43,7 +46,7 @@ setup(
     license="MIT",
     url=REPOSITORY,
     project_urls={
-        "Documentation": f"{REPOSITORY}#readme",
+        "Documentation": "https://channels-rabbitmq.readthedocs.io/",
         "Changelog": f"{REPOSITORY}/blob/main/CHANGELOG.rst",
         "Issues": f"{REPOSITORY}/issues",
         "Source": REPOSITORY,
@@ -63,8 +66,10 @@ setup(
     extras_require={
         "cryptography": [CRYPTOGRAPHY],
         "dev": DEV,
+        "docs": DOCS,
         "tests": [
             *DEV,
+            *DOCS,
             "build",
             "celery>=5.4",
             "daphne>=4.1",

@@ -26,7 +26,7 @@ from .statistics import LoopLayerStatistics
 
 
 class RabbitmqChannelLayer(BaseChannelLayer):
-    """A channel layer on RabbitMQ. The README explains its options.
+    """A channel layer on RabbitMQ. The manual explains its options.
 
     May be made and used anywhere: at import time, in any thread, on any event loop, after a fork.
     Nothing connects until a call needs it. Each event loop that uses the layer has its own

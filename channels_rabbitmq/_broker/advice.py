@@ -33,7 +33,7 @@ _BY_WORDS = (
     (
         r"403 ACCESS_REFUSED - (\w+ )?access to \w+ ",
         "permit it by rabbitmqctl set_permissions -p {vhost} {user} CONFIGURE WRITE READ: "
-        "the README has the patterns",
+        "the manual has the patterns",
     ),
     (
         r"406 PRECONDITION_FAILED - inequivalent arg 'type' for exchange",

@@ -6,12 +6,12 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.support import manual
 from tests.support.amqp_proxy import AmqpProxy
 from tests.support.layers import publisher_of
 from tests.support.log_lines import LogLines
@@ -110,11 +110,10 @@ async def test_a_full_one_hides_nothing(open_layer: OpenLayer, user: User) -> No
     assert (statistics.counters.nacked, statistics.counters.unreachable) == (0, 1)
 
 
-async def test_the_readme_has_a_pattern_that_leaves_out_the_layers(
+async def test_the_manual_has_a_pattern_that_leaves_out_the_layers(
     open_layer: OpenLayer, user: User, lines: LogLines
 ) -> None:
-    readme = Path(__file__).parents[2].joinpath("README.rst").read_text(encoding="utf-8")
-    [pattern] = re.findall(r"with the pattern\s+``(\S+)``", readme)
+    [pattern] = re.findall(r"with the pattern\s+``(\S+)``", manual.TEXT)
     await catch(user, pattern, {})
     layer = await open_layer(host=user.admin_url, groups_exchange="groups")
     await must_work(layer, layer)

@@ -124,7 +124,7 @@ def of_user(open_layer: OpenLayer, user: User) -> OpenLayer:
     return open_one
 
 
-async def test_the_permissions_of_the_readme(of_user: OpenLayer, user: User) -> None:
+async def test_the_permissions_of_the_manual(of_user: OpenLayer, user: User) -> None:
     user.allow(EVERYTHING)
     receiver = await of_user()
     await receiver.send("jobs", job(0))

@@ -15,6 +15,7 @@ from channels.exceptions import ChannelFull
 from channels_rabbitmq._broker import topology as _topology
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
+from tests.support import manual
 from tests.support.layers import settings_of
 from tests.support.log_lines import LogLines
 from tests.support.members import receive
@@ -68,11 +69,10 @@ async def open_one(open_layer: OpenLayer, user: User) -> OpenLayer:
     return open_one
 
 
-def test_the_readme_names_them() -> None:
-    readme = Path(__file__).parents[2].joinpath("README.rst").read_text(encoding="utf-8")
-    assert " ".join(f"'{pattern}'" for pattern in EVERYTHING) in readme
-    assert f"'{ONLY_PUBLISHING[0]}'" in readme
-    assert f"'{TO_VERSION_4[1]}'" in readme
+def test_the_manual_names_them() -> None:
+    assert " ".join(f"'{pattern}'" for pattern in EVERYTHING) in manual.TEXT
+    assert f"'{ONLY_PUBLISHING[0]}'" in manual.TEXT
+    assert f"'{TO_VERSION_4[1]}'" in manual.TEXT
 
 
 class TestEnough:

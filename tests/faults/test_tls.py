@@ -46,7 +46,7 @@ def mutual_server(rabbitmq: None, certs: Path) -> Iterator[PrivateBroker]:
 
 
 def context(certs: Path, ca: str = "ca", client: str | None = None) -> ssl.SSLContext:
-    """As the README has it."""
+    """As the manual has it."""
     context = ssl.create_default_context(cafile=certs / f"{ca}.pem")
     if client is not None:
         context.load_cert_chain(certs / f"{client}.pem", certs / f"{client}-key.pem")

@@ -264,7 +264,7 @@ class TestWhen:
     async def test_what_the_hook_sends_reaches_every_member(
         self, open_layer: OpenLayer, proxy: AmqpProxy
     ) -> None:
-        """The README's way to have all clients of a process resynchronise, and other groups."""
+        """The manual's way to have all clients of a process resynchronise, and other groups."""
         layer: RabbitmqChannelLayer
 
         async def resynchronise(id_: str, reason: str) -> None:

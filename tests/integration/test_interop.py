@@ -87,7 +87,7 @@ def to_channel(message: dict[str, Any], channel: str) -> dict[str, Any]:
 
 
 def key_of(channel: str) -> str:
-    """The routing key of a channel in the groups exchange, as the README tells it."""
+    """The routing key of a channel in the groups exchange, as the manual tells it."""
     return channel.partition("!")[0] + "!"
 
 

@@ -21,7 +21,7 @@ from tools.private_broker import PrivateBroker
 Permissions = tuple[str, str, str]  # configure, write, read
 
 
-# What the README says, for the groups exchange "groups". (An empty pattern allows nothing.)
+# What the manual says, for the groups exchange "groups". (An empty pattern allows nothing.)
 # For all that the layer does:
 EVERYTHING: Permissions = (r"^(groups|crq\..*)$", r"^(groups|crq\..*)$", r"^(groups|crq\..*)$")
 

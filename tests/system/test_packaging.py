@@ -101,7 +101,7 @@ def test_the_requirements(metadata: Message) -> None:
         "msgpack<2,>=1",
         "pamqp<5,>=3.3",
     }
-    assert metadata.get_all("Provides-Extra") == ["cryptography", "dev", "tests"]
+    assert metadata.get_all("Provides-Extra") == ["cryptography", "dev", "docs", "tests"]
     assert requirements(metadata, "cryptography") == {"cryptography>=3.4"}
     dev = requirements(metadata, "dev")
     names = {re.split("[<>=~]", line)[0] for line in dev}
@@ -142,6 +142,8 @@ def test_the_source_archive_holds_the_tests(dist: Path) -> None:
         "LICENSE",
         "README.rst",
         "CHANGELOG.rst",
+        "docs/conf.py",
+        "docs/index.rst",
         "pyproject.toml",
         "setup.py",
         "channels_rabbitmq/py.typed",
@@ -161,7 +163,12 @@ def test_the_metadata_stand_in_setup_py_alone() -> None:
 def test_ci_and_the_manual_name_the_same_pythons() -> None:
     tox, travis, github, manual = (
         (ROOT / name).read_text(encoding="utf-8")
-        for name in ("tox.ini", ".travis.yml", ".github/workflows/tests.yml", "README.rst")
+        for name in (
+            "tox.ini",
+            ".travis.yml",
+            ".github/workflows/tests.yml",
+            "docs/reference/versions.rst",
+        )
     )
     environments = ",".join(version.replace(".", "") for version in PYTHONS)
     assert f"py{{{environments}}}-{{oldest,newest}}" in tox
@@ -173,7 +180,7 @@ def test_ci_and_the_manual_name_the_same_pythons() -> None:
 def test_ci_and_the_manual_name_the_same_brokers() -> None:
     travis, github, manual = (
         (ROOT / name).read_text(encoding="utf-8")
-        for name in (".travis.yml", ".github/workflows/tests.yml", "README.rst")
+        for name in (".travis.yml", ".github/workflows/tests.yml", "docs/reference/versions.rst")
     )
     brokers = re.findall(r"RABBITMQ=rabbitmq:([\d.]+)", travis)
     assert f"rabbitmq: {json.dumps(brokers)}" in github

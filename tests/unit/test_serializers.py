@@ -136,7 +136,7 @@ def test_the_size_is_that_of_the_whole_body() -> None:
 
 
 def test_bodies_on_the_wire() -> None:
-    """4.x and other programs read the first; the README describes the second."""
+    """4.x and other programs read the first; the manual describes the second."""
     message = {"type": "x", "n": 1}
     body = codec_with("msgpack").encode_for_group("g", message)
     assert body == msgpack.packb({**message, "__asgi_group__": "g"})

@@ -1,0 +1,57 @@
+"""How Sphinx builds the manual. The extra ``docs`` has what it needs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+import channels_rabbitmq
+
+REPOSITORY = "https://github.com/CJWorkbench/channels_rabbitmq"
+ROOT = Path(__file__).resolve().parent.parent
+
+project = "channels_rabbitmq"
+author = "the channels_rabbitmq authors"
+project_copyright = author
+release = version = channels_rabbitmq.__version__
+
+exclude_patterns = ["_build"]
+nitpicky = True
+default_role = None
+highlight_language = "none"
+
+html_theme = "furo"
+html_title = f"channels_rabbitmq {release}"
+html_static_path = ["_static"]
+html_css_files = ["manual.css"]
+html_theme_options = {
+    "source_repository": REPOSITORY,
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
+
+# Where the files beside README.rst, which pages of docs/project include, link to each other.
+PAGES = {
+    "ARCHITECTURE.rst": "/project/architecture",
+    "CHANGELOG.rst": "/project/changelog",
+    "CONTRIBUTING.rst": "/project/contributing",
+    "SECURITY.rst": "/project/security",
+}
+
+
+def link_included_files(app: Sphinx, relative_path: Path, parent: str, content: list[str]) -> None:
+    """Relative links, which GitHub shows, lead to the pages of the manual or back to GitHub."""
+
+    def link(match: re.Match[str]) -> str:
+        text, target = match.groups()
+        if target in PAGES:
+            return f":doc:`{text} <{PAGES[target]}>`"
+        return f"`{text} <{REPOSITORY}/blob/main/{target}>`__"
+
+    content[0] = re.sub(r"`([^`<]+?)\s+<([\w./-]+\.\w+)>`__?", link, content[0])
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("include-read", link_included_files)
