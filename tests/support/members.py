@@ -35,3 +35,14 @@ async def reconnect(layer: RabbitmqChannelLayer) -> None:
     supervisor.reconnect("a test wants it so")
     await asyncio.wait([former.closed])
     assert await supervisor.wait_ready(loop.time() + 10) is not former
+
+
+async def must_work(layer: RabbitmqChannelLayer, other: RabbitmqChannelLayer | None = None) -> None:
+    """``layer`` gets what it, or ``other``, sends to its channel and group."""
+    other = other or layer
+    channel = await layer.new_channel()
+    await layer.group_add("chat", channel)
+    await other.send(channel, {"type": "direct"})
+    await other.group_send("chat", {"type": "group"})
+    assert (await receive(layer, channel))["type"] == "direct"
+    assert (await receive(layer, channel))["type"] == "group"

@@ -12,18 +12,15 @@ import shutil
 import subprocess
 import sys
 import types
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import django
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
-from channels.layers import ChannelLayerManager, channel_layers
+from channels.layers import channel_layers
 from channels.testing import ApplicationCommunicator, WebsocketCommunicator
-from django.conf import settings
-from django.test import override_settings
 
 from channels_rabbitmq import _codec
 from channels_rabbitmq.core import RabbitmqChannelLayer
@@ -39,42 +36,12 @@ from tests.support.manual import (
     plain,
     run,
 )
-from tests.support.members import receive, reconnect
+from tests.support.members import must_work, receive, reconnect
 from tests.support.normal_channels import delete_queue, queue_of
 from tools.private_broker import BrokerFailed, PrivateBroker, TlsFiles, free_port
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
-
-
-@pytest.fixture
-async def open_from_settings(
-    open_layer: OpenLayer, groups_exchange: str
-) -> Callable[[dict[str, Any]], Awaitable[RabbitmqChannelLayer]]:
-    """Opens the layer of a block with ``CHANNEL_LAYERS`` as Django and Channels do."""
-    if not settings.configured:
-        settings.configure()
-        django.setup()
-
-    async def open_one(namespace: dict[str, Any]) -> RabbitmqChannelLayer:
-        with override_settings(CHANNEL_LAYERS=namespace["CHANNEL_LAYERS"]):
-            assert isinstance(ChannelLayerManager()["default"], RabbitmqChannelLayer)
-        return await open_layer(**namespace["CHANNEL_LAYERS"]["default"]["CONFIG"])
-
-    return open_one
-
-
 OpenFromSettings = Callable[[dict[str, Any]], Awaitable[RabbitmqChannelLayer]]
-
-
-async def must_work(layer: RabbitmqChannelLayer, other: RabbitmqChannelLayer | None = None) -> None:
-    """``layer`` gets what it, or ``other``, sends to its channel and group."""
-    other = other or layer
-    channel = await layer.new_channel()
-    await layer.group_add("chat", channel)
-    await other.send(channel, {"type": "direct"})
-    await other.group_send("chat", {"type": "group"})
-    assert (await receive(layer, channel))["type"] == "direct"
-    assert (await receive(layer, channel))["type"] == "group"
 
 
 async def test_encryption(
@@ -238,16 +205,6 @@ logging.getLogger("channels_rabbitmq.connection").debug("not this one")
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stderr == "a line\n"
-
-
-@pytest.fixture
-async def default_layer(open_layer: OpenLayer) -> AsyncIterator[RabbitmqChannelLayer]:
-    """What ``get_channel_layer()`` returns during the test."""
-    layer = await open_layer()
-    channel_layers.set("default", layer)
-    yield layer
-    await asyncio.to_thread(lambda: async_to_sync(layer.close)())
-    del channel_layers.backends["default"]
 
 
 async def test_sync_code(default_layer: RabbitmqChannelLayer) -> None:
