@@ -80,6 +80,7 @@ setup(
             "kombu>=5.3",
             "packaging",
             "pika>=1.3",
+            "pyyaml>=6",
             "uvicorn>=0.30",
             "uvloop>=0.19",
             "websockets>=13",

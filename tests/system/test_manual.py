@@ -10,10 +10,7 @@ from pathlib import Path
 
 import docutils.nodes  # type: ignore[import-untyped]  # has no annotations
 import pytest
-from packaging.requirements import Requirement
 
-import channels_rabbitmq
-import channels_rabbitmq.exceptions
 from tests.support.manual import (
     DOCS,
     README,
@@ -60,18 +57,6 @@ def test_every_block_is_run_or_was_run_by_hand() -> None:
     fetched = set(re.findall(calls, source))
     assert fetched & BY_HAND.keys() == set()
     assert fetched | BY_HAND.keys() == set(blocks())
-
-
-def test_what_is_installed() -> None:
-    """The names, versions and extras; test_packaging builds and reads what pip gets."""
-    extras = set(re.findall(r'^        "(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE))
-    for line in commands("install"):
-        *pip, text = line
-        assert pip == ["python", "-m", "pip", "install"]
-        requirement = Requirement(text)
-        assert requirement.name == "channels_rabbitmq"
-        assert channels_rabbitmq.__version__ in requirement.specifier
-        assert requirement.extras <= extras
 
 
 def test_the_scripts() -> None:
