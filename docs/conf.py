@@ -17,6 +17,13 @@ author = "the channels_rabbitmq authors"
 project_copyright = author
 release = version = channels_rabbitmq.__version__
 
+extensions = ["sphinx.ext.autodoc"]
+autodoc_class_signature = "mixed"
+autodoc_typehints_format = "short"
+# Annotations with classes of Python's and carehare's. Their manuals aren't asked: a build needs no
+# network.
+nitpick_ignore_regex = [("py:.*", r"(?!channels_rabbitmq\.).*")]
+
 exclude_patterns = ["_build"]
 nitpicky = True
 default_role = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shlex
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ def plain() -> str:
     return " ".join(TEXT.split())
 
 
-def lines_of(title: str) -> Sequence[str]:
+def lines_of(title: str) -> list[str]:
     """The lines of a section's source."""
     lines = TEXT.splitlines()
     start = lines.index(title)

@@ -45,6 +45,7 @@ from channels_rabbitmq.statistics import (
     ProcessStatistics,
 )
 from tests.support.manual import (
+    DOCS,
     TEXT,
     definitions,
     documented_defaults,
@@ -127,6 +128,24 @@ def test_the_methods_and_what_they_take() -> None:
         if inspect.isfunction(value) and not name.startswith("_")
     }
     assert {term.partition("(")[0] for term in terms} == methods
+
+
+def test_all_public_modules_are_in_the_api() -> None:
+    text = (DOCS / "reference" / "api.rst").read_text(encoding="utf-8")
+    modules = {path.stem for path in PACKAGE.glob("[a-z]*.py")} | {
+        path.parent.name for path in PACKAGE.glob("[a-z]*/__init__.py")
+    }
+    for module in modules - {"apps", "management"}:  # which Django imports
+        assert f"\nchannels_rabbitmq.{module}\n---" in text, module
+
+
+def test_the_keys_of_a_body() -> None:
+    said = (
+        lines_of("Wire format") + lines_of("With encryption") + lines_of("With another serializer")
+    )
+    keys = {value for name, value in vars(_codec).items() if name.endswith("_KEY")}
+    assert len(keys) == 5
+    assert set(re.findall(r'``"(__asgi_\w+__)"``', "\n".join(said))) == keys
 
 
 def test_the_exceptions_exist() -> None:
