@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import carehare
 
+ACCESS_REFUSED = 403
+NOT_FOUND = 404
+PRECONDITION_FAILED = 406
 FRAME_ERROR = 501
 SYNTAX_ERROR = 502
 COMMAND_INVALID = 503
@@ -18,6 +21,11 @@ class ProtocolError(carehare.BadBytesFromServer):
     def __init__(self, reply_code: int, text: str) -> None:
         super().__init__(text)
         self.reply_code = reply_code
+
+
+def is_not_found(exc: BaseException) -> bool:
+    """Whether the broker has closed an AMQP channel because a queue or an exchange is missing."""
+    return isinstance(exc, carehare.ChannelClosedByServer) and exc.reply_code == NOT_FOUND
 
 
 def unexpected_frame(what: str) -> ProtocolError:

@@ -41,6 +41,9 @@ class Outcome(enum.Enum):
 # For the path of every message: up to Python 3.11 reading a member of an enumeration is slow.
 CONFIRMED = Outcome.CONFIRMED
 
+# What becomes of a message for one queue that the queue doesn't take.
+NOT_TAKEN = (Outcome.RETURNED, Outcome.NACKED)
+
 
 class Route(NamedTuple):
     """Where a message is published to."""

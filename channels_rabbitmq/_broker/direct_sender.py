@@ -24,7 +24,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from .._amqp.publishing import CONFIRMED, Outcome, Route
+from .._amqp.publishing import CONFIRMED, NOT_TAKEN, Outcome, Route
 from .._futures import FairLock, Waiters
 from ..exceptions import BrokerUnavailable
 from .publisher import Publisher
@@ -41,8 +41,6 @@ FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 0.25
 # Seconds that the last try must leave for its confirm, or its outcome would be unknown.
 _CONFIRM_TIMEOUT = 0.5
-
-_NOT_TAKEN = (Outcome.RETURNED, Outcome.NACKED)  # by any queue
 
 _NO_QUEUE_YET = (
     "The process of the channel has no queue on RabbitMQ yet: it may still be reconnecting"
@@ -116,7 +114,7 @@ class DirectSender:
             if outcome is CONFIRMED:  # Almost always: so the rest isn't looked at.
                 self._receivers.on_taken(route, called_at)
                 return outcome
-            if outcome not in _NOT_TAKEN:
+            if outcome not in NOT_TAKEN:
                 return outcome
         message = _Message(body, route, deadline, after, called_at, outcome)
         final = None
@@ -139,7 +137,7 @@ class DirectSender:
                 return Outcome.NACKED
             try:
                 outcome = Outcome.RETURNED if is_first else await self._publish(message)
-                if outcome in _NOT_TAKEN:
+                if outcome in NOT_TAKEN:
                     outcome = await self._try_again(message)
                 if outcome is Outcome.NACKED:
                     lock.abort()  # The queue is full for all of them.
@@ -200,7 +198,7 @@ class DirectSender:
                 break
             pause = min(pause * 2, self._longest_pause)
             outcome = await self._publish(message)
-            if outcome not in _NOT_TAKEN:
+            if outcome not in NOT_TAKEN:
                 break
         if outcome is not Outcome.RETURNED:
             self._receivers.allowance.refund(spent)

@@ -15,18 +15,19 @@ Users who may not configure the exchange aren't told its type: see ``Publisher.s
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 import carehare
 
+from .._amqp.channel import CallChannel
+from .._amqp.errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED
 from .._amqp.methods import Exchange, Method
-
-# AMQP 0-9-1, section 1.2
-_ACCESS_REFUSED = 403
-_NOT_FOUND = 404
-_PRECONDITION_FAILED = 406
 
 # Nobody can publish to an internal exchange.
 _USABLE = re.compile("inequivalent arg '(?!type'|internal')")
+
+_Channel = TypeVar("_Channel", bound=CallChannel)
 
 
 class GroupsExchange:
@@ -43,6 +44,20 @@ class GroupsExchange:
             exchange=self.name, exchange_type="direct", passive=self._is_passive
         )
 
+    async def declare_on(self, open_amqp_channel: Callable[[], _Channel]) -> _Channel:
+        """Declare it on an AMQP channel, for each try on one from ``open_amqp_channel()``.
+
+        Returns the last of them, which works. Raises ChannelClosedByServer if nothing helps.
+        """
+        while True:
+            amqp_channel, command = open_amqp_channel(), self.declare()
+            try:
+                await amqp_channel.call(command)
+                return amqp_channel
+            except carehare.ChannelClosedByServer as err:
+                if not self.on_refusal(command, err):
+                    raise
+
     def on_refusal(self, command: Method, exc: carehare.ChannelClosedByServer) -> bool:
         """Return whether to try again, by a new ``declare()``, since ``command`` was refused.
 
@@ -54,7 +69,7 @@ class GroupsExchange:
             return False
         if not command.passive:
             return self._look_for_it(exc)
-        if exc.reply_code != _NOT_FOUND:
+        if exc.reply_code != NOT_FOUND:
             return False
         self._is_passive = False
         if self._denial is not None:
@@ -63,9 +78,9 @@ class GroupsExchange:
         return True
 
     def _look_for_it(self, exc: carehare.ChannelClosedByServer) -> bool:
-        if exc.reply_code == _ACCESS_REFUSED:
+        if exc.reply_code == ACCESS_REFUSED:
             self._denial = exc
-        elif exc.reply_code != _PRECONDITION_FAILED or not _USABLE.search(str(exc)):
+        elif exc.reply_code != PRECONDITION_FAILED or not _USABLE.search(str(exc)):
             return False
         self._is_passive = True
         return True

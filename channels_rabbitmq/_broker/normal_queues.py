@@ -208,7 +208,7 @@ class NormalQueues:
 
         The future has the error of the declare, if both were refused.
         """
-        amqp_channel = self._use(connection)
+        amqp_channel = self.use(connection)
         bind = self._binds.get(channel)
         if bind is None:
             if len(self._binds) >= _MOST_BINDS:
@@ -267,9 +267,9 @@ class NormalQueues:
         connection = self._supervisor.connection
         if connection is None or not connection.is_open:
             return []
-        return [self._use(connection).call(self._topology.unbind_group(channel, group))]
+        return [self.use(connection).call(self._topology.unbind_group(channel, group))]
 
-    def _use(self, connection: Connection) -> TopologyChannel:
+    def use(self, connection: Connection) -> TopologyChannel:
         """Return the AMQP channel on a connection; on a new one, nothing is bound yet."""
         if self._amqp_channel is None or connection is not self._connection:
             self._amqp_channel = connection.open_topology()
@@ -286,7 +286,7 @@ class NormalQueues:
         if not topology.used:
             return
         connection = await self._supervisor.wait_ready(deadline)
-        amqp_channel = self._use(connection)
+        amqp_channel = self.use(connection)
         groups, topology.groups = topology.groups, {}
         commands = [topology.unbind_group(one, group) for one in groups for group in groups[one]]
         commands += [topology.purge(one) for one in topology.used]

@@ -45,6 +45,7 @@ import carehare
 from channels.exceptions import StopConsumer
 
 from .._amqp.connection import Connection
+from .._amqp.errors import is_not_found
 from .._amqp.on_demand import OnDemandChannel
 from .._codec import Envelope, MalformedBody, OtherSettings
 from .._reporter import Reporter
@@ -61,7 +62,6 @@ logger = logging.getLogger("channels_rabbitmq.normal_channels")
 
 # Seconds for which a channel is left to others, when its next message isn't readable here
 OTHERS_TURN = 5.0
-_NOT_FOUND = 404  # AMQP 0-9-1, section 1.2
 
 
 class Delivery:
@@ -158,15 +158,8 @@ class NormalReceiver:
     # ConnectionHandler
 
     async def set_up(self, connection: Connection) -> None:
-        amqp_channel = connection.open_topology()
-        while True:
-            declare = self._groups_exchange.declare()
-            try:
-                await amqp_channel.call(declare)
-                break
-            except carehare.ChannelClosedByServer as err:
-                if not self._groups_exchange.on_refusal(declare, err):
-                    raise
+        amqp_channel = self._queues.use(connection)  # It goes on after a refusal.
+        await self._groups_exchange.declare_on(lambda: amqp_channel)
         self._amqp_channel = self._open(connection)
 
     def _open(self, connection: Connection) -> OnDemandChannel:
@@ -203,7 +196,7 @@ class NormalReceiver:
         if connection is None or culprit is None:
             self.supervisor.reconnect(str(exc))
             return
-        if isinstance(exc, carehare.ChannelClosedByServer) and exc.reply_code == _NOT_FOUND:
+        if is_not_found(exc):
             # It was deleted since it was declared here, or its node is down.
             self._queues.forget(culprit, self._queues.bound(culprit))
         self._pause(culprit, exc)

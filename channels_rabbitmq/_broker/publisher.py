@@ -16,10 +16,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import carehare
 
 from .._amqp.connection import Connection
+from .._amqp.errors import NOT_FOUND, is_not_found
 from .._amqp.publishing import CONFIRMED, Outcome, PublisherChannel, Route
 from .._futures import Waiters, resolve
 from .._settings.settings import Settings
@@ -37,8 +39,6 @@ logger = logging.getLogger("channels_rabbitmq.publisher")
 _PING_KEY = "!ping"
 
 _BLOCKED = ("blocked",)  # what the log was told
-
-_NOT_FOUND = 404  # AMQP 0-9-1, section 1.2
 
 
 class Publisher:
@@ -90,7 +90,7 @@ class Publisher:
         self._is_blocked = False
         blocked = self._blocked_at_set_up = loop.create_future()
         connection.on_blocked = self._on_blocked
-        amqp_channel = await self._open(connection)
+        amqp_channel = await self._groups_exchange.declare_on(partial(self._open, connection))
         ping = amqp_channel.publish(
             b"",
             self.ping_route._replace(mandatory=True),
@@ -107,20 +107,9 @@ class Publisher:
             connection, self.ping_route, self._told, owner=self.supervisor.name
         )
 
-    async def _open(self, connection: Connection) -> PublisherChannel:
-        """Return an AMQP channel on which the groups exchange is known to exist."""
-        while True:
-            self._end_exc = None
-            amqp_channel = connection.open_publisher(
-                on_end=self._on_end, ping_route=self.ping_route
-            )
-            declare = self._groups_exchange.declare()
-            try:
-                await amqp_channel.call(declare)
-                return amqp_channel
-            except carehare.ChannelClosedByServer as err:
-                if not self._groups_exchange.on_refusal(declare, err):
-                    raise
+    def _open(self, connection: Connection) -> PublisherChannel:
+        self._end_exc = None
+        return connection.open_publisher(on_end=self._on_end, ping_route=self.ping_route)
 
     def _on_set_up_ping(self, ping: asyncio.Future[Outcome]) -> None:
         """Warn once, if a message that no queue should take isn't returned."""
@@ -185,12 +174,12 @@ class Publisher:
     def _reconnect(self, exc: Exception) -> None:
         self._amqp_channel = None
         self.supervisor.reconnect(str(exc))
-        if isinstance(exc, carehare.ChannelClosedByServer) and exc.reply_code == _NOT_FOUND:
+        if is_not_found(exc):
             self._on_no_exchange()
 
     def exchange_is_gone(self) -> None:
         """Reconnect, since another AMQP channel found the groups exchange deleted."""
-        self._reconnect(carehare.ChannelClosedByServer(_NOT_FOUND, "the groups exchange is gone"))
+        self._reconnect(carehare.ChannelClosedByServer(NOT_FOUND, "the groups exchange is gone"))
 
     @property
     def is_blocked(self) -> bool:

@@ -19,6 +19,7 @@ import carehare
 from .._amqp.binding import TopologyChannel
 from .._amqp.connection import Connection
 from .._amqp.consuming import ConsumerChannel
+from .._amqp.errors import is_not_found
 from .._amqp.methods import Basic, Queue
 from .._futures import Waiters, call_at, wait_all
 from .._settings.settings import Settings
@@ -32,8 +33,6 @@ from .supervisor import State, Supervisor
 from .topology import REQUESTS_PREFETCH, Topology
 
 logger = logging.getLogger("channels_rabbitmq.subscriber")
-
-_NOT_FOUND = 404  # AMQP 0-9-1, section 1.2
 
 
 class Requests(Protocol):
@@ -281,7 +280,7 @@ class Subscriber:
             command.group,
             describe(exc),
         )
-        if exc.reply_code == _NOT_FOUND:
+        if is_not_found(exc):
             self.supervisor.reconnect("the queue or the groups exchange is gone")
 
     def _on_linger_over(self) -> None:

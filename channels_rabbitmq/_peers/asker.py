@@ -31,7 +31,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from .._amqp.publishing import Outcome
+from .._amqp.publishing import NOT_TAKEN, Outcome
 from .._codec import MessageCodec
 from .._identity import TO_ALL, to_process
 from ..exceptions import BrokerUnavailable
@@ -50,8 +50,6 @@ _FACTOR = 3.0
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.25
 _PAUSE_FOR_ANSWER = 1.0
-
-_NOT_TAKEN = (Outcome.RETURNED, Outcome.NACKED)  # by any queue
 
 
 class Asker:
@@ -135,7 +133,7 @@ class Asker:
     ) -> Outcome:
         """Send a question to one process, and note whether it has a queue."""
         outcome = await self._send(question, to_process(id_), deadline, what)
-        if outcome in _NOT_TAKEN and id_ not in question.answers:
+        if outcome in NOT_TAKEN and id_ not in question.answers:
             question.returned.add(id_)
             if self._processes.on_returned(id_):
                 self._greeter.on_found_absent(id_)
@@ -184,7 +182,7 @@ class Asker:
                 outcome = await self._ask_alone(question, id_, deadline, what)
                 self._require_not_gone(id_)
                 at = self._loop.time() + _PAUSE_FOR_ANSWER
-                if outcome in _NOT_TAKEN or outcome is Outcome.BLOCKED:
+                if outcome in NOT_TAKEN or outcome is Outcome.BLOCKED:
                     at = self._loop.time() + pause
                     pause = min(2 * pause, _LONGEST_PAUSE)
                 await self._wait_answer(question, id_, min(at, deadline))
@@ -209,7 +207,7 @@ class Asker:
 def _no_answer(id_: str, outcome: Outcome) -> BrokerUnavailable:
     if outcome is Outcome.BLOCKED:
         return BrokerUnavailable("RabbitMQ takes nothing: it is low on memory or disk space")
-    if outcome in _NOT_TAKEN:
+    if outcome in NOT_TAKEN:
         return BrokerUnavailable(
             f"The process {id_} has no queue on RabbitMQ: it is gone, or reconnecting"
         )
