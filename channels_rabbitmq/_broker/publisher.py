@@ -79,7 +79,8 @@ class Publisher:
         self.supervisor = Supervisor(self, settings, id_=id_, shared=shared)
         self._was_connected = False
         self.reconnected_at = float("-inf")  # loop time
-        self.usable = Waiters()  # woken when it can publish again
+        self.changed = Waiters()  # woken when it can publish again, or no more
+        self.on_blocked: Callable[[], None] = lambda: None  # It is blocked now.
         # Published at an orderly end: a body and its route
         self.farewell: tuple[bytes, Route] | None = None
 
@@ -130,16 +131,16 @@ class Publisher:
         if self._end_exc is not None:  # since set_up()
             self._reconnect(self._end_exc)
         elif self._is_blocked:
-            self._outbox.discard_all()
+            self._begin_blocked()
         else:
-            self._outbox.drain()
-        self.usable.wake()
+            self._on_writable()
 
     def on_lost(self, reason: str) -> None:
         if self.supervisor.state is State.CLOSED:
             self._say_farewell()
         self._amqp_channel = self._new_amqp_channel = self._default_exchange = None
         self._outbox.look_again()
+        self.changed.wake()
 
     def _say_farewell(self) -> None:
         amqp_channel = self._amqp_channel
@@ -157,10 +158,15 @@ class Publisher:
             if self._blocked_at_set_up is not None:
                 resolve(self._blocked_at_set_up, None)
             if self._amqp_channel is not None:
-                self._outbox.discard_all()
+                self._begin_blocked()
         else:
             self._tell_unblocked()
-            self.usable.wake()
+            self.changed.wake()
+
+    def _begin_blocked(self) -> None:
+        self._outbox.discard_all()
+        self.changed.wake()
+        self.on_blocked()
 
     def _tell_unblocked(self) -> None:
         if self._told.is_over(_BLOCKED):
@@ -294,17 +300,21 @@ class Publisher:
                 await self.supervisor.wait_ready(deadline)
             elif amqp_channel.can_publish():
                 return await amqp_channel.publish(body, route, deadline)
-            elif asyncio.get_running_loop().time() >= deadline:
-                return Outcome.BLOCKED  # too slow
             else:
-                await asyncio.sleep(0.01)  # The event "writable" is the outbox's.
+                amqp_channel.call_when_writable(self._on_writable)
+                if not await self.changed.wait(deadline):
+                    return Outcome.BLOCKED  # too slow
+
+    def _on_writable(self) -> None:
+        self._outbox.drain()
+        self.changed.wake()
 
     def _write_waiting(self, message: WaitingMessage) -> Confirm | None:
         amqp_channel = self._amqp_channel
         if amqp_channel is None:
             return None
         if not amqp_channel.can_publish():
-            amqp_channel.call_when_writable(self._outbox.drain)
+            amqp_channel.call_when_writable(self._on_writable)
             return None
         return self._write(amqp_channel, message.body, message.route, message.deadline)
 

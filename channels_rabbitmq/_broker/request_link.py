@@ -45,7 +45,7 @@ class RequestLink:
         publisher = self._publisher
         publisher.supervisor.start()
         while publisher.supervisor.connection is None or publisher.is_blocked:
-            await publisher.usable.wait(asyncio.get_running_loop().time() + _LONGEST_WAIT)
+            await publisher.changed.wait(asyncio.get_running_loop().time() + _LONGEST_WAIT)
 
     async def publish(self, recipient: str, body: bytes, deadline: float) -> Outcome:
         """Publish to all, or to one: see ``_peers.link``."""
@@ -62,6 +62,10 @@ class RequestLink:
     async def wait_receiving(self, deadline: float) -> None:
         """Wait until this event loop's own queues are there."""
         await self._wait_receiving(deadline)
+
+    def call_when_blocked(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called each time the broker begins to block publishers."""
+        self._publisher.on_blocked = callback
 
     def set_farewell(self, body: bytes) -> None:
         """Have this published to all when this process ends in order."""

@@ -65,7 +65,8 @@ class Greeter:
         self._connections = 0
         self.is_greeted = False  # the hello of this connection is confirmed
         self.is_settled = False
-        self._greeted = Waiters()
+        self._greeted = Waiters()  # woken when the wait for that may be over
+        link.call_when_blocked(self._greeted.wake)
         self._due: dict[str, int] = {}  # who waits for an answer, and to which of its hellos
         self._hello: asyncio.Task[None] | None = None
         self._here: asyncio.Task[None] | None = None
@@ -98,11 +99,9 @@ class Greeter:
         while not self.is_greeted and not self._link.is_blocked:
             waits = True
             await self._link.wait_sending(deadline)
-            now = self._loop.time()
-            if now >= deadline:
+            if self._loop.time() >= deadline:
                 raise BrokerUnavailable("RabbitMQ did not confirm in time that it told others")
-            # Nobody tells that publishers are blocked.
-            await self._greeted.wait(min(deadline, now + 0.1))
+            await self._greeted.wait(deadline)
         return waits
 
     async def _say_hello(self) -> None:

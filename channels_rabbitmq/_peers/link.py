@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from .._amqp.publishing import Outcome
@@ -13,6 +14,9 @@ class Link(Protocol):
     @property
     def is_blocked(self) -> bool:
         """Whether the broker takes nothing now."""
+
+    def call_when_blocked(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called each time the broker begins to block publishers."""
 
     async def wait_usable(self) -> None:
         """Wait, without a limit in time, until something can be published."""

@@ -185,7 +185,12 @@ async def test_a_call_that_waits_for_room_has_its_turn_when_the_broker_reads_aga
             await asyncio.sleep(0)  # lets them fill the buffers, which are smaller than 40 MiB
         for task in sending[40:50]:
             task.cancel()
+        # It publishes a question.
+        counting = asyncio.create_task(layer.group_count("g", timeout=10))
+        await asyncio.sleep(0.1)
+        assert not counting.done()
         proxy.resume()
+        assert await counting == 0
         received = [(await layer.receive(channel))["n"] for _ in range(51)]
         assert received == [-1, *range(40), *range(50, 60)]
         await asyncio.wait(sending)

@@ -55,9 +55,15 @@ class Wire:
         self.connected: dict[str, Process] = {}
         self.is_blocked = False
         self.unblocked = asyncio.Event()
+        self.on_blocked: list[Callable[[], None]] = []
         self.deaf: set[str] = set()  # what is for them stays in their queues
         self.lost_answers: list[Outcome] = []  # outcomes in place of the next ones
         self.said: list[tuple[str, str, str]] = []  # (sender, recipient, kind)
+
+    def block(self) -> None:
+        self.is_blocked = True
+        for callback in self.on_blocked:
+            callback()
 
     def kinds(self, sender: str) -> Counter[str]:
         return Counter(kind for one, _, kind in self.said if one == sender)
@@ -133,6 +139,9 @@ class Process:
     @property
     def is_blocked(self) -> bool:
         return self.wire.is_blocked
+
+    def call_when_blocked(self, callback: Callable[[], None]) -> None:
+        self.wire.on_blocked.append(callback)
 
     async def wait_usable(self) -> None:
         while self.wire.is_blocked:
@@ -273,6 +282,19 @@ class TestGreeting:
             a.close()
 
         play(scene)
+
+    def test_who_waits_for_it_goes_on_when_publishers_are_blocked(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            (a,) = processes
+            wire.lost_answers = [Outcome.UNKNOWN] * 100
+            waiting = asyncio.create_task(a.peers.greeter.wait_greeted(now() + 10))
+            await asyncio.sleep(1)
+            assert not waiting.done()
+            wire.block()
+            assert await waiting
+            assert now() == 1
+
+        play(scene, "a", settled=False)
 
     def test_each_hello_is_answered(self) -> None:
         """Also of one that has just been answered: it knows nobody any more."""
