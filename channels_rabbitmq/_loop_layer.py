@@ -117,7 +117,7 @@ class LoopLayer:
             on_no_exchange=self._on_no_exchange,
         )
         link = RequestLink(
-            self.publisher, settings.groups_exchange, self.counters, self._wait_receiving
+            self.publisher, settings.groups_exchange, self.counters, self._wait_subscriber_ready
         )
         self.peers = Peers(
             self.id, settings, self, link, self.counters, self._reporter, REQUEST_EXPIRY
@@ -159,7 +159,7 @@ class LoopLayer:
     def _deadline(self, timeout: float = math.inf) -> float:
         return self.loop.time() + min(timeout, self._settings.operation_timeout)
 
-    async def _wait_receiving(self, deadline: float) -> None:
+    async def _wait_subscriber_ready(self, deadline: float) -> None:
         self._start_subscriber()
         await self.subscriber.supervisor.wait_ready(deadline)
 

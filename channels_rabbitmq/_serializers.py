@@ -1,10 +1,10 @@
 """The option ``serializer``: other ways than msgpack to make bytes of a message.
 
-``"json"`` writes what Django's own encoder writes. A project may give a class of its own, as it has
-it for ``channels_redis``. The codec puts the serializer's bytes and name into a body, in place of
-the message. So a receiver with another serializer can say what is wrong.
+``"json"`` is JSON as Django's encoder writes it. A project may name a class of its own, as for
+``channels_redis``. The codec puts the serializer's bytes and name into a body, in place of the
+message. So a receiver with another serializer can say what is wrong.
 
-No error holds a value of a message, or chains an error that does.
+No error contains a value of a message, nor does an error that it chains.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _JSON_KEYS = (str, int, float, type(None))
 class Serializer:
     """One way to make bytes of a message. Any thread may use it.
 
-    The exceptions of a project's class are its own.
+    A project's class may raise any exception.
     """
 
     name: str  # in bodies and errors
@@ -56,7 +56,7 @@ def check_serializer(option: str, value: object) -> type[Any]:
 def load_serializer(value: type[Any] | str) -> Serializer | None:
     """Return what the option asks for; None for msgpack.
 
-    Raises InvalidChannelLayerError if a class can't be imported, or not be called without
+    Raises InvalidChannelLayerError if a class can't be imported, or can't be called without
     arguments.
     """
     if value == MSGPACK:
@@ -82,7 +82,7 @@ def _is_class(option: str, value: object) -> type[Any]:
 class _Json:
     """JSON as Django writes it: dates, UUIDs, Decimals and lazy texts as text, keys as text.
 
-    A proxy of Django's is written as what it stands for, as with msgpack.
+    Django's proxies are written as the values that they stand for, as with msgpack.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class _Json:
         ).encode
 
     def serialize(self, message: dict[str, Any]) -> bytes:
-        """Return the bytes; raise TypeError, which names the place, if there can't be any."""
+        """Return the bytes. Raises TypeError, which names the place of what JSON can't hold."""
         packed = self._try(message)
         if packed is None:
             raise TypeError(self._describe(message))
@@ -123,7 +123,7 @@ class _Json:
         return json.loads(packed)
 
     def _describe(self, message: object) -> str:
-        """Say which value can't be written, and not what it is."""
+        """Say where the value is that can't be written, and of which type, but not the value."""
         path, value = "message", message
         for _ in range(MAX_DEPTH):
             problem = _bad_key(value)

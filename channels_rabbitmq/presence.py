@@ -19,25 +19,26 @@ class Member(NamedTuple):
 class GroupMembers:
     """Who is in a group, as far as the processes have answered.
 
-    A process is, strictly, an event loop that uses the layer; it is named by its id, with which the
-    names of its channels begin. Processes with 4.x aren't asked, so their members are missing and
-    make no result incomplete.
+    Strictly, a process is an event loop that uses the layer. It is named by its id, which begins
+    the names of its channels. Processes with 4.x aren't asked: their members are missing, and the
+    result is complete all the same.
     """
 
     members: tuple[Member, ...]
     """The members in the processes that answered, this one included, at most once each."""
 
     is_complete: bool
-    """Whether all processes that this one knows have answered. Then each of their channels is in
-    ``members`` whose ``group_add()`` had returned before the question, unless it has left since.
+    """Whether all processes that this one knows have answered. Then ``members`` has each of their
+    channels whose ``group_add()`` had returned before the question, unless it has left since.
 
-    It can't know of a process that hasn't come back yet, if it has connected itself after a restart
-    of RabbitMQ; nor, for a moment, of others if it has connected while RabbitMQ couldn't deliver to
-    any of them, or while all were busy for more than half a second."""
+    There are processes that this one doesn't know. If it has connected for the first time after a
+    restart of RabbitMQ, it doesn't know those that haven't come back yet. If it has connected while
+    RabbitMQ couldn't deliver to any other, or while all others were busy for more than half a
+    second, it doesn't know them for a moment."""
 
     silent: tuple[str, ...]
     """Ids of processes that are connected and didn't answer in time: they are busy or stuck."""
 
     absent: tuple[str, ...]
     """Ids of processes that have lost their connection a moment ago, and may be back soon. After
-    ten seconds a process counts as gone, with its members."""
+    ten seconds such a process counts as gone, with its members."""

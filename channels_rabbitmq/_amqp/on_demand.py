@@ -1,4 +1,4 @@
-"""``OnDemandChannel``: consumers that exist only while somebody waits for a message."""
+"""``OnDemandChannel``: consumers that come and go with the calls that wait for a message."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from .methods import Basic
 class OnDemandChannel(CallChannel):
     """Consumes from any number of queues, one message at a time from each.
 
-    A consumer tag mustn't be used again. ``on_delivery(consumer_tag, body, delivery_tag, by)`` is
+    Each consumer needs a tag of its own. ``on_delivery(consumer_tag, body, delivery_tag, by)`` is
     called for each message, also for one that was under way when its consumer was cancelled. ``by``
-    is this object, as it is for ``on_end``. ``on_cancelled(consumer_tag)`` is called when the
-    broker cancels a consumer: its queue was deleted, or its node is gone. ``on_end(exc, by)`` is
-    called when the broker closes the AMQP channel (ChannelClosedByServer), not when the connection
-    is closed.
+    is this object. ``on_cancelled(consumer_tag)`` is called when the broker cancels a consumer: its
+    queue was deleted, or its node is gone. ``on_end(exc, by)`` is called when the broker closes the
+    AMQP channel (ChannelClosedByServer), not when the connection is closed.
     """
 
     def __init__(
@@ -37,7 +36,7 @@ class OnDemandChannel(CallChannel):
         self._on_delivery = on_delivery
         self._on_cancelled = on_cancelled
         self._on_end = on_end
-        # Of the delivery whose content comes
+        # The delivery whose content is arriving
         self._content = Content()
         self._consumer_tag = ""
         self._delivery_tag = 0
@@ -61,7 +60,7 @@ class OnDemandChannel(CallChannel):
         return self.call(Basic.Consume(queue=queue, consumer_tag=consumer_tag))
 
     def cancel(self, consumer_tag: str) -> None:
-        """End deliveries; one may be under way. Does nothing once this is closed."""
+        """End deliveries; one may be under way. Does nothing once the AMQP channel is closed."""
         if not self.is_closed:
             self._uses -= 1
             self.call(Basic.Cancel(consumer_tag=consumer_tag))
@@ -73,14 +72,14 @@ class OnDemandChannel(CallChannel):
         self._host.transport.flush()
 
     def requeue(self, delivery_tag: int) -> None:
-        """Give a message back. Does nothing once this is closed: then the broker does it."""
+        """Give a message back. The broker does that itself once the AMQP channel is closed."""
         if not self.is_closed:
             self._uses -= 1
             nack = Basic.Nack(delivery_tag=delivery_tag, requeue=True)
             self._write(frames.encode(nack, self._amqp_channel_id))
 
     def detach(self) -> None:
-        """Call no callback from now on: the connection is given up."""
+        """Call no callback from now on, since the connection is given up."""
         self._is_closed = True
 
     def on_bytes(self, frame_type: int, data: bytes, start: int, end: int) -> int:

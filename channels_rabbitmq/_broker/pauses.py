@@ -1,4 +1,4 @@
-"""``Pauses``: normal channels that nothing is received from for a while."""
+"""``Pauses``: normal channels from which this event loop receives nothing for a while."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from .._futures import call_at
 from .back_off import doubling_delays
 from .reasons import REMINDER_INTERVAL
 
-# Channels that are remembered. Then those are forgotten that don't pause.
+# Channels that are remembered. At that number, those that don't pause now are forgotten.
 _MOST_CHANNELS = 1000
 
 
 class _Pause:
+    """The pauses of one channel, which follow one another."""
+
     __slots__ = ("delays", "quiet_until", "timer")
 
     def __init__(self) -> None:
@@ -37,9 +39,9 @@ class Pauses:
         return pause is not None and pause.timer is not None
 
     def begin(self, channel: str, seconds: float | None = None) -> bool:
-        """Begin a pause, or go on with it, and return whether a warning about it is due.
+        """Begin a pause, unless there is one, and return whether a warning about it is due.
 
-        Without ``seconds`` each is longer than the one before, until ``end_series``.
+        Without ``seconds``, each pause is longer than the one before, until ``end_series``.
         """
         if len(self._pauses) >= _MOST_CHANNELS:
             self._pauses = {name: one for name, one in self._pauses.items() if one.timer}
@@ -54,7 +56,7 @@ class Pauses:
         return True
 
     def end_series(self, channel: str) -> None:
-        """It went well: the next pause is short again."""
+        """Note that the channel can be received from: the next pause is short again."""
         if channel in self._pauses:
             self._pauses[channel].delays = doubling_delays()
 

@@ -82,7 +82,7 @@ class Publisher:
         self.changed = Waiters()  # woken when it can publish again, or no more
         self.on_blocked: Callable[[], None] = lambda: None  # It is blocked now.
         # Published at an orderly end: a body and its route
-        self.farewell: tuple[bytes, Route] | None = None
+        self.bye: tuple[bytes, Route] | None = None
 
     # ConnectionHandler
 
@@ -137,18 +137,18 @@ class Publisher:
 
     def on_lost(self, reason: str) -> None:
         if self.supervisor.state is State.CLOSED:
-            self._say_farewell()
+            self._publish_bye()
         self._amqp_channel = self._new_amqp_channel = self._default_exchange = None
         self._outbox.look_again()
         self.changed.wake()
 
-    def _say_farewell(self) -> None:
+    def _publish_bye(self) -> None:
         amqp_channel = self._amqp_channel
-        if self.farewell is None or amqp_channel is None or self._is_blocked:
+        if self.bye is None or amqp_channel is None or self._is_blocked:
             return
         if amqp_channel.can_publish():
             # Nobody waits for its confirm. The connection is closed behind it.
-            amqp_channel.publish(*self.farewell, asyncio.get_running_loop().time())
+            amqp_channel.publish(*self.bye, asyncio.get_running_loop().time())
 
     def _on_blocked(self, reason: str | None) -> None:
         self._is_blocked = reason is not None

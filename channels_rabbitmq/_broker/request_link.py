@@ -10,14 +10,14 @@ from .._identity import TO_ALL
 from ..statistics import Counters
 from .publisher import Publisher
 
-# Seconds between two looks whether the publisher is usable: an event says so earlier.
+# Seconds. An event ends each wait earlier.
 _LONGEST_WAIT = 3600.0
 
 
 class RequestLink:
-    """Publishes by ``publisher`` to the groups exchange, of that name.
+    """Publishes by ``publisher`` to the exchange with the name ``groups_exchange``.
 
-    ``wait_receiving(deadline)`` waits for this event loop's own queues.
+    ``wait_subscriber_ready(deadline)`` waits for this event loop's own queues.
     """
 
     def __init__(
@@ -25,12 +25,12 @@ class RequestLink:
         publisher: Publisher,
         groups_exchange: str,
         counters: Counters,
-        wait_receiving: Callable[[float], Awaitable[object]],
+        wait_subscriber_ready: Callable[[float], Awaitable[object]],
     ) -> None:
         self._publisher = publisher
         self._groups_exchange = groups_exchange
         self._counters = counters
-        self._wait_receiving = wait_receiving
+        self._wait_subscriber_ready = wait_subscriber_ready
 
     @property
     def is_blocked(self) -> bool:
@@ -40,8 +40,8 @@ class RequestLink:
     def _route(self, recipient: str) -> Route:
         return Route(self._groups_exchange, recipient, mandatory=recipient != TO_ALL)
 
-    async def wait_usable(self) -> None:
-        """Wait, without a limit in time, until something can be published."""
+    async def wait_unblocked(self) -> None:
+        """Wait, without a time limit, until the publisher is connected and not blocked."""
         publisher = self._publisher
         publisher.supervisor.start()
         while publisher.supervisor.connection is None or publisher.is_blocked:
@@ -55,18 +55,18 @@ class RequestLink:
             self._counters.requests += 1
         return outcome
 
-    async def wait_sending(self, deadline: float) -> None:
+    async def wait_publisher_ready(self, deadline: float) -> None:
         """Wait for the connection that publishes."""
         await self._publisher.supervisor.wait_ready(deadline)
 
-    async def wait_receiving(self, deadline: float) -> None:
+    async def wait_subscriber_ready(self, deadline: float) -> None:
         """Wait until this event loop's own queues are there."""
-        await self._wait_receiving(deadline)
+        await self._wait_subscriber_ready(deadline)
 
     def call_when_blocked(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called each time the broker begins to block publishers."""
         self._publisher.on_blocked = callback
 
-    def set_farewell(self, body: bytes) -> None:
-        """Have this published to all when this process ends in order."""
-        self._publisher.farewell = (body, self._route(TO_ALL))
+    def set_bye(self, body: bytes) -> None:
+        """Have ``body`` published to all at the orderly end of this process."""
+        self._publisher.bye = (body, self._route(TO_ALL))

@@ -1,13 +1,16 @@
-"""``Answerer``: does what other processes ask, and answers.
+"""``Answerer``: does what other processes ask for, and answers.
 
-Each change is a task with the rest of the request's time, and at most ``MOST_AT_ONCE`` run.
-Questions wait in a queue of ``MOST_QUESTIONS``, which at most ``MOST_WORKERS`` tasks empty; one
-whose time is over meanwhile isn't answered. What is beyond that, or comes while the broker blocks
-publishers, is dropped and counted. Whoever asks repeats the request, or says who was silent.
+A request for the members or the count of a group is a *question*. Questions wait in a queue of at
+most ``MOST_QUESTIONS``, and at most ``MOST_WORKERS`` tasks answer them. A question whose time is
+over by then isn't answered.
 
-A change, which is to add, discard or flush, is done once: whoever asks repeats it until there is an
-answer, and by then a later call may have changed the same. So the answers to changes are remembered
-for a while, and given again.
+A request to add, discard or flush is a *change*. Each change is a task with the rest of the
+request's time, and at most ``MOST_AT_ONCE`` run. A change is done once. The asker repeats a request
+until it is answered, and by then a later call may have changed the same. So the answers to changes
+are remembered for a while, and given again.
+
+Requests beyond these limits, and those that come while the broker blocks publishers, are dropped
+and counted. The asker repeats them, or names this process as silent.
 """
 
 from __future__ import annotations
@@ -89,10 +92,10 @@ class Answerer:
         self._loop = asyncio.get_running_loop()
         self._series = itertools.count(1)
         self._remembered = max(_REMEMBERED, 2 * longest)
-        # By sender and number of the request: until when it is remembered, the oldest first; and
-        # the answer, or none while it is under way.
+        # By sender and number of the request, the oldest first: until when it is remembered, and
+        # the answer, or none while the change is under way
         self._changes: OrderedDict[tuple[str, int], tuple[float, list[Answer]]] = OrderedDict()
-        # Those that wait, the oldest first, each until its deadline
+        # By sender and number: the questions that wait, the oldest first, each with its deadline
         self._questions: OrderedDict[tuple[str, int], tuple[Request, float]] = OrderedDict()
         self._workers: set[asyncio.Task[None]] = set()
         self._changing: set[asyncio.Task[None]] = set()
@@ -137,7 +140,7 @@ class Answerer:
 
     def _on_change(self, request: Request, deadline: float) -> None:
         self._counters.answered += 1
-        # At once, and not in the task: else a discard might come before the add that it follows.
+        # At once and not in the task, so that a discard doesn't overtake the add before it.
         done = self._do(request, deadline)
         task = self._start(self._answer(request, done, deadline), self._changing)
         if not isinstance(done, list):
@@ -158,7 +161,7 @@ class Answerer:
         return self._workers | self._changing
 
     def _do(self, request: Request, deadline: float) -> list[Answer] | Coroutine[Any, Any, None]:
-        """Do what can be done at once; return the answer, or what is still to be done."""
+        """Do what can be done at once; return the answer, or a coroutine that does the rest."""
         key = (request.sender, request.number)
         if key in self._changes:
             return self._changes[key][1]  # Else the answer comes when it is done.

@@ -1,20 +1,21 @@
-"""``Greeter``: says *hello* on each new connection, and answers *here* to others.
+"""``Greeter``: publishes *hello* on each new connection, and answers other processes' by *here*.
 
 - *Hello* goes to all, again and again until the broker has confirmed it. Then all processes know
   this one. So the first ``group_add()`` on a connection returns only after that.
-- *Every hello is answered*, by *here*. With "not if it has said hello itself lately", 36 of 90
-  pairs of processes never met (measured). The answers are spread over ``SPREAD``, and if more than
+- *Every hello is answered*. When a process didn't answer if it had greeted itself lately, 36 of 90
+  pairs of processes never met (measured). The answers are spread over ``SPREAD``. If more than
   ``MOST_SINGLE`` are due, one for all takes their place.
-- *Settled.* A process that has just connected knows nobody. A settled process that answers its
-  hello names all that it knows, also by hearsay, and has heard each hello that was said before. So
-  a single such answer suffices to know all. This process is settled then, or if none has come
-  ``SETTLE_TIMEOUT`` after its hello: then it is alone, or all have just begun, as after a restart
-  of the broker, and have greeted each other. Before that no result is complete. (An answer names
-  the hellos that it is for: one for others may be older, and lack somebody.)
-- *Absent.* Who finds that a process has no queue tells all (``processes`` says why), a moment later
-  and all that it has found by then at once, but not what others have told meanwhile.
+- *Settled.* A process that has just connected knows no other. A settled process that answers its
+  hello names all processes that it knows, by hearsay too, and it has heard each earlier hello. So
+  one such answer is enough to know all, and then this process is settled, too. Without one it is
+  settled ``SETTLE_TIMEOUT`` after its hello: then it is alone, or all have just begun, as after a
+  restart of the broker, and have greeted each other. No result is complete before that. (A *here*
+  names the hellos that it answers: one that answers others may be older, and lack a process.)
+- *Absent.* A process that gets a request returned tells all about it (``processes`` says why). It
+  waits a moment, and tells everything that it has found by then at once, but for what others have
+  told meanwhile.
 
-While the broker blocks publishers nothing is said; ``group_add()`` doesn't wait for it then.
+While the broker blocks publishers nothing is published; ``group_add()`` doesn't wait for it then.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ _CONFIRM_TIMEOUT = 5.0
 # More than so many names don't fit a greeting; then all wait until they are settled by time.
 _MOST_NAMES = 1000
 
-# A nack says that some queue has refused it, one that is just being deleted: all others have it.
-_SAID = (Outcome.CONFIRMED, Outcome.NACKED, Outcome.RETURNED)
+# All others have a greeting then. (A nack comes from a queue that is just being deleted.)
+_DELIVERED = (Outcome.CONFIRMED, Outcome.NACKED, Outcome.RETURNED)
 
 
 class Greeter:
@@ -67,18 +68,18 @@ class Greeter:
         self.is_settled = False
         self._greeted = Waiters()  # woken when the wait for that may be over
         link.call_when_blocked(self._greeted.wake)
-        self._due: dict[str, int] = {}  # who waits for an answer, and to which of its hellos
+        self._due: dict[str, int] = {}  # hellos to answer: the number of each process's last one
         self._hello: asyncio.Task[None] | None = None
         self._here: asyncio.Task[None] | None = None
-        self._found_absent: set[str] = set()  # by this process, and not told yet
-        self._telling: asyncio.Task[None] | None = None
+        self._found_absent: set[str] = set()  # by this process, and not published yet
+        self._absent: asyncio.Task[None] | None = None
         self._settle_timer: asyncio.TimerHandle | None = None
 
     def on_ready(self) -> None:
-        """This process receives requests from now on."""
+        """This process receives requests from now on: greet the others."""
         self._connections += 1
         self.connection = self._connections
-        self._hello = start_task(self._say_hello(), name="channels_rabbitmq hello")
+        self._hello = start_task(self._publish_hello(), name="channels_rabbitmq hello")
 
     def on_lost(self) -> None:
         """The connection is gone."""
@@ -91,32 +92,32 @@ class Greeter:
         self._greeted.wake()
 
     async def wait_greeted(self, deadline: float) -> bool:
-        """Wait until all know this process, or can't be told now; return whether it had to wait.
+        """Wait until all know this process, or publishers are blocked; return whether it waited.
 
         Raises BrokerUnavailable if that takes longer than ``deadline`` (loop time).
         """
         waits = False
         while not self.is_greeted and not self._link.is_blocked:
             waits = True
-            await self._link.wait_sending(deadline)
+            await self._link.wait_publisher_ready(deadline)
             if self._loop.time() >= deadline:
                 raise BrokerUnavailable("RabbitMQ did not confirm in time that it told others")
             await self._greeted.wait(deadline)
         return waits
 
-    async def _say_hello(self) -> None:
-        await self._say_until_confirmed(Greeting(HELLO, self._id, self.connection), TO_ALL)
+    async def _publish_hello(self) -> None:
+        await self._publish_until_confirmed(Greeting(HELLO, self._id, self.connection), TO_ALL)
         self.is_greeted = True
         self._greeted.wake()
         self._settle_timer = call_at(self._loop.time() + SETTLE_TIMEOUT, self._settle)
 
-    async def _say_until_confirmed(self, greeting: Greeting, recipient: str) -> None:
+    async def _publish_until_confirmed(self, greeting: Greeting, recipient: str) -> None:
         body = self._codec.encode_for_channel(recipient, greeting.message())
         while True:
-            await self._link.wait_usable()
+            await self._link.wait_unblocked()
             try:
                 deadline = self._loop.time() + _CONFIRM_TIMEOUT
-                if await self._link.publish(recipient, body, deadline) in _SAID:
+                if await self._link.publish(recipient, body, deadline) in _DELIVERED:
                     return
             except BrokerUnavailable:
                 pass
@@ -131,13 +132,13 @@ class Greeter:
         """Another process has connected: answer it."""
         self._due[id_] = number
         if self._here is None:
-            self._here = start_task(self._say_here(), name="channels_rabbitmq here")
+            self._here = start_task(self._answer_hellos(), name="channels_rabbitmq here")
 
-    async def _say_here(self) -> None:
+    async def _answer_hellos(self) -> None:
         try:
             while self._due:
                 await asyncio.sleep(random.uniform(0, SPREAD))
-                await self._link.wait_usable()
+                await self._link.wait_unblocked()
                 due, self._due = self._due, {}
                 answered = tuple(due.items())
                 known, absent = self._names(), self._processes.absences()
@@ -146,7 +147,7 @@ class Greeter:
                 )
                 recipients = [TO_ALL] if len(due) > MOST_SINGLE else map(to_process, due)
                 for recipient in recipients:
-                    await self._say_until_confirmed(greeting, recipient)
+                    await self._publish_until_confirmed(greeting, recipient)
         finally:
             self._here = None
 
@@ -165,10 +166,10 @@ class Greeter:
     def on_found_absent(self, id_: str) -> None:
         """A process that was present has no queue: tell the others."""
         self._found_absent.add(id_)
-        if self._telling is None and self.connection:
-            self._telling = start_task(self._tell_absent(), name="channels_rabbitmq absent")
+        if self._absent is None and self.connection:
+            self._absent = start_task(self._publish_absent(), name="channels_rabbitmq absent")
 
-    async def _tell_absent(self) -> None:
+    async def _publish_absent(self) -> None:
         try:
             await asyncio.sleep(random.uniform(SPREAD, 2 * SPREAD))
             ages = self._processes.absences()
@@ -178,26 +179,26 @@ class Greeter:
                 body = self._codec.encode_for_channel(
                     TO_ALL, Greeting(ABSENT, self._id, absent=absent).message()
                 )
-                # Once is enough: who doesn't hear it is told by the next one that asks.
+                # Once is enough: if a process doesn't hear it, the next one that asks tells it.
                 await self._link.publish(TO_ALL, body, self._loop.time() + _CONFIRM_TIMEOUT)
         except BrokerUnavailable:
             pass
         finally:
-            self._telling = None
+            self._absent = None
 
     def on_absent(self, absent: Mapping[str, float]) -> None:
-        """Another process has told so."""
+        """Another process has told which are absent, and for how many seconds each."""
         self._found_absent.difference_update(absent)
         self._processes.on_absent_elsewhere(absent)
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
         """Those that are running."""
-        tasks = (self._hello, self._here, self._telling)
+        tasks = (self._hello, self._here, self._absent)
         return [task for task in tasks if task is not None and not task.done()]
 
     def close(self) -> None:
-        """Say nothing more."""
+        """Publish nothing more."""
         self.on_lost()
         for task in self.tasks:
             task.cancel()

@@ -9,7 +9,7 @@ from .._amqp.publishing import Outcome
 
 
 class Link(Protocol):
-    """The way to other processes' queues of requests. What it publishes isn't a message."""
+    """The way to other processes' queues of requests. It publishes no messages of channels."""
 
     @property
     def is_blocked(self) -> bool:
@@ -18,27 +18,27 @@ class Link(Protocol):
     def call_when_blocked(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called each time the broker begins to block publishers."""
 
-    async def wait_usable(self) -> None:
-        """Wait, without a limit in time, until something can be published."""
+    async def wait_unblocked(self) -> None:
+        """Wait, without a time limit, until the publisher is connected and not blocked."""
 
     async def publish(self, recipient: str, body: bytes, deadline: float) -> Outcome:
         """Publish to all (``TO_ALL``) or to one (``to_process(id)``), until ``deadline``.
 
-        Only what is for one process can be RETURNED. Raises BrokerUnavailable if there is no
+        Only a request to one process can be RETURNED. Raises BrokerUnavailable if there is no
         connection in time: then nothing was written.
         """
 
-    def set_farewell(self, body: bytes) -> None:
-        """Have this published to all when this process ends in order."""
+    def set_bye(self, body: bytes) -> None:
+        """Have ``body`` published to all at the orderly end of this process."""
 
-    async def wait_sending(self, deadline: float) -> None:
+    async def wait_publisher_ready(self, deadline: float) -> None:
         """Wait for the connection that publishes.
 
-        Raises BrokerUnavailable, with the reason, if it isn't there by ``deadline`` (loop time).
+        Raises BrokerUnavailable, with the reason, if there is none by ``deadline`` (loop time).
         """
 
-    async def wait_receiving(self, deadline: float) -> None:
+    async def wait_subscriber_ready(self, deadline: float) -> None:
         """Wait until this event loop's own queues are there.
 
-        Raises BrokerUnavailable if that isn't so by ``deadline`` (loop time).
+        Raises BrokerUnavailable, with the reason, if they aren't by ``deadline`` (loop time).
         """

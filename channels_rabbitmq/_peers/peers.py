@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 from .._codec import MalformedBody, MessageCodec, unpack_info
 from .._identity import TO_ALL, id_of, to_process
@@ -30,6 +30,7 @@ from .requests import (
     HERE,
     MEMBERS,
     PART_SIZE,
+    Action,
     Answer,
     Greeting,
     PackedMember,
@@ -43,7 +44,7 @@ _LARGEST_REQUEST = 1024 * 1024
 
 
 class Acker(Protocol):
-    """What acks a delivery."""
+    """An AMQP channel that can ack a delivery."""
 
     def ack(self, delivery_tag: int) -> None: ...
 
@@ -90,8 +91,8 @@ class Peers:
 
     def on_ready(self) -> None:
         """Requests to this process arrive from now on."""
-        bye = Greeting(BYE, self._id)  # Only who has been greeted needs to hear it.
-        self._link.set_farewell(self._codec.encode_for_channel(TO_ALL, bye.message()))
+        bye = Greeting(BYE, self._id)  # Before hello no process knows this one.
+        self._link.set_bye(self._codec.encode_for_channel(TO_ALL, bye.message()))
         self._standstill.start()
         self.greeter.on_ready()
 
@@ -110,10 +111,10 @@ class Peers:
         self.greeter.on_ready()
 
     def on_request(self, body: bytes, tag: int, published: int, acker: Acker) -> None:
-        """Handle what another process, or anybody else, has published."""
+        """Handle a body that another process has published, or any other program."""
         acker.ack(tag)
         self._standstill.check()
-        if not body:  # A sender only asks whether this queue is there.
+        if not body:  # The sender only wants to know whether this queue is there.
             return
         try:
             envelope = self._codec.decode(body)
@@ -158,7 +159,7 @@ class Peers:
     async def group_members(self, group: str, deadline: float) -> GroupMembers:
         """Ask all processes for the members of a group: see ``RabbitmqChannelLayer``."""
         self._standstill.check()
-        question = await self._asker.sharing.ask(MEMBERS, group, deadline)
+        question = await self._asker.sharing.ask(Action(MEMBERS, group), deadline)
         silent, is_complete = self._note(question)
         answers = self._answers(question)
         packed = [*self._groups.confirmed(group), *(m for a in answers for m in a.members)]
@@ -177,14 +178,14 @@ class Peers:
         because nobody has answered in time.
         """
         self._standstill.check()
-        question = await self._asker.sharing.ask(COUNT, group, deadline)
+        question = await self._asker.sharing.ask(Action(COUNT, group), deadline)
         silent, _ = self._note(question)
         if not question.answers and not self._asker.has_all(question):
             raise BrokerUnavailable(_no_answers(silent))
         return self._groups.count(group) + sum(a.count for a in self._answers(question))
 
     def _note(self, question: Question) -> tuple[list[str], bool]:
-        """Count a question; return who was silent, and whether it is complete."""
+        """Count a question; return the silent processes, and whether it is complete."""
         is_complete, silent = self._is_complete(question), self._asker.silent(question)
         self._counters.questions += 1
         self._counters.incomplete += not is_complete
@@ -209,12 +210,12 @@ class Peers:
         ]
 
     async def flush(self, deadline: float) -> None:
-        """Have all other processes empty what they hold.
+        """Have all other processes empty their channels and groups.
 
         Raises BrokerUnavailable, which names those that haven't done it by ``deadline``, and
         NotImplementedError if one doesn't allow it.
         """
-        question = await self._asker.ask_all(FLUSH, "", deadline)
+        question = await self._asker.ask_all(Action(FLUSH), deadline)
         silent, is_complete = self._note(question)
         for answer in self._answers(question):
             if answer.error:
@@ -231,18 +232,16 @@ class Peers:
 
     async def add(self, group: str, channel: str, info: bytes | None, deadline: float) -> None:
         """Have the process of a channel add it to a group, and wait until that is confirmed."""
-        await self._change(
-            {"kind": ADD, "group": group, "channel": channel, "info": info}, deadline
-        )
+        await self._change(Action(ADD, group, channel, info), deadline)
 
     async def discard(self, group: str, channel: str, deadline: float) -> None:
         """Have the process of a channel take it out of a group."""
-        await self._change({"kind": DISCARD, "group": group, "channel": channel}, deadline)
+        await self._change(Action(DISCARD, group, channel), deadline)
 
-    async def _change(self, what: dict[str, Any], deadline: float) -> None:
+    async def _change(self, action: Action, deadline: float) -> None:
         self._standstill.check()
-        id_ = id_of(what["channel"])
-        answer = await self._asker.ask_one(id_, deadline, what)
+        id_ = id_of(action.channel)
+        answer = await self._asker.ask_one(id_, action, deadline)
         if answer.error:
             text = f"The process {id_} answers: {answer.error}"
             raise ValueError(text) if answer.is_mistake else BrokerUnavailable(text)
@@ -250,7 +249,7 @@ class Peers:
     # For operators, and the end
 
     def statistics(self) -> ProcessStatistics:
-        """Tell who is known. From any thread."""
+        """Tell how many processes are known. From any thread."""
         return self.processes.statistics()
 
     def close(self) -> None:

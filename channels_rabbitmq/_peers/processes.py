@@ -18,16 +18,18 @@ A process is in one of these states::
   ``GONE_AFTER`` is over. By then it has tried to connect several times.
 - *Time without an own connection doesn't count*, nor does time for which the event loop stood
   still. A process that came back meanwhile wasn't heard.
-- *Hearsay* is whom another process knows. It makes an unknown process present, and is passed on:
-  one that is stuck and silent is known to later ones only so, if the one that heard it has ended.
+- *Hearsay.* A process names those that it knows. That makes an unknown one present, and is passed
+  on. If a process is stuck, and the one that had heard it has ended, later processes know it by
+  hearsay only.
 - *Absence is passed on, too*, with its age. Otherwise the name of a process that was killed would
-  go round for ever: who never asks never finds out, and each newcomer begins the ten seconds anew.
-  Who finds one returned tells all. Whoever has heard it itself within ``GONE_AFTER`` doesn't
-  believe that: the process may be back, and its hello have overtaken the news. (How long nobody has
-  heard it is no proof either: a process that nobody asks is silent for hours.)
+  go round for ever: a process that never asks never finds out, and each new one begins the ten
+  seconds anew. So a process that gets a request returned tells all. A process that has heard the
+  absent one itself within ``GONE_AFTER`` ignores that: the absent one may be back, and its hello
+  may have overtaken the news. (A long silence proves nothing: a process that isn't asked is silent
+  for hours.)
 
-Strangers, which were never heard of, are remembered when a request to them is returned, so that
-they are gone in the end, too. No result waits for them.
+*Strangers* are processes that were never heard of. One is remembered when a request to it is
+returned, so that it is gone in the end, too. No result waits for it.
 
 No I/O, and the clock is passed in.
 """
@@ -41,7 +43,7 @@ from ..statistics import ProcessStatistics
 
 # Seconds for which a process is absent before it is gone.
 GONE_AFTER = 10.0
-# How many are remembered; beyond that, those that were heard least lately are forgotten.
+# How many are remembered. Beyond that, the one that wasn't heard for longest is forgotten.
 MOST_KNOWN = 10_000
 MOST_GONE = 1000
 
@@ -52,10 +54,10 @@ class Processes:
     def __init__(self, own_id: str, clock: Callable[[], float]) -> None:
         self._own_id = own_id
         self._clock = clock
-        # All have ids as keys; those that were heard latest are at the end.
-        self._known: dict[str, float] = {}  # present or absent: when they were heard themselves
+        # By id, in the order in which they came there. Times are the clock's.
+        self._known: dict[str, float] = {}  # present or absent: when it was heard itself
         self._absent: dict[str, float] = {}  # those of them that are absent: since when
-        self._strangers: dict[str, float] = {}  # since when requests are returned
+        self._strangers: dict[str, float] = {}  # since when requests to it are returned
         self._gone: dict[str, bool] = {}  # whether it has said bye
 
     def __repr__(self) -> str:
@@ -66,20 +68,20 @@ class Processes:
         return ProcessStatistics(known=len(self._known), absent=len(self._absent))
 
     def on_heard(self, id_: str) -> None:
-        """Something has come from a process."""
+        """A process is there: something has come from it."""
         if id_ != self._own_id:
             self._gone.pop(id_, None)
             self._forget(id_)
             self._add(id_, self._clock())
 
     def on_hearsay(self, ids: Iterable[str]) -> None:
-        """Another process knows these."""
+        """Another process has named these."""
         for id_ in ids:
             if id_ != self._own_id and id_ not in self._known and id_ not in self._gone:
                 self._add(id_, -math.inf)
 
     def on_absent_elsewhere(self, ages: Mapping[str, float]) -> None:
-        """Another process has known for so many seconds that these are absent."""
+        """Another process has named these, and for how many seconds each has been absent."""
         now = self._clock()
         for id_, age in ages.items():
             if self._known.get(id_, now) <= now - GONE_AFTER:
@@ -92,7 +94,7 @@ class Processes:
             self._forget(next(iter(self._known)))
 
     def on_returned(self, id_: str) -> bool:
-        """A request to a process has found no queue. Return whether it is absent only now."""
+        """A request to a process was returned. Return whether the process is absent only now."""
         now = self._clock()
         if id_ in self._known:
             return self._absent.setdefault(id_, now) == now
@@ -121,38 +123,38 @@ class Processes:
         self._absent.pop(id_, None)
 
     def on_nothing_heard(self, since: float) -> None:
-        """Since then nothing has been heard, whoever has come back.
+        """Nothing was heard since then, so an absent process may have come back.
 
-        Either the connection is lost now, or the event loop stood still.
+        The connection is lost now, or the event loop stood still.
         """
-        self._strike_off(since)
+        self._expire_absent(since)
         self._absent.clear()
         self._strangers.clear()
 
-    def _strike_off(self, now: float) -> None:
+    def _expire_absent(self, now: float) -> None:
         limit = now - GONE_AFTER
         for id_ in [one for one, since in self._absent.items() if since <= limit]:
             self._on_gone(id_, said_bye=False)
 
     def known(self) -> list[str]:
-        """Return all whose members a result must not lack, the absent ones included."""
-        self._strike_off(self._clock())
+        """Return the present and the absent ones: a complete result has the members of each."""
+        self._expire_absent(self._clock())
         return list(self._known)
 
     def absent(self) -> list[str]:
-        """Return those of them that are absent."""
-        self._strike_off(self._clock())
+        """Return the absent ones."""
+        self._expire_absent(self._clock())
         return list(self._absent)
 
     def absences(self) -> dict[str, float]:
-        """Return for how many seconds each of those has been absent."""
-        self._strike_off(self._clock())
+        """Return for how many seconds each absent one has been so."""
+        self._expire_absent(self._clock())
         now = self._clock()
         return {id_: now - since for id_, since in self._absent.items()}
 
     def is_gone(self, id_: str) -> bool:
         """Whether a process has ended, as far as that is known."""
-        self._strike_off(self._clock())
+        self._expire_absent(self._clock())
         return id_ in self._gone
 
     def has_said_bye(self, id_: str) -> bool:

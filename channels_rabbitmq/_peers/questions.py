@@ -1,4 +1,4 @@
-"""Questions that are open: their numbers, and what has come back so far.
+"""Open questions: their numbers, and the answers so far.
 
 No I/O: ``asker`` writes the requests.
 """
@@ -8,24 +8,27 @@ from __future__ import annotations
 import itertools
 
 from .._futures import Waiters
-from .requests import Answer
+from .requests import Action, Answer
 
 
 class Question:
     """One question to all processes, or one request to a single process."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, action: Action) -> None:
         self.number = number
+        self.action = action
         self.changed = Waiters()  # woken when something has happened that may end the wait
-        # Whether our own copy has come back: all that was said before it has been heard.
+        # Whether our own copy has come back: then all earlier greetings have arrived, too.
         self.has_echo = False
         self.was_sent = False
-        # Whose answers it takes, once that is known
+        # The processes that have to answer, once they are known
         self.required: list[str] | None = None
         self.answers: dict[str, list[Answer]] = {}  # by process: all parts
         self.returned: set[str] = set()  # processes that had no queue when they were asked
+        # By process and series: the parts of answers, by their numbers
         self._parts: dict[tuple[str, int], dict[int, Answer]] = {}
-        self._answering: set[str] = set()  # of whom a part has come since the last repeat
+        # Processes of which a part has come since the last repeat
+        self._answering: set[str] = set()
 
     def on_answer(self, answer: Answer) -> None:
         """Note an answer, or a part of one; a repeated one changes nothing."""
@@ -59,9 +62,9 @@ class Questions:
     def __len__(self) -> int:
         return len(self._open)
 
-    def open(self) -> Question:
+    def open(self, action: Action) -> Question:
         """Return a new question; end it by ``close``."""
-        question = Question(next(self._numbers))
+        question = Question(next(self._numbers), action)
         self._open[question.number] = question
         return question
 
@@ -83,13 +86,13 @@ class Questions:
             question.changed.wake()
 
     def on_own_connection_lost(self) -> None:
-        """Answers may be lost, and those who greet aren't heard: ask again."""
+        """Answers and greetings may be lost: all must be asked again."""
         for question in self._open.values():
             question.has_echo = False
             question.required = None
             question.changed.wake()
 
     def wake_all(self) -> None:
-        """Have all look again at what they wait for."""
+        """Have the calls look again whether they must wait."""
         for question in list(self._open.values()):
             question.changed.wake()

@@ -1,14 +1,14 @@
-"""What processes say to each other: its form, as the message of ``_codec``'s bodies.
+"""The form of greetings, requests and answers, as messages of ``_codec``'s bodies.
 
-Whatever others have published, reading it gives one of the types below or raises ``MalformedBody``.
-Unknown keys are ignored, so that later versions may add some.
+``read`` takes whatever has arrived. It returns one of the types below or raises ``MalformedBody``.
+It ignores unknown keys, so that later versions may add some.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from .._codec import LONGEST_INFO, MalformedBody, unpack_info
 from .._identity import id_of, is_id
@@ -25,7 +25,7 @@ PART_SIZE = 128 * 1024
 
 _T = TypeVar("_T")
 
-# Who has said it, and on which of its connections
+# The process that has said it, and the number of its connection
 Hello = tuple[str, int]
 # A channel and its packed info
 PackedMember = tuple[str, "bytes | None"]
@@ -43,11 +43,11 @@ class Greeting:
     number: int = 0
     """With *hello*: the number of the sender's connection."""
     answered: tuple[Hello, ...] = ()
-    """With *here*: which hellos this answers."""
+    """With *here*: the hellos that it answers."""
     known: tuple[str, ...] | None = None
-    """With *here*: whom the sender knows; None if it may not know all yet."""
+    """With *here*: the processes that the sender knows; None if it may not know all yet."""
     absent: Mapping[str, float] = field(default_factory=dict)
-    """With *here* and *absent*: who is absent, and for how many seconds."""
+    """With *here* and *absent*: for how many seconds each absent process has been so."""
 
     def message(self) -> dict[str, Any]:
         message: dict[str, Any] = {"kind": self.kind, "from": self.sender}
@@ -61,19 +61,32 @@ class Greeting:
         return message
 
 
+class Action(NamedTuple):
+    """What other processes are asked to do.
+
+    All are asked for the members of a group, for their count, or to flush. The process of a channel
+    is asked to add it to a group or to discard it.
+    """
+
+    kind: str
+    group: str = ""
+    """Empty only if all are to flush."""
+    channel: str = ""
+    """With *add* and *discard*."""
+    info: bytes | None = None
+    """With *add*: the packed info, if there is one."""
+
+
 @dataclass(frozen=True)
 class Request:
-    """A question to all processes about a group, or to one to add or discard a channel.
-
-    Or to all to empty all that they hold; that has no group.
-    """
+    """An action, and the process that asks for it. See ``Action`` for the other fields."""
 
     kind: str
     sender: str
     number: int
     timeout: float
     """Seconds that are left for the answer."""
-    group: str
+    group: str = ""
     channel: str = ""
     info: bytes | None = None
 
@@ -87,7 +100,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, or one of its ``parts``, which have their ``series`` in common."""
+    """One part of an answer. The parts of one answer have the same ``series``."""
 
     sender: str
     number: int
@@ -98,9 +111,9 @@ class Answer:
     count: int = 0
     members: tuple[PackedMember, ...] = ()
     error: str = ""
-    """Why the request was refused."""
+    """Why the action failed; empty if it didn't."""
     is_mistake: bool = False
-    """Whether the caller has made a mistake, or else the broker wasn't there."""
+    """With an error: True if the caller has made a mistake, False if the broker failed."""
 
     def message(self) -> dict[str, Any]:
         message: dict[str, Any] = {"kind": ANSWER, "from": self.sender, "number": self.number}
@@ -185,7 +198,7 @@ def _read_info(info: object) -> bytes | None:
         return None
     if not isinstance(info, bytes) or len(info) > LONGEST_INFO:
         raise MalformedBody("a wrong info about a member")
-    unpack_info(info)  # or other processes would get what they can't read
+    unpack_info(info)  # Otherwise other processes would get an info that they can't read.
     return info
 
 
@@ -208,7 +221,7 @@ def _read_answer(message: dict[str, Any], sender: str) -> Answer:
 
 
 def _read_member(member: object, sender: str) -> PackedMember:
-    # A process can only say what is so of its own channels: so no member comes twice.
+    # Only channels of the sender: so no member comes twice.
     if isinstance(member, list) and len(member) == 2:
         channel, info = member
         if isinstance(channel, str) and "!" in channel and id_of(channel) == sender:

@@ -107,7 +107,7 @@ class Process:
             self.id, settings, self, self, self.counters, self.reporter, REQUEST_EXPIRY
         )
         self._is_ready = asyncio.Event()
-        self.farewell: bytes | None = None
+        self.bye: bytes | None = None
 
     def connect(self) -> None:
         self.wire.connected[self.id] = self
@@ -122,8 +122,8 @@ class Process:
 
     async def say_bye(self) -> None:
         del self.wire.connected[self.id]
-        assert self.farewell is not None
-        await self.wire.publish(TO_ALL, self.farewell)
+        assert self.bye is not None
+        await self.wire.publish(TO_ALL, self.bye)
         self.close()
 
     def close(self) -> None:
@@ -143,20 +143,20 @@ class Process:
     def call_when_blocked(self, callback: Callable[[], None]) -> None:
         self.wire.on_blocked.append(callback)
 
-    async def wait_usable(self) -> None:
+    async def wait_unblocked(self) -> None:
         while self.wire.is_blocked:
             await self.wire.unblocked.wait()
 
     async def publish(self, recipient: str, body: bytes, deadline: float) -> Outcome:
         return await self.wire.publish(recipient, body)
 
-    def set_farewell(self, body: bytes) -> None:
-        self.farewell = body
+    def set_bye(self, body: bytes) -> None:
+        self.bye = body
 
-    async def wait_sending(self, deadline: float) -> None:
+    async def wait_publisher_ready(self, deadline: float) -> None:
         pass
 
-    async def wait_receiving(self, deadline: float) -> None:
+    async def wait_subscriber_ready(self, deadline: float) -> None:
         try:
             await asyncio.wait_for(self._is_ready.wait(), max(0, deadline - now()))
         except asyncio.TimeoutError:
@@ -938,10 +938,10 @@ class TestAnswering:
             (a,) = processes
             stranger = Process(wire, "s", keys=("another",))
             stranger.peers.on_ready()
-            assert stranger.farewell is not None
-            assert a.farewell is not None
-            a.peers.on_request(stranger.farewell, 1, 0, a)
-            stranger.peers.on_request(a.farewell, 1, 0, stranger)
+            assert stranger.bye is not None
+            assert a.bye is not None
+            a.peers.on_request(stranger.bye, 1, 0, a)
+            stranger.peers.on_request(a.bye, 1, 0, stranger)
             for one in (a, stranger):
                 assert one.counters.malformed_requests == 1
                 assert one.peers.processes.known() == []
@@ -952,8 +952,8 @@ class TestAnswering:
     def test_what_it_says_can_be_read(self) -> None:
         async def scene(wire: Wire, processes: list[Process]) -> None:
             (a,) = processes
-            assert a.farewell is not None
-            assert read(_codec.decode(a.farewell).message()) == Greeting("bye", a.id)
+            assert a.bye is not None
+            assert read(_codec.decode(a.bye).message()) == Greeting("bye", a.id)
 
         play(scene, "a")
 

@@ -20,6 +20,7 @@ from channels_rabbitmq._peers.requests import (
     HERE,
     MEMBERS,
     PART_SIZE,
+    Action,
     Answer,
     Greeting,
     Request,
@@ -49,10 +50,13 @@ _VALUES = st.recursive(
 )
 
 
+ACTION = Action("count", "g")
+
+
 class TestQuestions:
     def test_a_part_that_has_come_puts_off_the_repeat(self) -> None:
         questions = Questions()
-        question = questions.open()
+        question = questions.open(ACTION)
         questions.on_answer(Answer(A, question.number, part=0, parts=2))
         assert question.to_repeat([A, B]) == [B]
         assert question.to_repeat([A, B]) == [A, B]
@@ -61,7 +65,7 @@ class TestQuestions:
 
     def test_each_has_its_number(self) -> None:
         questions = Questions()
-        first, second = questions.open(), questions.open()
+        first, second = questions.open(ACTION), questions.open(ACTION)
         assert first.number != second.number
         questions.on_answer(Answer(A, second.number, count=2))
         assert first.answers == {}
@@ -69,7 +73,7 @@ class TestQuestions:
 
     def test_a_late_answer_changes_nothing(self) -> None:
         questions = Questions()
-        question = questions.open()
+        question = questions.open(ACTION)
         questions.close(question)
         questions.on_answer(Answer(A, question.number))
         questions.on_echo(question.number)
@@ -82,7 +86,7 @@ class TestQuestions:
 
     def test_a_repeated_answer_counts_once(self) -> None:
         questions = Questions()
-        question = questions.open()
+        question = questions.open(ACTION)
         for series in (1, 2):
             answer = Answer(A, question.number, series, members=((f"{A}!x", None),))
             questions.on_answer(answer)
@@ -90,7 +94,7 @@ class TestQuestions:
 
     def test_all_parts_are_one_answer(self) -> None:
         questions = Questions()
-        question = questions.open()
+        question = questions.open(ACTION)
         parts = [Answer(A, question.number, 5, part, 3) for part in range(3)]
         for part in (parts[2], parts[0], parts[2]):
             questions.on_answer(part)
@@ -102,14 +106,14 @@ class TestQuestions:
     def test_parts_of_two_series_do_not_mix(self) -> None:
         """The members may have changed between two answers."""
         questions = Questions()
-        question = questions.open()
+        question = questions.open(ACTION)
         questions.on_answer(Answer(A, question.number, 1, 0, 2))
         questions.on_answer(Answer(A, question.number, 2, 1, 2))
         assert question.answers == {}
 
     def test_an_answer_ends_an_absence(self) -> None:
         questions = Questions()
-        question = questions.open()
+        question = questions.open(ACTION)
         question.returned.add(A)
         assert question.unanswered([A, B]) == [B]
         questions.on_answer(Answer(A, question.number))
@@ -117,7 +121,7 @@ class TestQuestions:
 
     def test_on_a_new_connection_the_echo_is_due_again(self) -> None:
         questions = Questions()
-        question = questions.open()
+        question = questions.open(ACTION)
         questions.on_echo(question.number)
         question.required = [A]
         questions.on_own_connection_lost()
