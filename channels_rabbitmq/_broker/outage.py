@@ -27,7 +27,8 @@ import asyncio
 import time
 from dataclasses import dataclass, replace
 
-# Seconds that calls give the first attempt of a connection which is asked for in an outage.
+# Seconds that calls give the first attempt of a connection which is asked for in an outage, or
+# operation_timeout if that is shorter.
 FIRST_ATTEMPT_TIMEOUT = 1.0
 # Seconds for which a failed attempt tells how the attempt of another connection would end.
 _MEMORY = 30.0
@@ -107,7 +108,7 @@ class Outage:
         now = time.monotonic()
         known = self._known.began_at()
         self._began_at = now if known is None else known
-        self._first_attempt_until = now + FIRST_ATTEMPT_TIMEOUT
+        self._first_attempt_until = now + min(FIRST_ATTEMPT_TIMEOUT, self._operation_timeout)
         failure = self._known.just_failed(self._role)
         if failure is not None:
             self._was_tried = True

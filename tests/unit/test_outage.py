@@ -15,7 +15,7 @@ from channels_rabbitmq._amqp.connection import Connection
 from channels_rabbitmq._broker import back_off
 from channels_rabbitmq._broker import outage as _outage
 from channels_rabbitmq._broker import supervisor as _supervisor
-from channels_rabbitmq._broker.outage import Failure, KnownOutage
+from channels_rabbitmq._broker.outage import Failure, KnownOutage, Outage
 from channels_rabbitmq._broker.shared import Shared
 from channels_rabbitmq._broker.supervisor import Supervisor
 from channels_rabbitmq._settings.settings import Settings
@@ -252,10 +252,25 @@ async def test_a_connection_asked_for_in_the_midst_of_an_outage_counts_from_its_
 
 
 @pytest.mark.usefixtures("long_outage")
-async def test_its_first_attempt_has_a_second(make: Callable[..., Supervisor]) -> None:
+@pytest.mark.parametrize(("operation_timeout", "seconds"), [(60, 1), (0.2, 0.2)])
+async def test_its_first_attempt_has_a_second_at_most(
+    known: KnownOutage, operation_timeout: float, seconds: float
+) -> None:
+    outage = Outage(known, "role", operation_timeout)
+    before = soon(0)
+    outage.begin_with_others()
+    limit = outage.limit(soon(60))
+    assert before + seconds <= limit <= soon(0) + seconds
+
+
+@pytest.mark.usefixtures("long_outage")
+async def test_calls_give_its_first_attempt_that_time(
+    make: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_outage, "FIRST_ATTEMPT_TIMEOUT", 0.2)
     async with silent_server() as server:
         waiting = make(server.url, operation_timeout=60).wait_ready(soon(60))
-        assert 1 <= await failing_after(waiting, match="for 61 s: .*still connecting") < 5
+        assert 0.2 <= await failing_after(waiting, match="for 6. s: .*still connecting") < 5
 
 
 async def test_it_connects_if_the_outage_is_over(
@@ -264,11 +279,12 @@ async def test_it_connects_if_the_outage_is_over(
     now = time.monotonic()
     known.note_failure("role", Failure(now - 60, now - 1, True, {}))
     async with scripted_broker(serve) as broker:
-        supervisor = make(broker.url, operation_timeout=0.2)
+        supervisor = make(broker.url, operation_timeout=10)
         assert (await supervisor.wait_ready(soon(60))).is_open
         assert known.began_at() is None
 
 
+@pytest.mark.usefixtures("long_outage")
 async def test_a_failure_of_its_role_just_now_stands_for_its_first_attempt(
     make: Callable[..., Supervisor],
 ) -> None:
@@ -277,7 +293,7 @@ async def test_a_failure_of_its_role_just_now_stands_for_its_first_attempt(
     async with closing_server() as server:
         begun_at = time.monotonic()
         while time.monotonic() - begun_at < 0.6:
-            supervisor = make(server.url, operation_timeout=0.1)
+            supervisor = make(server.url, operation_timeout=10)
             waiting = supervisor.wait_ready(soon(60))
             await failing_after(waiting, match=f"{server.port}.*ended the connection")
             await end(supervisor)
