@@ -1,4 +1,4 @@
-"""The queues of normal channels: their names and arguments, and having RabbitMQ declare them.
+"""The queues of normal channels: their names and arguments, and their declares and binds.
 
 A *normal channel* is one whose name has no "!". Its messages wait in a queue that all processes
 share, and each goes to one receiver. ::
@@ -13,16 +13,17 @@ parts may hold some. No channel's name holds a ":".)
 The queue is durable, as newer brokers close the connection over a queue that is neither durable nor
 exclusive. It expires when nobody has consumed from it or declared it for a day.
 
-**Whoever declares first decides about the arguments.** RabbitMQ refuses a declare with others (406,
-for any difference, on 3.10, 4.0 and 4.3), and closes the AMQP channel. The bind goes behind the
-declare on a ``TopologyChannel``, which goes on after a refusal. So a queue that is there is used as
-it is, whatever the reason of the refusal was, and that costs no round trip.
+**The first declare decides about the arguments.** RabbitMQ refuses a declare with others (406, for
+any difference, on 3.10, 4.0 and 4.3), and closes the AMQP channel. The bind is written right behind
+the declare, on a ``TopologyChannel``, which goes on after a refusal. So an existing queue is used
+as it is, whatever the reason of the refusal was, and that costs no round trip.
 
-**Each connection binds anew** a queue that it uses. So a queue that has survived a restart of the
-broker, which the groups exchange and the binding have not, is bound again.
+**Each connection binds anew** each queue that it uses. A queue survives a restart of the broker,
+but its binding and the groups exchange don't.
 
-**Groups** may have normal channels as members: then the queue is bound under the group's name, too.
-The process that has added the channel remembers that, and binds again together with the queue.
+**Groups** may have normal channels as members. Then the queue is bound under the group's name, too.
+The process that has added the channel remembers the group, and binds both whenever it binds the
+queue.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ from .supervisor import Supervisor
 
 logger = logging.getLogger("channels_rabbitmq.normal_channels")
 
-# Queues that are remembered as bound. Then all are forgotten, and declared again.
-_MOST_BINDS = 10_000
+# Queues that are remembered as bound. At that number all are forgotten, and declared again.
+MOST_REMEMBERED = 10_000
 # Seconds after which an unused queue is deleted.
 QUEUE_EXPIRY = 86400.0
 
@@ -73,7 +74,7 @@ class NormalTopology:
         self._told = told
         # By channel: the groups to which this event loop has added it
         self.groups: dict[str, set[str]] = {}
-        # Channels that were used here, for flush()
+        # Channels whose queues were declared here, for flush()
         self._remembers = settings.allow_flush
         self.used: set[str] = set()
 
@@ -86,6 +87,7 @@ class NormalTopology:
         return f"crq.channel.{self._exchange}:{channel}"
 
     def declare(self, channel: str) -> Method:
+        """Return the command that declares a channel's queue."""
         if self._remembers:
             self.used.add(channel)
         arguments: dict[str, Any] = {
@@ -101,13 +103,14 @@ class NormalTopology:
         return Queue.Declare(queue=self.queue(channel), durable=True, arguments=arguments)
 
     def bind(self, channel: str) -> Method:
+        """Return the command that binds a channel's queue to the key of its messages."""
         route = self.route(channel)
         return Queue.Bind(
             queue=self.queue(channel), exchange=route.exchange, routing_key=route.routing_key
         )
 
     def bind_groups(self, channel: str) -> list[Method]:
-        """Bind a queue for all groups of its channel."""
+        """Return the commands that bind a channel's queue for all its groups."""
         return [self.bind_group(channel, group) for group in self.groups.get(channel, ())]
 
     def bind_group(self, channel: str, group: str) -> Method:
@@ -117,7 +120,7 @@ class NormalTopology:
         return Queue.Unbind(queue=self.queue(channel), exchange=self._exchange, routing_key=group)
 
     def remember_group(self, channel: str, group: str) -> bool:
-        """Return whether this is new."""
+        """Note that a channel is in a group; return whether that is new."""
         groups = self.groups.setdefault(channel, set())
         is_new = group not in groups
         groups.add(group)
@@ -133,7 +136,7 @@ class NormalTopology:
         return Queue.Purge(queue=self.queue(channel))
 
     def on_used_as_it_is(self, channel: str, exc: BaseException) -> None:
-        """The declare was refused, but the queue is there. Warns once."""
+        """Warn once that the declare was refused, but the queue is there."""
         if self._told.is_news(("used as it is", channel)):
             logger.warning(
                 "%s: the queue of the normal channel %s is used as it is: %s",
@@ -158,21 +161,20 @@ class NormalQueues:
         self._topology = topology
         self._supervisor = supervisor
         self._on_no_exchange = on_no_exchange
-        # On which the next two are
-        self._connection: Connection | None = None
+        self._connection: Connection | None = None  # that has the next two
         self._amqp_channel: TopologyChannel | None = None
         # By channel: the answer to the bind, until it is forgotten or refused
         self._binds: dict[str, asyncio.Future[None]] = {}
 
     def bound(self, channel: str) -> asyncio.Future[None] | None:
-        """Return what stands for the binding on the present connection; None if it isn't bound."""
+        """Return the token of the present connection's binding; None if there is none."""
         bind = self._binds.get(channel)
         if bind is None or self._supervisor.connection is not self._connection:
             return None
         return bind if bind.done() and bind.exception() is None else None
 
     def forget(self, channel: str, bind: asyncio.Future[None] | None) -> None:
-        """The queue that ``bind`` stands for is gone. Does nothing if it was bound again since."""
+        """Forget the binding ``bind``, since its queue is gone. A later binding stays."""
         if bind is not None and self._binds.get(channel) is bind:
             del self._binds[channel]
 
@@ -204,14 +206,14 @@ class NormalQueues:
             await asyncio.sleep(0)
 
     def start_bind(self, connection: Connection, channel: str) -> asyncio.Future[None]:
-        """Return the answer to the bind, which is written unless it was before.
+        """Bind, unless that has begun on this connection; return a future that ends with it.
 
-        The future has the error of the declare, if both were refused.
+        If RabbitMQ refused both declare and bind, the future has the declare's error.
         """
         amqp_channel = self.use(connection)
         bind = self._binds.get(channel)
         if bind is None:
-            if len(self._binds) >= _MOST_BINDS:
+            if len(self._binds) >= MOST_REMEMBERED:
                 self._binds.clear()
             bind = self._binds[channel] = asyncio.get_running_loop().create_future()
             declared = amqp_channel.call(self._topology.declare(channel))
@@ -222,7 +224,7 @@ class NormalQueues:
         return bind
 
     async def add_to_group(self, channel: str, group: str, deadline: float) -> None:
-        """Have the queue get a group's messages; raises as ``bind``, and then it is as before."""
+        """Have the queue get a group's messages. Raises as ``bind``; then nothing has changed."""
         is_new = self._topology.remember_group(channel, group)
         is_bound = False
         try:
@@ -253,7 +255,7 @@ class NormalQueues:
                 )
 
     async def discard_from_group(self, channel: str, group: str, deadline: float) -> None:
-        """Have the queue get no more of a group's messages; no error if it got none.
+        """Have the queue get no more of a group's messages. No error if it got none.
 
         Raises BrokerUnavailable if RabbitMQ doesn't answer by ``deadline`` (loop time).
         """

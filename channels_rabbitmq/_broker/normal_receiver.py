@@ -1,14 +1,14 @@
 """Receiving from normal channels: each message goes to one receiver, of all processes.
 
-**A consumer exists only while somebody waits.** RabbitMQ sends it one message at a time (a prefetch
-count of 1). When a receiver gets that, the consumer is cancelled unless others wait, the message is
-acked, and both are written to the socket *before* ``receive()`` returns. All of that was measured,
-with two workers and 400 jobs:
+**A consumer exists only while a call waits.** RabbitMQ sends it one message at a time (a prefetch
+count of 1). When a receiver gets that, the consumer is cancelled unless other calls wait, and the
+message is acked. Both are written to the socket *before* ``receive()`` returns. All of that was
+measured, with two workers and 400 jobs:
 
 - If a worker prefetches, its messages wait behind the one that it works on, while others are free.
 - If the ack is written at the end of the turn, and the handler kills its process, the next process
   gets the same message, and dies of it, too: five times of five.
-- So a message is handled once or, if its worker dies, not to its end. There were 2,900 messages a
+- As it is, a message is handled once or, if its worker dies, not to its end; at 2,900 messages a
   second on RabbitMQ 3.10, and 4,900 on 4.0.
 
 **Cancelling.** A message that has come is *reserved* for one waiter. Until ``accept`` it isn't
@@ -19,18 +19,19 @@ A consumer is cancelled only when RabbitMQ has confirmed it. Otherwise 3.10 forg
 queue has answered, and that answer makes it close the connection (541).
 
 **A refusal** concerns its channel only: RabbitMQ has no room for its queue, or the user may not
-read it. Those who wait for it go on waiting, and it is tried again after a pause (``pauses``).
+read it. Its receivers go on waiting, and the consumer is tried again after a pause (``pauses``).
 RabbitMQ closes the AMQP channel over a refused consumer, and an ack that was written meanwhile is
-lost. So the message that another consumer has handed out comes a second time: 1 of 200 did in a
-test. Therefore what was refused once is tried on an AMQP channel of its own until RabbitMQ accepts.
+lost. So a message that another consumer there has handed out comes a second time: 1 of 200 did in a
+test. Therefore a channel's first consumer on a connection, and the next one after a refusal, is
+tried on an AMQP channel of its own (if there aren't too many). Later ones share an AMQP channel.
 
-**Another serializer or key.** While a project changes these, a message may be readable for another
-worker only. It goes back to the queue, whose head it then is. So this worker receives nothing from
-the channel for a while, and a receiver elsewhere gets the message.
+**Another serializer or key.** While a project changes these, only another worker may be able to
+read a message. The message goes back to the head of the queue, and this worker receives nothing
+from the channel for a while. So a receiver elsewhere gets it.
 
 **A connection of its own** does all this, opened by the first ``receive()``. When it is lost,
-RabbitMQ gives what wasn't acked to another receiver: so a message that is reserved then is
-forgotten, and its receiver goes on waiting.
+RabbitMQ gives unacked messages to other receivers. So a message that is reserved then is forgotten,
+and its receiver goes on waiting.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from .._reporter import Reporter
 from .._settings.settings import Settings
 from ..statistics import Counters
 from .groups_exchange import GroupsExchange
-from .normal_queues import NormalQueues, NormalTopology
+from .normal_queues import MOST_REMEMBERED, NormalQueues, NormalTopology
 from .pauses import Pauses
 from .reasons import describe
 from .shared import Shared
@@ -62,6 +63,8 @@ logger = logging.getLogger("channels_rabbitmq.normal_channels")
 
 # Seconds for which a channel is left to others, when its next message isn't readable here
 OTHERS_TURN = 5.0
+# AMQP channels for consumers that RabbitMQ may refuse
+_MOST_TRIALS = 20
 
 
 class Delivery:
@@ -82,33 +85,33 @@ class Delivery:
 Waiter = asyncio.Future[Delivery | None]
 
 
-class _Line:
-    """Those who wait for messages of one channel, in order, and the consumer for them."""
+class _Consumer:
+    """A channel's consumer, if it has one now, and the receivers that wait for it, in order."""
 
-    __slots__ = ("amqp_channel", "answer", "channel", "consumer_tag", "waiters")
+    __slots__ = ("amqp_channel", "answer", "channel", "tag", "waiters")
 
     def __init__(self, channel: str) -> None:
         self.channel = channel
         self.waiters: dict[Waiter, None] = {}
-        self.consumer_tag = ""  # while there is a consumer, or will be
-        self.amqp_channel: OnDemandChannel | None = None  # as above
-        # To the bind or the consume, while it is due
+        self.tag = ""  # while there is a consumer, or will be
+        self.amqp_channel: OnDemandChannel | None = None  # the consumer's
+        # To the bind or the consume, until it has come
         self.answer: asyncio.Future[None] | None = None
 
-    def forget_consumer(self) -> None:
-        self.consumer_tag = ""
+    def forget(self) -> None:
+        self.tag = ""
         self.amqp_channel = None
         self.answer = None
 
-    def cancel_consumer(self) -> None:
+    def cancel(self) -> None:
         if self.amqp_channel is not None:
-            self.amqp_channel.cancel(self.consumer_tag)
-        self.forget_consumer()
+            self.amqp_channel.cancel(self.tag)
+        self.forget()
 
     @property
     def is_refused(self) -> bool:
         """Whether RabbitMQ has refused its consumer a moment ago."""
-        answer = self.answer if self.consumer_tag else None
+        answer = self.answer if self.tag else None
         return (
             answer is not None
             and answer.done()
@@ -119,7 +122,7 @@ class _Line:
 class NormalReceiver:
     """Receives from normal channels, for the ``LoopLayer`` whose id is ``id_``.
 
-    The methods are to be called on its event loop.
+    All methods must be called on its event loop.
     """
 
     name = "normal_channels"
@@ -142,14 +145,14 @@ class NormalReceiver:
         self._counters = counters
         self._reporter = reporter
         self.supervisor = Supervisor(self, settings, id_=id_, shared=shared)
-        # A program may cancel all tasks and let the loop go on: nobody shall wait in vain.
+        # A program may cancel all tasks and let the loop go on: no call shall wait in vain.
         self.supervisor.on_closed = self.close
         self._queues = NormalQueues(topology, self.supervisor, self._on_no_exchange)
         self._amqp_channel: OnDemandChannel | None = None  # while there is a connection
-        self._lines: dict[str, _Line] = {}  # by channel, while somebody waits
-        # AMQP channels for what RabbitMQ has refused since it was last accepted
-        self._others: list[OnDemandChannel] = []
-        self._refused: set[str] = set()
+        self._consumers: dict[str, _Consumer] = {}  # by channel, while a call waits
+        # Channels whose last consumer RabbitMQ has accepted, and AMQP channels for all others
+        self._accepted: set[str] = set()
+        self._trials: list[OnDemandChannel] = []
         self._pauses = Pauses(self._on_pause_over)
         self._numbers = itertools.count(1)  # of consumers
         self.receivers = 0  # calls that wait
@@ -168,8 +171,8 @@ class NormalReceiver:
         )
 
     def on_ready(self) -> None:
-        for line in list(self._lines.values()):
-            self._consume(line)
+        for consumer in list(self._consumers.values()):
+            self._update(consumer)
 
     def on_lost(self, reason: str) -> None:
         self._forget_consumers()
@@ -178,12 +181,13 @@ class NormalReceiver:
         if self._amqp_channel is not None:
             self._amqp_channel.detach()
             self._amqp_channel = None
-        for other in self._others:
-            other.detach()
-        self._others.clear()
-        for line in list(self._lines.values()):
-            line.forget_consumer()
-            self._stop_if_idle(line)
+        for trial in self._trials:
+            trial.detach()
+        self._trials.clear()
+        self._accepted.clear()
+        for consumer in list(self._consumers.values()):
+            consumer.forget()
+            self._update(consumer)
 
     def _on_no_exchange(self) -> None:
         self.supervisor.reconnect("the groups exchange was deleted")
@@ -191,8 +195,8 @@ class NormalReceiver:
     def _on_end(self, exc: Exception, by: OnDemandChannel) -> None:
         """RabbitMQ has closed an AMQP channel, mostly over a consumer."""
         connection = self.supervisor.connection
-        lines = [line for line in self._lines.values() if line.amqp_channel is by]
-        culprit = next((line.channel for line in lines if line.is_refused), None)
+        consumers = [one for one in self._consumers.values() if one.amqp_channel is by]
+        culprit = next((one.channel for one in consumers if one.is_refused), None)
         if connection is None or culprit is None:
             self.supervisor.reconnect(str(exc))
             return
@@ -205,14 +209,13 @@ class NormalReceiver:
                 self._amqp_channel = self._open(connection)
         except carehare.ConnectionClosed:
             return  # The supervisor hears of it, too.
-        for line in lines:
-            line.forget_consumer()
-            self._consume(line)
-            self._stop_if_idle(line)
+        for consumer in consumers:
+            consumer.forget()
+            self._update(consumer)
 
     def _pause(self, channel: str, exc: BaseException) -> None:
         """Try again later to receive from a channel that RabbitMQ refuses."""
-        self._refused.add(channel)
+        self._accepted.discard(channel)
         if self._pauses.begin(channel):
             logger.warning(
                 "%s: RabbitMQ refuses to let the normal channel %s be received from: %s",
@@ -222,9 +225,9 @@ class NormalReceiver:
             )
 
     def _on_pause_over(self, channel: str) -> None:
-        line = self._lines.get(channel)
-        if line is not None:
-            self._consume(line)
+        consumer = self._consumers.get(channel)
+        if consumer is not None:
+            self._update(consumer)
 
     # Receiving
 
@@ -239,25 +242,25 @@ class NormalReceiver:
         """Wait for a message, and reserve it. End that by ``accept`` or ``requeue``."""
         if self._closed_exc is not None:
             raise self._closed_exc
-        line = self._lines.get(channel)
-        if line is None:
-            line = self._lines[channel] = _Line(channel)
+        consumer = self._consumers.get(channel)
+        if consumer is None:
+            consumer = self._consumers[channel] = _Consumer(channel)
         loop = asyncio.get_running_loop()
         waiter: Waiter = loop.create_future()
-        line.waiters[waiter] = None
+        consumer.waiters[waiter] = None
         self.receivers += 1
         self.supervisor.start()
-        self._consume(line)
+        self._update(consumer)
         try:
             delivery = await waiter
             await self.supervisor.read_first()
         except BaseException:
             if not loop.is_closed():
-                self._discard(line, waiter)
+                self._discard(consumer, waiter)
                 if waiter.done() and not waiter.cancelled() and (delivery := waiter.result()):
                     self.requeue(delivery)
             raise
-        self._discard(line, waiter)
+        self._discard(consumer, waiter)
         if delivery is None:
             raise self._closed_exc or StopConsumer
         return delivery
@@ -275,84 +278,87 @@ class NormalReceiver:
         return True
 
     def requeue(self, delivery: Delivery) -> None:
-        """The receiver doesn't take it: give it to the next one, here or elsewhere."""
-        by = delivery.amqp_channel
-        if not by.is_closed and not self._give(delivery):
-            by.requeue(delivery.tag)
+        """The receiver doesn't take the message: the next one gets it, here or elsewhere."""
+        self._offer(delivery)
 
-    def _give(self, delivery: Delivery) -> bool:
-        """Reserve a message for who has waited longest here, if anybody does."""
-        line = self._lines.get(delivery.channel)
-        for waiter in line.waiters if line is not None else ():
+    def _offer(self, delivery: Delivery) -> None:
+        """Reserve a message for the receiver that has waited longest, or give it back."""
+        if delivery.amqp_channel.is_closed:
+            return  # RabbitMQ has given it to another one.
+        consumer = self._consumers.get(delivery.channel)
+        for waiter in consumer.waiters if consumer is not None else ():
             if not waiter.done():
                 waiter.set_result(delivery)
-                return True
-        return False
+                return
+        delivery.amqp_channel.requeue(delivery.tag)
 
-    def _discard(self, line: _Line, waiter: Waiter) -> None:
-        """Somebody doesn't wait any more."""
+    def _discard(self, consumer: _Consumer, waiter: Waiter) -> None:
+        """A call doesn't wait any more."""
         self.receivers -= 1
-        del line.waiters[waiter]
-        self._stop_if_idle(line)
+        del consumer.waiters[waiter]
+        self._update(consumer)
 
-    def _stop_if_idle(self, line: _Line) -> None:
-        """Have no consumer if nobody waits."""
-        if line.waiters or line.answer is not None:  # else that asks again when it has come
-            return
-        if self._lines.get(line.channel) is line:
-            del self._lines[line.channel]
-        line.cancel_consumer()
+    def _update(self, consumer: _Consumer) -> None:
+        """Consume while calls wait, and not when none does."""
+        if consumer.waiters:
+            self._consume(consumer)
+        elif consumer.answer is None:  # Once the answer has come, this is called again.
+            if self._consumers.get(consumer.channel) is consumer:
+                del self._consumers[consumer.channel]
+            consumer.cancel()
 
-    def _consume(self, line: _Line) -> None:
-        """Have a consumer for those who wait, now or when its queue is bound."""
+    def _consume(self, consumer: _Consumer) -> None:
+        """Consume, or first bind the queue, unless that has begun or can't be done now."""
         connection = self.supervisor.connection
         if connection is None or not connection.is_open or self._amqp_channel is None:
             return
-        if line.consumer_tag or line.answer is not None or self._pauses.holds(line.channel):
+        if consumer.tag or consumer.answer is not None or self._pauses.holds(consumer.channel):
             return
-        if self._queues.bound(line.channel) is None:
-            line.answer = self._queues.start_bind(connection, line.channel)
+        if self._queues.bound(consumer.channel) is None:
+            consumer.answer = self._queues.start_bind(connection, consumer.channel)
         else:
-            by = self._amqp_channel_for(line.channel, connection)
-            line.consumer_tag = f"{next(self._numbers)}.{line.channel}"
-            line.amqp_channel = by
-            line.answer = by.consume(self._topology.queue(line.channel), line.consumer_tag)
-        line.answer.add_done_callback(partial(self._on_answer, line))
+            by = self._amqp_channel_for(consumer.channel, connection)
+            consumer.tag = f"{next(self._numbers)}.{consumer.channel}"
+            consumer.amqp_channel = by
+            consumer.answer = by.consume(self._topology.queue(consumer.channel), consumer.tag)
+        consumer.answer.add_done_callback(partial(self._on_answer, consumer))
 
     def _amqp_channel_for(self, channel: str, connection: Connection) -> OnDemandChannel:
-        """Return where to consume: where a refusal harms no other, if there was one."""
+        """Return where to consume: if it wasn't accepted before, where a refusal harms no other."""
         assert self._amqp_channel is not None, "the caller has asked"
-        if channel not in self._refused:
+        if channel in self._accepted:
             return self._amqp_channel
-        self._others = [other for other in self._others if not other.is_closed]
-        for other in self._others:
-            if other.is_idle:
-                return other
+        self._trials = [trial for trial in self._trials if not trial.is_closed]
+        for trial in self._trials:
+            if trial.is_idle:
+                return trial
+        if len(self._trials) >= _MOST_TRIALS:
+            return self._amqp_channel
         try:
-            self._others.append(self._open(connection))
+            trial = self._open(connection)
         except carehare.ChannelClosed:  # no number for another AMQP channel
             return self._amqp_channel
-        return self._others[-1]
+        self._trials.append(trial)
+        return trial
 
-    def _on_answer(self, line: _Line, answer: asyncio.Future[None]) -> None:
+    def _on_answer(self, consumer: _Consumer, answer: asyncio.Future[None]) -> None:
         """RabbitMQ has bound the queue, or has begun to deliver from it, or has refused."""
-        if line.answer is not answer:
-            return  # The connection is gone, and all else that was true.
-        line.answer = None
+        if consumer.answer is not answer:
+            return  # The connection is gone, or the consumer.
+        consumer.answer = None
         exc = answer.exception()
         if exc is not None:
-            is_bind = not line.consumer_tag  # If it is the consumer, _on_end() knows what to do.
-            line.forget_consumer()
+            is_bind = not consumer.tag  # If it is the consumer, _on_end() knows what to do.
+            consumer.forget()
             is_refusal = isinstance(exc, carehare.ChannelClosedByServer)
             if is_bind and is_refusal and self.supervisor.connection is not None:
-                self._pause(line.channel, exc)
-        else:
-            if line.consumer_tag:
-                self._refused.discard(line.channel)
-                self._pauses.end_series(line.channel)
-            if line.waiters:
-                self._consume(line)
-        self._stop_if_idle(line)
+                self._pause(consumer.channel, exc)
+        elif consumer.tag:
+            if len(self._accepted) >= MOST_REMEMBERED:
+                self._accepted.clear()
+            self._accepted.add(consumer.channel)
+            self._pauses.end_series(consumer.channel)
+        self._update(consumer)
 
     # From RabbitMQ
 
@@ -365,16 +371,16 @@ class NormalReceiver:
                 raise MalformedBody("for another recipient, in the queue of a normal channel")
         except OtherSettings as err:
             self._leave_to_others(channel, err)
-            line = self._lines.get(channel)
-            if line is not None and line.consumer_tag == consumer_tag:
-                line.cancel_consumer()  # first, or the message would come again
+            consumer = self._consumers.get(channel)
+            if consumer is not None and consumer.tag == consumer_tag:
+                consumer.cancel()  # first, or the message would come again
             by.requeue(tag)
         except MalformedBody as err:
             self._counters.malformed += 1
             self._reporter.report("malformed", str(err))
             by.ack(tag)
         else:
-            self.requeue(Delivery(channel, envelope, tag, by))
+            self._offer(Delivery(channel, envelope, tag, by))
 
     def _leave_to_others(self, channel: str, exc: OtherSettings) -> None:
         """Receive nothing from a channel for a while."""
@@ -389,13 +395,11 @@ class NormalReceiver:
     def _on_cancelled(self, consumer_tag: str) -> None:
         """The queue was deleted, or its node is gone."""
         channel = _channel_of(consumer_tag)
-        line = self._lines.get(channel)
-        if line is not None and line.consumer_tag == consumer_tag:
-            line.forget_consumer()
+        consumer = self._consumers.get(channel)
+        if consumer is not None and consumer.tag == consumer_tag:
+            consumer.forget()
             self._queues.forget(channel, self._queues.bound(channel))
-            if line.waiters:
-                self._consume(line)
-            self._stop_if_idle(line)
+            self._update(consumer)
 
     # The end
 
@@ -403,17 +407,17 @@ class NormalReceiver:
         """Cancel every call, before ``close``: its event loop will never run again."""
         self._closed_exc = asyncio.CancelledError
         self._pauses.close()
-        for line in self._lines.values():
-            for waiter in line.waiters:
+        for consumer in self._consumers.values():
+            for waiter in consumer.waiters:
                 waiter.cancel()
 
     def close(self) -> None:
         """End every pending and later call with ``StopConsumer``."""
         self._closed_exc = self._closed_exc or StopConsumer
         self._pauses.close()
-        lines, self._lines = self._lines, {}
-        for line in lines.values():
-            for waiter in line.waiters:
+        consumers, self._consumers = self._consumers, {}
+        for consumer in consumers.values():
+            for waiter in consumer.waiters:
                 if not waiter.done():
                     waiter.set_result(None)
 

@@ -30,14 +30,14 @@ from .normal_queues import NormalQueues, NormalTopology
 from .publisher import Publisher
 from .refusals import BLOCKED
 
-# Tries of one message. Each return means that somebody has deleted the queue a moment ago.
+# Tries of one message. Each return means that the queue was deleted a moment ago.
 _MOST_TRIES = 5
 _TOO_LATE = "Messages that came before were not confirmed in time"
 
 
 @dataclass(eq=False, slots=True)
-class _Line:
-    """The calls that send to one channel now."""
+class _Sending:
+    """The calls that send to one channel at the same time."""
 
     calls: int = 0
     unanswered: int = 0  # messages that are written, or will be in a moment
@@ -48,40 +48,42 @@ class _Line:
 
 @dataclass(eq=False, slots=True)
 class _Message:
+    """The message of one call."""
+
     channel: str
     body: bytes
     route: Route
     deadline: float  # loop time
-    line: _Line
+    sending: _Sending
     has_turn: bool = False
     # Of its present try: the binding, if it has one; and whether it counts as unanswered
     bind: asyncio.Future[None] | None = None
     is_counted: bool = False
 
     def count(self, bind: asyncio.Future[None] | None) -> None:
-        """It is written now, for the queue that ``bind`` stands for."""
+        """It is written in a moment, to the queue of the binding ``bind``."""
         self.bind = bind
         self.is_counted = True
-        self.line.unanswered += 1
+        self.sending.unanswered += 1
 
     def end_try(self) -> None:
         """It is answered, or won't be written."""
         if self.is_counted:
             self.is_counted = False
-            self.line.unanswered -= 1
-            if not self.line.unanswered:
-                self.line.all_answered.wake()
+            self.sending.unanswered -= 1
+            if not self.sending.unanswered:
+                self.sending.all_answered.wake()
 
     def end_turn(self) -> None:
         """It has joined the outbox: let the next call do so."""
         if self.has_turn:
             self.has_turn = False
-            self.line.turn.release()
+            self.sending.turn.release()
 
     async def wait_answered(self) -> None:
         """Wait until all messages are answered that were written before."""
-        while self.line.unanswered:
-            if not await self.line.all_answered.wait(self.deadline):
+        while self.sending.unanswered:
+            if not await self.sending.all_answered.wait(self.deadline):
                 raise BrokerUnavailable(_TOO_LATE)
 
 
@@ -102,27 +104,29 @@ class NormalSender:
         self._operation_timeout = operation_timeout
         self._counters = counters
         self._reporter = reporter
-        self._lines: dict[str, _Line] = {}  # by channel
+        self._sendings: dict[str, _Sending] = {}  # by channel
 
     async def send(self, channel: str, body: bytes) -> None:
         """Send to a normal channel: see ``RabbitmqChannelLayer.send``."""
         deadline = asyncio.get_running_loop().time() + self._operation_timeout
-        line = self._lines.get(channel)
-        if line is None:
-            line = self._lines[channel] = _Line()
-        line.calls += 1
-        message = _Message(channel, body, self._topology.route(channel), deadline, line)
+        sending = self._sendings.get(channel)
+        if sending is None:
+            sending = self._sendings[channel] = _Sending()
+        sending.calls += 1
+        message = _Message(channel, body, self._topology.route(channel), deadline, sending)
         try:
             outcome = await self._send(message)
         finally:
             message.end_turn()
-            line.calls -= 1
-            if not line.calls:
-                del self._lines[channel]
+            sending.calls -= 1
+            if not sending.calls:
+                del self._sendings[channel]
         self._tell(channel, outcome)
 
     async def _send(self, message: _Message) -> Outcome:
-        is_direct = self.queues.bound(message.channel) is not None and not message.line.turn.users
+        is_direct = (
+            self.queues.bound(message.channel) is not None and not message.sending.turn.users
+        )
         if not is_direct and not self._publisher.is_blocked:
             await self._wait_turn(message)
         for _ in range(_MOST_TRIES):
@@ -132,7 +136,7 @@ class NormalSender:
         raise BrokerUnavailable(f"No queue on RabbitMQ takes messages for {message.channel}")
 
     async def _wait_turn(self, message: _Message) -> None:
-        turn = message.line.turn
+        turn = message.sending.turn
         turn.users += 1
         try:
             message.has_turn = await turn.acquire(message.deadline)
@@ -143,7 +147,7 @@ class NormalSender:
         await message.wait_answered()
 
     async def _try(self, message: _Message) -> Outcome:
-        """Publish a message once, or have it join the outbox, before this waits for anything."""
+        """Publish a message once. It is written or in the outbox before this awaits anything."""
         after: Callable[[], Awaitable[object]] | None = None
         bind = self.queues.bound(message.channel)
         if bind is None:
@@ -172,7 +176,7 @@ class NormalSender:
         message.count(self.queues.bound(message.channel))
 
     def _tell(self, channel: str, outcome: Outcome) -> None:
-        """Tell the caller what became of its message, if that isn't what it hoped for."""
+        """Raise if RabbitMQ didn't take a message, or count it if nobody knows."""
         if outcome is Outcome.NACKED:
             self._counters.nacked += 1
             raise ChannelFull(

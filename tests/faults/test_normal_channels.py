@@ -170,6 +170,29 @@ async def test_a_user_who_may_not_read_it(of_user: OpenLayer, user: User, lines:
     assert await asyncio.wait_for(waiting, 20) == [0]
 
 
+async def test_a_refused_channel_leaves_another_its_consumer(
+    of_user: OpenLayer, user: User, lines: LogLines
+) -> None:
+    user.allow((".*", ".*", r"^(groups|crq\.(?!channel\.groups:forbidden).*)$"))
+    layer = await of_user()
+    await layer.send("forbidden", job(0))
+    waiting = [asyncio.create_task(layer.receive(name)) for name in ("jobs", "forbidden")]
+    await lines.next("be received from: ")
+    assert await consumer_tags(user) == ["1.jobs"]  # its first one
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+
+
+async def consumer_tags(user: User) -> list[str]:
+    """Return the tags of the consumers of normal channels' queues."""
+    listing = await asyncio.to_thread(
+        user.broker.ctl, "list_consumers", "-p", user.vhost, "queue_name", "consumer_tag"
+    )
+    rows = [line.split() for line in listing.splitlines()]
+    return [tag for queue, tag in rows if queue.startswith("crq.channel.")]
+
+
 async def test_a_refused_channel_holds_up_no_other(
     of_user: OpenLayer, user: User, lines: LogLines
 ) -> None:

@@ -427,33 +427,17 @@ async def test_what_is_reserved_on_a_lost_connection_is_forgotten(
 ) -> None:
     async with AmqpProxy(broker.url) as proxy:
         receiver, other = await open_one(host=proxy.url), await open_one()
-        line = _line_of(receiver, jobs)
         waiting = asyncio.create_task(numbers(receiver, jobs, 1))
-        await until(lambda: bool(line()))
         await until_consumed(broker, queue)
         # In one turn of the loop the message comes, and the connection ends.
-        supervisor = receiver._loop_layer().normal_channels.receiver.supervisor  # type: ignore[attr-defined]
-        give = supervisor._handler._on_delivery
-        tag = next(iter(line().values()))
-        assert tag
+        handler: Any = receiver._loop_layer().normal_channels.receiver  # type: ignore[attr-defined]
+        consumer = handler._consumers[jobs]
         body = MessageCodec(max_message_size=1000).encode_for_channel(jobs, {"type": "x", "n": 7})
-        give(tag, body, 1, supervisor._handler._amqp_channel)
-        supervisor.reconnect("a test wants it so")
-        supervisor._handler.on_lost("a test wants it so")
+        handler._on_delivery(consumer.tag, body, 1, consumer.amqp_channel)
+        handler.supervisor.reconnect("a test wants it so")
+        handler.on_lost("a test wants it so")
         await other.send(jobs, {"type": "job", "n": 8})
         assert await waiting == [8]
-
-
-def _line_of(layer: RabbitmqChannelLayer, channel: str) -> Callable[[], dict[str, str]]:
-    """By channel, the consumer tag of the calls that wait."""
-
-    def find() -> dict[str, str]:
-        receiver: Any = layer._loop_layer().normal_channels.receiver  # type: ignore[attr-defined]
-        return {
-            name: line.consumer_tag for name, line in receiver._lines.items() if name == channel
-        }
-
-    return find
 
 
 async def until_consumed(broker: Broker, queue: str) -> None:
