@@ -28,6 +28,8 @@ from tests.support.fixtures import (  # noqa: F401 - pytest finds them here
     hooks_module,
     lines_without_errors,
     logged,
+    proxy,
+    queue,
     short_close,
 )
 from tests.support.leaks import LoopWatch, new_sockets, open_sockets, unclosed_resources
@@ -35,6 +37,7 @@ from tools.private_broker import PrivateBroker, find_broker_commands
 
 if TYPE_CHECKING:
     from channels_rabbitmq.core import RabbitmqChannelLayer
+    from tests.support.amqp_proxy import AmqpProxy
     from tests.support.programs import Programs
 
 _ROOT = Path(__file__).parent.parent
@@ -277,12 +280,14 @@ async def open_layer(
 
 
 @pytest.fixture
-async def programs(broker: Broker, groups_exchange: str) -> AsyncIterator[Programs]:
+async def programs(
+    proxy: AmqpProxy,  # noqa: F811
+    broker: Broker,
+    groups_exchange: str,
+) -> AsyncIterator[Programs]:
     """Starts the programs of ``tests/programs``; those that still run at the end are killed."""
-    from tests.support.amqp_proxy import AmqpProxy
     from tests.support.programs import Programs
 
-    async with AmqpProxy(broker.url) as proxy:
-        started = Programs(proxy, broker.url, groups_exchange)
-        yield started
-        await started.kill_all()
+    started = Programs(proxy, broker.url, groups_exchange)
+    yield started
+    await started.kill_all()

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -237,12 +237,6 @@ class Damage:
 
     def end(self) -> None:
         self.proxy.remove(self._rule)
-
-
-@pytest.fixture
-async def proxy(broker: Broker) -> AsyncIterator[AmqpProxy]:
-    async with AmqpProxy(broker.url) as proxy:
-        yield proxy
 
 
 @pytest.mark.slow

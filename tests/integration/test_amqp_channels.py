@@ -40,11 +40,6 @@ async def connection(broker: Broker) -> AsyncIterator[Connection]:
     await connection.close()
 
 
-@pytest.fixture
-def queue() -> str:
-    return f"test-{secrets.token_hex(8)}"
-
-
 async def declare(connection: Connection, queue: str, **arguments: Any) -> None:
     done = connection.open_topology().call(
         commands.Queue.Declare(queue=queue, exclusive=True, arguments=arguments)

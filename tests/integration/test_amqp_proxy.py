@@ -25,12 +25,6 @@ from tools.private_broker import PrivateBroker, TlsFiles
 
 
 @pytest.fixture
-async def proxy(broker: Broker) -> AsyncIterator[AmqpProxy]:
-    async with AmqpProxy(broker.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 async def client(proxy: AmqpProxy) -> AsyncIterator[carehare.Connection]:
     """Open; the test may break it."""
     connection = carehare.Connection(proxy.url, connect_timeout=5)
@@ -329,12 +323,12 @@ async def test_silent_server_says_nothing() -> None:
     async with silent_server() as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(b"AMQP\0\0\x09\x01")
-        await server.accepted_one()
+        await server.until_accepted()
         with pytest.raises(asyncio.TimeoutError):  # "nothing" has no event
             await asyncio.wait_for(reader.read(1), timeout=0.05)
         assert server.open == 1
         writer.close()
-        await server.all_gone()
+        await server.until_gone()
 
 
 async def test_closing_server_ends_with_fin() -> None:
@@ -343,7 +337,7 @@ async def test_closing_server_ends_with_fin() -> None:
         writer.write(b"AMQP\0\0\x09\x01")
         assert await reader.read() == b""
         writer.close()
-        await server.all_gone()
+        await server.until_gone()
         assert server.accepted == 1
 
 

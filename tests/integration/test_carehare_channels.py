@@ -27,17 +27,6 @@ async def connection(broker: Broker) -> AsyncIterator[CarehareConnection]:
         yield connection
 
 
-@pytest.fixture
-async def proxy(broker: Broker) -> AsyncIterator[AmqpProxy]:
-    async with AmqpProxy(broker.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def queue() -> str:
-    return f"test-{secrets.token_hex(8)}"
-
-
 async def turn() -> None:
     await asyncio.sleep(0)  # lets what was scheduled before run
 

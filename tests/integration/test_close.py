@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import carehare
@@ -33,12 +33,6 @@ MESSAGE = {"type": "test.message"}
 # The default. (After clients that have gone in the midst of a handshake RabbitMQ 4.0 may leave the
 # next ones waiting for five seconds.)
 _OPERATION_TIMEOUT = 10.0
-
-
-@pytest.fixture
-async def proxy(broker: Broker) -> AsyncIterator[AmqpProxy]:
-    async with AmqpProxy(broker.url) as proxy:
-        yield proxy
 
 
 class Closing:
@@ -161,7 +155,7 @@ async def test_while_nobody_answers(open_layer: OpenLayer, lines_without_errors:
             await asyncio.wait_for(layer.close(), _OPERATION_TIMEOUT)
             with pytest.raises(StopConsumer):
                 await receiving
-        await server.all_gone()
+        await server.until_gone()
 
 
 @pytest.mark.slow

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,17 +28,6 @@ from tests.support.brokers import Broker
 from tests.support.deadlines import soon
 from tests.support.sockets import socket_of
 from tools.private_broker import PrivateBroker
-
-
-@pytest.fixture
-async def proxy(broker: Broker) -> AsyncIterator[AmqpProxy]:
-    async with AmqpProxy(broker.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def queue() -> str:
-    return f"test-{secrets.token_hex(8)}"
 
 
 def make(url: str, **options: Any) -> Connection:

@@ -696,7 +696,7 @@ class TestClose:
                     layer.group_add("g", channel),
                 )
             ]
-            await server.accepted_one()
+            await server.until_accepted()
             await layer.close()
             for task in calls:
                 with pytest.raises(BrokerUnavailable, match="closed"):
@@ -709,7 +709,7 @@ class TestClose:
             ):
                 with pytest.raises(BrokerUnavailable, match="closed"):
                     await asyncio.wait_for(call, 5)  # operation_timeout is longer
-            await server.all_gone()
+            await server.until_gone()
 
     async def test_closing_unused_twice_and_at_once(self, open_layer: OpenLayer) -> None:
         layer = await open_layer()
@@ -726,12 +726,12 @@ class TestClose:
         async with silent_server() as server:
             layer = await open_layer(host=server.url)
             await layer.new_channel()
-            await server.accepted_one()
+            await server.until_accepted()
             closing = asyncio.create_task(layer.close())
             await asyncio.sleep(0)  # lets it begin
             closing.cancel()
             await asyncio.wait([closing])
-            await server.all_gone()
+            await server.until_gone()
 
     @pytest.mark.parametrize("close", [True, False])
     def test_the_end_of_asyncio_run_leaves_no_trace(self, broker: Broker, close: bool) -> None:

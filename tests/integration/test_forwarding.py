@@ -130,7 +130,7 @@ class TestCalls:
         async with silent_server() as server:
             layer = await open_layer(host=server.url)
             channel = await owner.run(layer.new_channel())
-            await server.accepted_one()
+            await server.until_accepted()
             members = inside_of_loop(layer, owner.loop).members
             adding = asyncio.create_task(layer.group_add("g", channel))
             await asyncio.sleep(0)  # lets it begin
@@ -140,7 +140,7 @@ class TestCalls:
                 await adding
             owner.block_until(lambda: not members.has_members("g"))
             owner.end()
-            await server.all_gone()
+            await server.until_gone()
 
     async def test_an_owner_that_is_busy(
         self, open_layer: OpenLayer, owner: LoopThread, monkeypatch: pytest.MonkeyPatch
@@ -280,11 +280,11 @@ class TestEnds:
             layer = await open_layer(host=server.url)
             channel = await owner.run(layer.new_channel())
             adding = asyncio.create_task(layer.group_add("g", channel))
-            await server.accepted_one()
+            await server.until_accepted()
             owner.end()
             with pytest.raises(BrokerUnavailable, match=r"ended|closed"):
                 await adding
-            await server.all_gone()
+            await server.until_gone()
 
     async def test_of_the_owners_layer(self, open_layer: OpenLayer, owner: LoopThread) -> None:
         layer = await open_layer()

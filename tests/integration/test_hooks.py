@@ -9,7 +9,7 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,6 @@ commands = pamqp.commands
 
 
 outer: contextvars.ContextVar[str] = contextvars.ContextVar("outer", default="nobody's")
-
-
-@pytest.fixture
-async def proxy(broker: Broker) -> AsyncIterator[AmqpProxy]:
-    async with AmqpProxy(broker.url) as proxy:
-        yield proxy
 
 
 class Calls:

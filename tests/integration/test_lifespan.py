@@ -131,7 +131,7 @@ class TestFailFast:
         async with silent_server() as fake:
             message = await self.failure(host=fake.url, connect_timeout=0.2)
             assert "no answer from amqp://" in message
-            await fake.all_gone()
+            await fake.until_gone()
 
 
 class TestMistakes:

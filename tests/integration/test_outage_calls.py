@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -128,12 +128,6 @@ async def test_calls_that_another_event_loop_serves(open_layer: OpenLayer) -> No
 
 
 # A broker that goes and comes back
-
-
-@pytest.fixture
-async def proxy(broker: Broker) -> AsyncIterator[AmqpProxy]:
-    async with AmqpProxy(broker.url) as proxy:
-        yield proxy
 
 
 async def used(layer: RabbitmqChannelLayer) -> str:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 import msgpack
@@ -30,7 +30,6 @@ from channels_rabbitmq.statistics import (
     ProcessStatistics,
 )
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
-from tests.support.brokers import Broker
 from tests.support.changes import until
 from tests.support.layers import (
     close_for_sync_code,
@@ -52,12 +51,6 @@ MESSAGE = {"type": "test.message"}
 commands = pamqp.commands
 
 NO_GROUPS = GroupStatistics(required=0, bound=0, lingering=0)
-
-
-@pytest.fixture
-async def proxy(broker: Broker) -> AsyncIterator[AmqpProxy]:
-    async with AmqpProxy(broker.url) as proxy:
-        yield proxy
 
 
 async def receive(layer: RabbitmqChannelLayer, channel: str) -> dict[str, Any]:

@@ -30,8 +30,7 @@ from channels_rabbitmq._amqp.publishing import PublisherChannel
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq._carehare.channels import UserChannels
 from channels_rabbitmq._carehare.connection import CarehareConnection
-from tests.support.changes import Changes
-from tools.private_broker import free_port
+from tests.support.fake_servers import Server, listening
 
 START = commands.Connection.Start(mechanisms="AMQPLAIN PLAIN", server_properties={})
 
@@ -298,59 +297,19 @@ _ANSWERS = {
 }
 
 
-class ScriptedBroker:
+class ScriptedBroker(Server):
     """A server that does with each client what the test's script says, then closes."""
 
     def __init__(self, script: Callable[[Client], Awaitable[None]]) -> None:
-        self.port = free_port()
-        self.accepted = 0  # clients ever
-        self.open = 0  # clients whose connection neither side has closed
+        super().__init__()
         self._script = script
-        self._changes = Changes()
-        self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def url(self) -> str:
-        return f"amqp://guest:guest@127.0.0.1:{self.port}"
-
-    async def until_accepted(self, count: int = 1) -> None:
-        await self._changes.until(lambda: self.accepted >= count)
-
-    async def until_gone(self) -> None:
-        """Wait until no client is left."""
-        await self._changes.until(lambda: self.accepted > 0 and self.open == 0)
-
-    def on_connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._tasks.add(asyncio.create_task(self._serve(reader, writer)))
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.accepted += 1
-        self.open += 1
-        self._changes.notify()
-        try:
-            with contextlib.suppress(EOFError, OSError):
-                await self._script(Client(reader, writer))
-        finally:
-            writer.close()
-            self.open -= 1
-            self._changes.notify()
-
-    async def end(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        for result in await asyncio.gather(*self._tasks, return_exceptions=True):
-            if isinstance(result, Exception):
-                raise result
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.note_accepted()
+        await self._script(Client(reader, writer))
 
 
-@contextlib.asynccontextmanager
-async def scripted_broker(
+def scripted_broker(
     script: Callable[[Client], Awaitable[None]], *, host: str = "127.0.0.1"
-) -> AsyncIterator[ScriptedBroker]:
-    broker = ScriptedBroker(script)
-    listener = await asyncio.start_server(broker.on_connect, host, broker.port)
-    try:
-        yield broker
-    finally:
-        listener.close()
-        await broker.end()
+) -> contextlib.AbstractAsyncContextManager[ScriptedBroker]:
+    return listening(ScriptedBroker(script), host=host)

@@ -6,20 +6,19 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
+from typing import TypeVar
 
 from tests.support.changes import Changes
 from tools.private_broker import free_port
 
 
-class FakeServer:
-    """Reads the eight bytes with which an AMQP client begins, says ``answer``, may then close."""
+class Server:
+    """A server for clients of which each has its own ``talk``; then it closes the connection."""
 
-    def __init__(self, answer: bytes, close: bool) -> None:
+    def __init__(self) -> None:
         self.port = free_port()
         self.accepted = 0  # connections ever
         self.open = 0  # connections that neither side has closed
-        self._answer = answer
-        self._close = close
         self._changes = Changes()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -27,28 +26,29 @@ class FakeServer:
     def url(self) -> str:
         return f"amqp://guest:guest@127.0.0.1:{self.port}"
 
-    async def accepted_one(self) -> None:
-        """Returns once a client has connected and begun."""
-        await self._changes.until(lambda: self.accepted > 0)
+    async def until_accepted(self, count: int = 1) -> None:
+        await self._changes.until(lambda: self.accepted >= count)
 
-    async def all_gone(self) -> None:
-        """Returns once every client has closed its connection."""
-        await self._changes.until(lambda: self.open == 0)
+    async def until_gone(self) -> None:
+        """Wait until a client has come, and none is left."""
+        await self._changes.until(lambda: self.accepted > 0 and self.open == 0)
+
+    def note_accepted(self) -> None:
+        """To be called by ``talk``, once."""
+        self.accepted += 1
+        self._changes.notify()
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raise NotImplementedError
 
     def on_connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._serve(reader, writer))
-        self._tasks.add(task)
+        self._tasks.add(asyncio.create_task(self._serve(reader, writer)))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
         try:
             with contextlib.suppress(EOFError, OSError):
-                await reader.readexactly(8)
-                self.accepted += 1
-                self._changes.notify()
-                writer.write(self._answer)
-                while not self._close and await reader.read(65536):
-                    pass
+                await self.talk(reader, writer)
         finally:
             writer.close()
             self.open -= 1
@@ -57,18 +57,48 @@ class FakeServer:
     async def end(self) -> None:
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for result in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(result, Exception):
+                raise result
+
+
+_AnyServer = TypeVar("_AnyServer", bound=Server)
 
 
 @contextlib.asynccontextmanager
-async def fake_server(*, answer: bytes = b"", close: bool = False) -> AsyncIterator[FakeServer]:
-    fake = FakeServer(answer, close)
-    listener = await asyncio.start_server(fake.on_connect, "127.0.0.1", fake.port)
+async def listening(server: _AnyServer, *, host: str = "127.0.0.1") -> AsyncIterator[_AnyServer]:
+    listener = await asyncio.start_server(server.on_connect, host, server.port)
     try:
-        yield fake
+        yield server
     finally:
         listener.close()
-        await fake.end()
+        await server.end()
+
+
+class FakeServer(Server):
+    """Reads the eight bytes with which an AMQP client begins, says ``answer``, may then close."""
+
+    def __init__(self, answer: bytes, close: bool) -> None:
+        super().__init__()
+        self._answer = answer
+        self._close = close
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(8)
+        self.note_accepted()
+        writer.write(self._answer)
+        while not self._close and await reader.read(65536):
+            pass
+
+    async def until_gone(self) -> None:
+        """Wait until no client is left. It may have gone before it said anything."""
+        await self._changes.until(lambda: self.open == 0)
+
+
+def fake_server(
+    *, answer: bytes = b"", close: bool = False
+) -> contextlib.AbstractAsyncContextManager[FakeServer]:
+    return listening(FakeServer(answer, close))
 
 
 def silent_server() -> contextlib.AbstractAsyncContextManager[FakeServer]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.log_lines import LogLines, log_lines
+
+if TYPE_CHECKING:
+    from tests.support.amqp_proxy import AmqpProxy
+    from tests.support.brokers import Broker
 
 
 def shorten_closing(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
@@ -41,6 +47,21 @@ def short_close(monkeypatch: pytest.MonkeyPatch) -> None:
 def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.DEBUG)
     return caplog
+
+
+@pytest.fixture
+async def proxy(broker: Broker) -> AsyncIterator[AmqpProxy]:
+    """Between a client and the broker."""
+    from tests.support.amqp_proxy import AmqpProxy
+
+    async with AmqpProxy(broker.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def queue() -> str:
+    """The name of a queue that isn't there."""
+    return f"test-{secrets.token_hex(8)}"
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import socket
 import ssl
 from typing import Any
@@ -29,11 +28,6 @@ from tests.support.fake_servers import closing_server, silent_server
 from tests.support.name_server import serve_names
 
 
-@pytest.fixture
-def queue() -> str:
-    return f"test-{secrets.token_hex(8)}"
-
-
 def make(url: str, **options: Any) -> Connection:
     return Connection(BrokerUrl.parse(url), **options)
 
@@ -43,7 +37,7 @@ async def test_server_that_says_nothing_is_given_up_at_the_deadline() -> None:
     async with silent_server() as server:
         with pytest.raises((TimeoutError, asyncio.TimeoutError)):
             await make(server.url).connect(soon(0.05))
-        await server.all_gone()
+        await server.until_gone()
 
 
 async def test_server_that_ends_the_connection_during_the_handshake() -> None:
@@ -131,7 +125,7 @@ async def test_tls_handshake_that_is_given_up_closes_its_socket() -> None:
         connection = make(server.url.replace("amqp://", "amqps://"))
         with pytest.raises((TimeoutError, asyncio.TimeoutError)):
             await connection.connect(soon(0.1))
-        await server.all_gone()
+        await server.until_gone()
 
 
 async def test_refused_login_closes_its_socket() -> None:

@@ -81,7 +81,7 @@ async def test_in_the_error_and_in_the_log(answer: bytes, close: bool) -> None:
                 await layer.connect(fail_fast=True)
             await layer.close()
             logged = lines.rest()
-        await server.all_gone()
+        await server.until_gone()
     warnings = [line for line in logged if line.startswith("WARNING")]
     assert len([line for line in warnings if "subscriber" in line]) == 1
     for line in warnings:
@@ -116,7 +116,7 @@ async def test_one_that_says_nothing() -> None:
     async with fake_server() as server:
         with pytest.raises(TimeoutError, match="doesn't greet as RabbitMQ does"):
             await connect(server.url, 0.2)
-        await server.all_gone()
+        await server.until_gone()
 
 
 async def test_one_that_says_nothing_to_tls() -> None:
@@ -125,7 +125,7 @@ async def test_one_that_says_nothing_to_tls() -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # It takes a while to read CAs.
         with pytest.raises(TimeoutError, match="doesn't answer to TLS"):
             await connect(url, 0.3, ssl_context=context)
-        await server.all_gone()
+        await server.until_gone()
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"AMQP\x00\x00\x09\x01"])

@@ -737,7 +737,7 @@ async def test_wait_ready_while_the_first_attempt_goes_on() -> None:
         with pytest.raises(BrokerUnavailable, match="still connecting"):
             await supervisor.wait_ready(soon(0.01))
         await end(supervisor)
-        await server.all_gone()
+        await server.until_gone()
 
 
 @pytest.mark.usefixtures("fast")
