@@ -305,6 +305,14 @@ class Publisher:
                 if not await self.changed.wait(deadline):
                     return Outcome.BLOCKED  # too slow
 
+    def publish_request_nowait(self, body: bytes, route: Route, deadline: float) -> bool:
+        """As ``publish_request``, if it can be written now; return whether."""
+        amqp_channel = self._amqp_channel
+        if amqp_channel is None or self.is_blocked or not amqp_channel.can_publish():
+            return False
+        amqp_channel.publish(body, route, deadline)
+        return True
+
     def _on_writable(self) -> None:
         self._outbox.drain()
         self.changed.wake()

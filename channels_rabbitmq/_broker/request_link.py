@@ -55,6 +55,12 @@ class RequestLink:
             self._counters.requests += 1
         return outcome
 
+    def publish_nowait(self, recipient: str, body: bytes, deadline: float) -> bool:
+        """Publish if it can be written now: see ``_peers.link``."""
+        was_written = self._publisher.publish_request_nowait(body, self._route(recipient), deadline)
+        self._counters.requests += was_written
+        return was_written
+
     async def wait_publisher_ready(self, deadline: float) -> None:
         """Wait for the connection that publishes."""
         await self._publisher.supervisor.wait_ready(deadline)

@@ -28,6 +28,9 @@ class Link(Protocol):
         connection in time: then nothing was written.
         """
 
+    def publish_nowait(self, recipient: str, body: bytes, deadline: float) -> bool:
+        """Publish if it can be written now; return whether. The outcome is told to nobody."""
+
     def set_bye(self, body: bytes) -> None:
         """Have ``body`` published to all at the orderly end of this process."""
 

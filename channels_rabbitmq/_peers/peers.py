@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Protocol
 
 from .._codec import MalformedBody, MessageCodec, unpack_info
 from .._identity import TO_ALL, id_of, to_process
@@ -16,6 +15,7 @@ from ..statistics import Counters, ProcessStatistics
 from .answerer import Answerer, LocalGroups
 from .asker import Asker
 from .greeter import Greeter
+from .late_acks import Acker, LateAcks
 from .link import Link
 from .processes import Processes
 from .questions import Question
@@ -41,12 +41,6 @@ from .standstill import Standstill
 
 # Bytes of a request, whatever max_message_size is. The largest is a part of a list of members.
 _LARGEST_REQUEST = 1024 * 1024
-
-
-class Acker(Protocol):
-    """An AMQP channel that can ack a delivery."""
-
-    def ack(self, delivery_tag: int) -> None: ...
 
 
 class Peers:
@@ -85,6 +79,7 @@ class Peers:
         part_size = min(PART_SIZE, settings.max_message_size // 2)
         self._answerer = Answerer(id_, groups, link, self._codec, counters, longest, part_size)
         self._link = link
+        self._late_acks = LateAcks()
         self._standstill = Standstill(request_expiry, self._on_stood_still)
 
     # From the connection that receives
@@ -99,6 +94,7 @@ class Peers:
     def on_lost(self) -> None:
         """Nothing arrives any more, until ``on_ready``."""
         self._standstill.stop()
+        self._late_acks.clear()
         self._forget_all_heard(self._loop.time())
 
     def _forget_all_heard(self, since: float) -> None:
@@ -112,7 +108,7 @@ class Peers:
 
     def on_request(self, body: bytes, tag: int, published: int, acker: Acker) -> None:
         """Handle a body that another process has published, or any other program."""
-        acker.ack(tag)
+        self._late_acks.add(acker, tag)
         self._standstill.check()
         if not body:  # The sender only wants to know whether this queue is there.
             return
@@ -255,6 +251,7 @@ class Peers:
     def close(self) -> None:
         """Ask and answer nothing more."""
         self._standstill.stop()
+        self._late_acks.clear()
         self.greeter.close()
         self._answerer.close()
         self._asker.sharing.close()

@@ -21,6 +21,7 @@ from channels_rabbitmq._codec import MessageCodec, pack_info
 from channels_rabbitmq._identity import TO_ALL, to_process
 from channels_rabbitmq._peers import answerer as _answerer
 from channels_rabbitmq._peers.greeter import SETTLE_TIMEOUT, SPREAD
+from channels_rabbitmq._peers.late_acks import LONGEST
 from channels_rabbitmq._peers.peers import Peers
 from channels_rabbitmq._peers.processes import GONE_AFTER
 from channels_rabbitmq._peers.requests import (
@@ -54,6 +55,7 @@ class Wire:
     def __init__(self) -> None:
         self.connected: dict[str, Process] = {}
         self.is_blocked = False
+        self.is_full = False  # no room to write anything at once
         self.unblocked = asyncio.Event()
         self.on_blocked: list[Callable[[], None]] = []
         self.deaf: set[str] = set()  # what is for them stays in their queues
@@ -71,20 +73,33 @@ class Wire:
     async def publish(self, recipient: str, body: bytes) -> Outcome:
         if self.is_blocked:
             return Outcome.BLOCKED
+        found = self._begin(recipient, body)
+        await asyncio.sleep(DELAY)
+        if self.lost_answers:
+            return self.lost_answers.pop(0)
+        self._deliver(found, body)
+        return Outcome.CONFIRMED if found or recipient == TO_ALL else Outcome.RETURNED
+
+    def publish_nowait(self, recipient: str, body: bytes) -> bool:
+        if self.is_blocked or self.is_full:
+            return False
+        found = self._begin(recipient, body)
+        asyncio.get_running_loop().call_later(DELAY, self._deliver, found, body)
+        return True
+
+    def _begin(self, recipient: str, body: bytes) -> list[Process]:
         message = _codec.decode(body).message()
         self.said.append((message["from"], recipient, message["kind"]))
-        found = [
+        return [
             process
             for process in self.connected.values()
             if recipient in (TO_ALL, to_process(process.id))
         ]
-        await asyncio.sleep(DELAY)
-        if self.lost_answers:
-            return self.lost_answers.pop(0)
-        for process in found:
+
+    def _deliver(self, processes: list[Process], body: bytes) -> None:
+        for process in processes:
             if process.id not in self.deaf:
                 process.peers.on_request(body, 1, 0, process)
-        return Outcome.CONFIRMED if found or recipient == TO_ALL else Outcome.RETURNED
 
 
 class Process:
@@ -149,6 +164,9 @@ class Process:
 
     async def publish(self, recipient: str, body: bytes, deadline: float) -> Outcome:
         return await self.wire.publish(recipient, body)
+
+    def publish_nowait(self, recipient: str, body: bytes, deadline: float) -> bool:
+        return self.wire.publish_nowait(recipient, body)
 
     def set_bye(self, body: bytes) -> None:
         self.bye = body
@@ -243,7 +261,8 @@ class TestGreeting:
                 others = sorted(one.id for one in processes if one is not process)
                 assert sorted(process.peers.processes.known()) == others
                 assert wire.kinds(process.id)[HELLO] == 1
-                assert process.acked
+            await asyncio.sleep(LONGEST)
+            assert all(process.acked for process in processes)
 
         play(scene)
 
@@ -865,6 +884,16 @@ class TestAnswering:
 
         play(scene, "ab")
 
+    def test_without_room_to_write_questions_wait_and_are_answered(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b = processes
+            wire.is_full = True
+            asking = [a.peers.group_count(f"room{n}", now() + 1) for n in range(100)]
+            assert await asyncio.gather(*asking) == [0] * 100
+            assert (a.counters.incomplete, b.counters.unanswered) == (0, 0)
+
+        play(scene, "ab")
+
     def test_a_question_whose_time_is_over_is_not_answered(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -872,6 +901,7 @@ class TestAnswering:
 
         async def scene(wire: Wire, processes: list[Process]) -> None:
             (a,) = processes
+            wire.is_full = True
             for number in (1, 2, 2, 3):
                 timeout = 1.0 if number != 2 else DELAY / 2
                 request = Request(MEMBERS, "crq." + "z" * 16, number, timeout, GROUP)
@@ -887,6 +917,7 @@ class TestAnswering:
 
         async def scene(wire: Wire, processes: list[Process]) -> None:
             (a,) = processes
+            wire.is_full = True
             for number in range(3):
                 request = Request(MEMBERS, "crq." + "z" * 16, number, 1.0, GROUP)
                 a.peers.on_request(_codec.encode_for_channel(TO_ALL, request.message()), 1, 0, a)
@@ -924,9 +955,11 @@ class TestAnswering:
 
         async def scene(wire: Wire, processes: list[Process]) -> None:
             (a,) = processes
+            await asyncio.sleep(LONGEST)  # its own hello is acked
             acked = a.acked
             a.peers.on_request(bodies[what], 1, 0, a)
             assert a.counters.malformed_requests == 1
+            await asyncio.sleep(LONGEST)
             assert a.acked == acked + 1
             assert a.peers.processes.known() == []
             assert (await a.peers.group_members(GROUP, now() + 1)).is_complete
