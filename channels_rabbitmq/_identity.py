@@ -17,8 +17,8 @@ _ID_LENGTH = 16
 _RANDOM_LENGTH = 12
 _ID = re.compile(rf"{re.escape(_ID_PREFIX)}[{_ALPHABET}]{{{_ID_LENGTH}}}")
 
-# To whom a request goes that all processes shall hear. No group's name holds "!", so what is sent
-# to such a name reaches no process with 4.x, which knows nothing of requests.
+# The recipient of requests to all processes. No group's name holds "!", so these requests reach no
+# process with 4.x, which knows nothing of them.
 TO_ALL = "!all"
 
 
@@ -33,7 +33,7 @@ def is_id(text: str) -> bool:
 
 
 def to_process(id_: str) -> str:
-    """Return to whom a request goes that one ``LoopLayer`` alone shall hear."""
+    """Return the recipient of requests to the process (or rather ``LoopLayer``) ``id_``."""
     return f"{id_}!requests"
 
 

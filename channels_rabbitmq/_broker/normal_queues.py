@@ -33,7 +33,6 @@ import logging
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import carehare
 
@@ -47,6 +46,7 @@ from ..exceptions import BrokerUnavailable
 from .reasons import describe
 from .shared import Told
 from .supervisor import Supervisor
+from .topology import queue_arguments
 
 logger = logging.getLogger("channels_rabbitmq.normal_channels")
 
@@ -67,16 +67,13 @@ class NormalTopology:
         self, id_: str, settings: Settings, capacity_of: Callable[[str], int], told: Told
     ) -> None:
         self._id = id_
+        self._settings = settings
         self._exchange = settings.groups_exchange
-        self._expiry = settings.expiry
-        self._capacity_bytes = settings.remote_capacity_bytes
         self._capacity_of = capacity_of
         self._told = told
         # By channel: the groups to which this event loop has added it
         self.groups: dict[str, set[str]] = {}
-        # Channels whose queues were declared here, for flush()
-        self._remembers = settings.allow_flush
-        self.used: set[str] = set()
+        self.used: set[str] = set()  # channels whose queues were declared here, for flush()
 
     def route(self, channel: str) -> Route:
         """Return the route of a channel's messages."""
@@ -88,18 +85,10 @@ class NormalTopology:
 
     def declare(self, channel: str) -> Method:
         """Return the command that declares a channel's queue."""
-        if self._remembers:
+        if self._settings.allow_flush:
             self.used.add(channel)
-        arguments: dict[str, Any] = {
-            "x-queue-type": "classic",
-            "x-expires": round(QUEUE_EXPIRY * 1000),
-            "x-max-length": max(1, self._capacity_of(channel)),
-            "x-overflow": "reject-publish",
-        }
-        if self._capacity_bytes is not None:
-            arguments["x-max-length-bytes"] = self._capacity_bytes
-        if self._expiry is not None:
-            arguments["x-message-ttl"] = round(self._expiry * 1000)
+        arguments = queue_arguments(self._settings, max(1, self._capacity_of(channel)))
+        arguments["x-expires"] = round(QUEUE_EXPIRY * 1000)
         return Queue.Declare(queue=self.queue(channel), durable=True, arguments=arguments)
 
     def bind(self, channel: str) -> Method:
@@ -190,18 +179,9 @@ class NormalQueues:
                 bind = self.start_bind(connection, channel)
             except carehare.ChannelClosed as err:  # no number for another AMQP channel
                 raise BrokerUnavailable(f"The normal channel {channel}: {err}") from None
-            if not await wait_all([bind], deadline):
-                raise BrokerUnavailable(
-                    f"The queue of the normal channel {channel} was not declared in time: RabbitMQ "
-                    "did not confirm it"
-                )
-            exc = bind.exception()
-            if exc is None:
+            what = f"declare the queue of the normal channel {channel}"
+            if await _is_confirmed(bind, deadline, what):
                 return
-            if isinstance(exc, carehare.ChannelClosedByServer):
-                raise BrokerUnavailable(
-                    f"RabbitMQ refused the queue of the normal channel {channel}: {describe(exc)}"
-                )
             # The connection is lost. Its supervisor may not know that yet.
             await asyncio.sleep(0)
 
@@ -242,17 +222,8 @@ class NormalQueues:
                 continue  # The connection was lost in this moment.
             assert self._amqp_channel is not None, "else it isn't bound"
             answer = self._amqp_channel.call(self._topology.bind_group(channel, group))
-            if not await wait_all([answer], deadline):
-                raise BrokerUnavailable(
-                    f"The group {group!r} was not bound in time: RabbitMQ did not confirm it"
-                )
-            exc = answer.exception()
-            if exc is None:
+            if await _is_confirmed(answer, deadline, f"bind the group {group!r}"):
                 return
-            if isinstance(exc, carehare.ChannelClosedByServer):
-                raise BrokerUnavailable(
-                    f"RabbitMQ refused to bind the group {group!r}: {describe(exc)}"
-                )
 
     async def discard_from_group(self, channel: str, group: str, deadline: float) -> None:
         """Have the queue get no more of a group's messages. No error if it got none.
@@ -313,6 +284,19 @@ class NormalQueues:
         fail(bind, _more_telling(refusal, exc))
         if isinstance(exc, carehare.ChannelClosedByServer) and _NO_EXCHANGE.search(str(exc)):
             self._on_no_exchange()
+
+
+async def _is_confirmed(answer: asyncio.Future[None], deadline: float, what: str) -> bool:
+    """Return whether RabbitMQ has done ``what``; False if the connection is lost.
+
+    Raises BrokerUnavailable if it has refused, or hasn't answered by ``deadline`` (loop time).
+    """
+    if not await wait_all([answer], deadline):
+        raise BrokerUnavailable(f"RabbitMQ did not {what} in time")
+    exc = answer.exception()
+    if isinstance(exc, carehare.ChannelClosedByServer):
+        raise BrokerUnavailable(f"RabbitMQ refused to {what}: {describe(exc)}")
+    return exc is None
 
 
 def _more_telling(refusal: BaseException | None, exc: BaseException) -> BaseException:

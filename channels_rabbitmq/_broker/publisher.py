@@ -291,7 +291,7 @@ class Publisher:
                 message.finish()  # too slow: as good as blocked
 
     async def publish_request(self, body: bytes, route: Route, deadline: float) -> Outcome:
-        """As ``publish``, for what is no message: not in the messages' order, and not counted."""
+        """Publish a request: as ``publish``, but not in the order of messages, and not counted."""
         while True:
             amqp_channel = self._amqp_channel
             if self.is_blocked:

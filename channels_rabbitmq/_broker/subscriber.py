@@ -36,7 +36,7 @@ logger = logging.getLogger("channels_rabbitmq.subscriber")
 
 
 class Requests(Protocol):
-    """Who handles the requests of other processes."""
+    """Handles the requests of other processes."""
 
     def on_request(self, body: bytes, tag: int, published: int, consumer: ConsumerChannel) -> None:
         """A request has arrived; ``consumer`` is to ack it by its ``tag``."""

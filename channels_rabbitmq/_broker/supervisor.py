@@ -85,9 +85,8 @@ class Supervisor:
         # Ends with a reason when the present connection is given up.
         self._given_up: asyncio.Future[str] | None = None
         self.on_ready: Callable[[], None] = lambda: None
-        self.on_limit_passed: Callable[[], None] = lambda: (
-            None
-        )  # Calls that aren't patient fail now.
+        # Calls that aren't patient fail now.
+        self.on_limit_passed: Callable[[], None] = lambda: None
         self.on_closed: Callable[[], None] = lambda: None  # The task has ended, for any reason.
         # The event loop was closed under the task, or is garbage: nothing can be awaited any more.
         self._is_destroyed = False

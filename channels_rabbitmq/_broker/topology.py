@@ -122,6 +122,21 @@ def alive_key(id_: str) -> str:
     return f"{id_}!alive"
 
 
+def queue_arguments(settings: Settings, capacity: int | None) -> dict[str, Any]:
+    """Return the arguments of a queue for at most ``capacity`` messages; None: no limit."""
+    # No others: newer brokers refuse some, and with Khepri binding arguments break routing.
+    # x-overflow also without a limit of ours: a policy may set one, and then RabbitMQ would
+    # silently drop the oldest messages, which were confirmed.
+    arguments: dict[str, Any] = {"x-queue-type": "classic", "x-overflow": "reject-publish"}
+    if capacity is not None:
+        arguments["x-max-length"] = capacity
+    if settings.remote_capacity_bytes is not None:
+        arguments["x-max-length-bytes"] = settings.remote_capacity_bytes
+    if settings.expiry is not None:
+        arguments["x-message-ttl"] = round(settings.expiry * 1000)
+    return arguments
+
+
 class Topology:
     """Names and commands for the connection ``number`` of the ``LoopLayer`` whose id is ``id_``."""
 
@@ -153,8 +168,9 @@ class Topology:
         """
         queue, direct = self.queue, self.direct_exchange
         groups, members = self.own_groups_exchange, self._members_exchange
+        arguments = queue_arguments(self._settings, self._settings.remote_capacity)
         return [
-            Queue.Declare(queue=queue, exclusive=True, arguments=self._queue_arguments()),
+            Queue.Declare(queue=queue, exclusive=True, arguments=arguments),
             _private(direct, "direct", its_own_alternate=True),
             Queue.Bind(queue=queue, exchange=direct, routing_key=self._direct_key),
             _private(members, "fanout"),
@@ -212,19 +228,6 @@ class Topology:
             Queue.Delete(queue=self.lease_queue),
             *(Exchange.Delete(exchange=name) for name in names),
         ]
-
-    def _queue_arguments(self) -> dict[str, Any]:
-        # No others: newer brokers refuse some, and with Khepri binding arguments break routing.
-        # x-overflow also without a limit of ours: a policy may set one, and then RabbitMQ would
-        # silently drop the oldest messages, which were confirmed.
-        arguments: dict[str, Any] = {"x-queue-type": "classic", "x-overflow": "reject-publish"}
-        if self._settings.remote_capacity is not None:
-            arguments["x-max-length"] = self._settings.remote_capacity
-        if self._settings.remote_capacity_bytes is not None:
-            arguments["x-max-length-bytes"] = self._settings.remote_capacity_bytes
-        if self._settings.expiry is not None:
-            arguments["x-message-ttl"] = round(self._settings.expiry * 1000)
-        return arguments
 
     def _lease_arguments(self) -> dict[str, Any]:
         arguments: dict[str, Any] = {"x-queue-type": "classic", "x-expires": round(LEASE * 1000)}

@@ -130,10 +130,6 @@ class Members:
         """Return the groups of one channel. It looks at all groups, so don't call it often."""
         return [group for group, channels in self._groups.items() if channel in channels]
 
-    def __len__(self) -> int:
-        """The number of groups with members."""
-        return len(self._groups)
-
     def __repr__(self) -> str:
         memberships = sum(map(len, self._groups.values()))
         return f"<Members: {memberships} memberships in {len(self._groups)} groups>"

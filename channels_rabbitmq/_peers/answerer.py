@@ -20,6 +20,7 @@ import asyncio
 import itertools
 from collections import OrderedDict
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any, Protocol
 
 from channels.exceptions import MessageTooLarge
@@ -94,8 +95,8 @@ class Answerer:
         self._series = itertools.count(1)
         self._remembered = max(_REMEMBERED, 2 * longest)
         # By sender and number of the request, the oldest first: until when it is remembered, and
-        # the answer, or none while the change is under way
-        self._changes: OrderedDict[tuple[str, int], tuple[float, list[Answer]]] = OrderedDict()
+        # the answer, or None while the change is under way
+        self._changes: OrderedDict[tuple[str, int], tuple[float, Answer | None]] = OrderedDict()
         # By sender and number: the questions that wait, the oldest first, each with its deadline
         self._questions: OrderedDict[tuple[str, int], tuple[Request, float]] = OrderedDict()
         self._workers: set[asyncio.Task[None]] = set()
@@ -155,16 +156,33 @@ class Answerer:
     def _look_up(self, request: Request) -> list[Answer]:
         if request.kind == COUNT:
             return [Answer(self._id, request.number, count=self._groups.count(request.group))]
-        return self._list_members(request)
+        parts = split(self._groups.confirmed(request.group), self._part_size)
+        series = next(self._series)
+        return [
+            Answer(self._id, request.number, series, part, len(parts), members=members)
+            for part, members in enumerate(parts)
+        ]
 
     def _on_change(self, request: Request, deadline: float) -> None:
         self._counters.answered += 1
-        # At once and not in the task, so that a discard doesn't overtake the add before it.
-        done = self._do(request, deadline)
-        task = self._start(self._answer(request, done, deadline), self._changing)
-        if not isinstance(done, list):
+        key = (request.sender, request.number)
+        if key in self._changes:
+            _, answer = self._changes[key]
+            if answer is not None:  # Else it comes when the change is done.
+                self._start(self._publish(request, [answer], deadline), self._changing)
+            return
+        answer = Answer(self._id, request.number)
+        rest = None
+        try:
+            # At once and not in the task, so that a discard doesn't overtake the add before it.
+            rest = self._begin_change(request, deadline)
+        except ValueError as err:
+            answer = replace(answer, error=str(err), is_mistake=True)
+        self._remember(key, answer if rest is None else None)
+        task = self._start(self._end_change(request, answer, rest, deadline), self._changing)
+        if rest is not None:
             # A task that is cancelled before it has begun never awaits it.
-            task.add_done_callback(lambda _: done.close())
+            task.add_done_callback(lambda _: rest.close())
 
     def _start(
         self, coroutine: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]
@@ -179,52 +197,37 @@ class Answerer:
         """Those that are running."""
         return self._workers | self._changing
 
-    def _do(self, request: Request, deadline: float) -> list[Answer] | Coroutine[Any, Any, None]:
-        """Do what can be done at once; return the answer, or a coroutine that does the rest."""
-        key = (request.sender, request.number)
-        if key in self._changes:
-            return self._changes[key][1]  # Else the answer comes when it is done.
-        done = self._change(request, deadline)
-        self._remember(key, done if isinstance(done, list) else [])
-        return done
-
-    def _change(
-        self, request: Request, deadline: float
-    ) -> list[Answer] | Coroutine[Any, Any, None]:
+    def _begin_change(self, request: Request, deadline: float) -> Coroutine[Any, Any, None] | None:
+        """Do what can be done at once; return a coroutine that does the rest, if there is one."""
         group, channel = request.group, request.channel
-        try:
-            if request.kind == FLUSH:
-                return self._groups.flush_here(deadline)
-            if request.kind == ADD:
-                return self._groups.add(group, channel, request.info, deadline)
-            assert request.kind == DISCARD, "there is no other kind"
-            self._groups.discard(group, channel)
-        except ValueError as err:
-            return [Answer(self._id, request.number, error=str(err), is_mistake=True)]
-        return [Answer(self._id, request.number)]
+        if request.kind == FLUSH:
+            return self._groups.flush_here(deadline)
+        if request.kind == ADD:
+            return self._groups.add(group, channel, request.info, deadline)
+        assert request.kind == DISCARD, "there is no other kind"
+        self._groups.discard(group, channel)
+        return None
 
-    def _remember(self, key: tuple[str, int], answers: list[Answer]) -> None:
-        now = self._loop.time()
-        self._changes[key] = (now + self._remembered, answers)
-        while len(self._changes) > _MOST_CHANGES or next(iter(self._changes.values()))[0] <= now:
-            self._changes.popitem(last=False)
-
-    def _list_members(self, request: Request) -> list[Answer]:
-        parts = split(self._groups.confirmed(request.group), self._part_size)
-        series = next(self._series)
-        return [
-            Answer(self._id, request.number, series, part, len(parts), members=members)
-            for part, members in enumerate(parts)
-        ]
-
-    async def _answer(
+    async def _end_change(
         self,
         request: Request,
-        done: list[Answer] | Coroutine[Any, Any, None],
+        answer: Answer,
+        rest: Coroutine[Any, Any, None] | None,
         deadline: float,
     ) -> None:
-        answers = done if isinstance(done, list) else [await self._finish(request, done)]
-        await self._publish(request, answers, deadline)
+        if rest is not None:
+            try:
+                await rest
+            except BrokerUnavailable as err:
+                answer = replace(answer, error=str(err))
+            self._remember((request.sender, request.number), answer)
+        await self._publish(request, [answer], deadline)
+
+    def _remember(self, key: tuple[str, int], answer: Answer | None) -> None:
+        now = self._loop.time()
+        self._changes[key] = (now + self._remembered, answer)
+        while len(self._changes) > _MOST_CHANGES or next(iter(self._changes.values()))[0] <= now:
+            self._changes.popitem(last=False)
 
     def _encode(self, request: Request, answer: Answer) -> bytes | None:
         try:
@@ -242,16 +245,6 @@ class Answerer:
                 await self._link.publish(to_process(request.sender), body, deadline)
             except BrokerUnavailable:
                 return
-
-    async def _finish(self, request: Request, changing: Coroutine[Any, Any, None]) -> Answer:
-        try:
-            await changing
-        except BrokerUnavailable as err:
-            answer = Answer(self._id, request.number, error=str(err))
-        else:
-            answer = Answer(self._id, request.number)
-        self._remember((request.sender, request.number), [answer])
-        return answer
 
     def close(self) -> None:
         """Answer nothing more."""

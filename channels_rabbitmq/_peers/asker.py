@@ -29,6 +29,7 @@ mean that the process is gone: see ``processes``.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 from .._amqp.publishing import NOT_TAKEN, Outcome
 from .._codec import MessageCodec
@@ -102,7 +103,7 @@ class Asker:
     async def _collect(self, question: Question, connection: int, deadline: float) -> None:
         """Return when all have answered, the time is over, or the connection is lost."""
         clock = self._loop.time
-        await self._ask_each(question, self._processes.absent(), deadline)
+        await self._ask_each(question, self._processes.absences(), deadline)
         pause = FIRST_REPEAT
         repeat_at = clock() + pause
         while not self.has_all(question) and self._greeter.connection == connection:
@@ -119,7 +120,7 @@ class Asker:
             pause *= _FACTOR
             repeat_at = clock() + pause
 
-    async def _ask_each(self, question: Question, ids: list[str], deadline: float) -> None:
+    async def _ask_each(self, question: Question, ids: Iterable[str], deadline: float) -> None:
         await asyncio.gather(*(self._ask_alone(question, id_, deadline) for id_ in ids))
 
     async def _ask_alone(self, question: Question, id_: str, deadline: float) -> Outcome:
@@ -171,7 +172,6 @@ class Asker:
         try:
             while True:
                 outcome = await self._ask_alone(question, id_, deadline)
-                self._require_not_gone(id_)
                 at = self._loop.time() + _PAUSE_FOR_ANSWER
                 if outcome in NOT_TAKEN or outcome is Outcome.BLOCKED:
                     at = self._loop.time() + pause

@@ -11,7 +11,7 @@ from .._reporter import Reporter
 from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
 from ..presence import GroupMembers, Member
-from ..statistics import Counters, ProcessStatistics
+from ..statistics import Counters
 from .answerer import Answerer, LocalGroups
 from .asker import Asker
 from .greeter import Greeter
@@ -242,11 +242,7 @@ class Peers:
             text = f"The process {id_} answers: {answer.error}"
             raise ValueError(text) if answer.is_mistake else BrokerUnavailable(text)
 
-    # For operators, and the end
-
-    def statistics(self) -> ProcessStatistics:
-        """Tell how many processes are known. From any thread."""
-        return self.processes.statistics()
+    # The end
 
     def close(self) -> None:
         """Ask and answer nothing more."""

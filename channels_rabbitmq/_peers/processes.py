@@ -141,15 +141,10 @@ class Processes:
         self._expire_absent(self._clock())
         return list(self._known)
 
-    def absent(self) -> list[str]:
-        """Return the absent ones."""
-        self._expire_absent(self._clock())
-        return list(self._absent)
-
     def absences(self) -> dict[str, float]:
-        """Return for how many seconds each absent one has been so."""
-        self._expire_absent(self._clock())
+        """Return the absent ones, each with the seconds for which it has been absent."""
         now = self._clock()
+        self._expire_absent(now)
         return {id_: now - since for id_, since in self._absent.items()}
 
     def is_gone(self, id_: str) -> bool:

@@ -236,9 +236,7 @@ def _get(message: dict[str, Any], key: str, kind: type[_T]) -> _T:
     return value
 
 
-def split(
-    members: Sequence[PackedMember], part_size: int = PART_SIZE
-) -> list[tuple[PackedMember, ...]]:
+def split(members: Sequence[PackedMember], part_size: int) -> list[tuple[PackedMember, ...]]:
     """Return the members in parts, at least one, of about so many bytes each."""
     parts: list[tuple[PackedMember, ...]] = []
     part: list[PackedMember] = []

@@ -101,11 +101,10 @@ def test_counts_and_lists_groups(members: Members) -> None:
     members.add("g", "a")
     members.add("g", "b")
     members.add("h", "a")
-    assert len(members) == 2
     assert list(members.groups()) == ["g", "h"]
     assert repr(members) == "<Members: 3 memberships in 2 groups>"
     members.discard("h", "a")
-    assert len(members) == 1
+    assert list(members.groups()) == ["g"]
 
 
 def test_membership_repr_tells_its_state(members: Members) -> None:
@@ -164,7 +163,7 @@ class MembersMachine(RuleBasedStateMachine):
             (g, channel) for g in self.members.groups() for channel in self.members.channels(g)
         }
         assert actual == self.expected()
-        assert len(self.members) == len({group for group, _ in actual})
+        assert set(self.members.groups()) == {group for group, _ in actual}
         for group in "gh":
             assert self.members.has_members(group) is self.has_members(group)
 

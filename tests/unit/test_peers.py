@@ -463,7 +463,9 @@ class TestPassingOn:
             await asyncio.sleep(1)
             told = sum(wire.kinds(one.id)[ABSENT] for one in alive)
             assert 1 <= told < len(alive)
-            assert [one.peers.processes.absent() for one in alive] == [[killed.id]] * len(alive)
+            assert [list(one.peers.processes.absences()) for one in alive] == [[killed.id]] * len(
+                alive
+            )
 
         play(scene, "abcdefghijk")
 

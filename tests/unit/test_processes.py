@@ -30,7 +30,7 @@ def processes(clock: Clock) -> Processes:
 
 
 def test_nobody_is_known_at_first(processes: Processes) -> None:
-    assert processes.known() == processes.absent() == []
+    assert processes.known() == list(processes.absences()) == []
     assert processes.absences() == {}
     assert not processes.is_gone(A)
 
@@ -57,12 +57,12 @@ def test_returned_is_absent_and_gone_after_a_while(processes: Processes, clock: 
     processes.on_returned(A)
     clock.now += GONE_AFTER - 0.1
     processes.on_returned(A)  # doesn't begin anew
-    assert processes.known() == processes.absent() == [A]
+    assert processes.known() == list(processes.absences()) == [A]
     assert processes.statistics() == ProcessStatistics(known=1, absent=1)
     assert not processes.is_gone(A)
     clock.now += 0.1
     assert processes.is_gone(A)
-    assert processes.known() == processes.absent() == []
+    assert processes.known() == list(processes.absences()) == []
     assert not processes.has_said_bye(A)
 
 
@@ -73,9 +73,9 @@ def test_one_that_is_back_is_present(processes: Processes, clock: Clock) -> None
     processes.on_heard(A)
     clock.now += GONE_AFTER
     assert processes.known() == [A]
-    assert processes.absent() == []
+    assert list(processes.absences()) == []
     processes.on_returned(A)
-    assert processes.absent() == [A]
+    assert list(processes.absences()) == [A]
 
 
 def test_bye_is_gone_at_once(processes: Processes) -> None:
@@ -102,7 +102,7 @@ def test_a_return_after_bye_changes_nothing(processes: Processes, clock: Clock) 
     clock.now += GONE_AFTER
     processes.on_returned(A)
     assert processes.has_said_bye(A)
-    assert processes.absent() == []
+    assert list(processes.absences()) == []
 
 
 def test_hearsay_is_known(processes: Processes) -> None:
@@ -156,12 +156,12 @@ def test_hearsay_does_not_end_an_absence(processes: Processes) -> None:
     processes.on_heard(A)
     processes.on_returned(A)
     processes.on_hearsay([A])
-    assert processes.absent() == [A]
+    assert list(processes.absences()) == [A]
 
 
 def test_no_result_waits_for_a_stranger(processes: Processes, clock: Clock) -> None:
     processes.on_returned(A)
-    assert processes.known() == processes.absent() == []
+    assert processes.known() == list(processes.absences()) == []
     assert not processes.is_gone(A)
     clock.now += GONE_AFTER
     assert not processes.is_gone(A)  # It may have come since.
@@ -174,7 +174,7 @@ def test_a_stranger_that_turns_up(processes: Processes, clock: Clock) -> None:
     processes.on_heard(A)
     clock.now += GONE_AFTER
     assert processes.known() == [A]
-    assert processes.absent() == []
+    assert list(processes.absences()) == []
 
 
 def test_time_without_an_own_connection_does_not_count(processes: Processes, clock: Clock) -> None:
@@ -185,10 +185,10 @@ def test_time_without_an_own_connection_does_not_count(processes: Processes, clo
     processes.on_nothing_heard(clock.now)
     clock.now += 10 * GONE_AFTER
     assert processes.known() == [A]
-    assert processes.absent() == []
+    assert list(processes.absences()) == []
     processes.on_returned(A)
     processes.on_returned(B)
-    assert processes.absent() == [A]
+    assert list(processes.absences()) == [A]
     assert not processes.is_gone(B)
 
 

@@ -245,9 +245,9 @@ class TestForm:
         assert read(Greeting(HERE, A).message() | {"more": 1}) == Greeting(HERE, A)
 
     def test_parts(self) -> None:
-        assert split([]) == [()]
+        assert split([], PART_SIZE) == [()]
         members = [(f"{A}!{n}", b"x" * 4096) for n in range(100)]
-        parts = split(members)
+        parts = split(members, PART_SIZE)
         assert len(parts) > 1
         assert [member for part in parts for member in part] == members
         largest = max(sum(len(c) + len(i or b"") for c, i in part) for part in parts)
