@@ -557,7 +557,6 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(body)
 
 
-@settings(max_examples=500, deadline=None)
 @given(damaged())
 @example(b"\x81\xae__asgi_group__\xa1g")
 def test_any_body_gives_an_envelope_or_malformed(body: bytes) -> None:
@@ -577,7 +576,6 @@ def test_any_body_gives_an_envelope_or_malformed(body: bytes) -> None:
         assert not {"__asgi_group__", "__asgi_channel__"}.intersection(first)
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.dictionaries(reserved, st.one_of(foreign, st.text(min_size=1)), max_size=3), messages)
 def test_recipients_are_found_or_refused(
     recipients: dict[str, Any], message: dict[str, Any]

@@ -21,6 +21,7 @@ from asgiref.sync import async_to_sync
 from channels.exceptions import InvalidChannelLayerError
 from pamqp import commands
 
+from channels_rabbitmq._broker import host_function as _host_function
 from channels_rabbitmq._broker.host_function import NoUrl, current_urls
 from channels_rabbitmq._settings.settings import Settings
 from channels_rabbitmq.core import RabbitmqChannelLayer
@@ -203,7 +204,8 @@ async def test_an_async_one_that_hangs() -> None:
 
 
 @pytest.mark.slow
-async def test_an_async_one_that_cannot_be_cancelled() -> None:
+async def test_an_async_one_that_cannot_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_host_function, "_CANCEL_TIMEOUT", 0.05)
     released = asyncio.Event()
 
     async def hang_in_spite_of_cancellation() -> str:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from django.utils.functional import SimpleLazyObject
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from channels_rabbitmq._settings.hosts import read_hosts
@@ -131,7 +131,6 @@ def test_all_wrong_urls_are_told() -> None:
 pieces = st.one_of(delimiters, st.sampled_from([",", ";", '"', "'", "amqp://", "=", "$", "u:p@"]))
 
 
-@settings(max_examples=500, deadline=None)
 @given(
     password=st.lists(st.one_of(st.just(SECRET), pieces), max_size=6).map("".join),
     before=st.lists(pieces, max_size=2).map("".join),

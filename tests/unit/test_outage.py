@@ -99,15 +99,15 @@ def long_outage(known: KnownOutage) -> None:
 async def test_a_call_waits_for_the_rest_of_the_outages_first_seconds(
     make: Callable[..., Supervisor],
 ) -> None:
-    supervisor = make(nobody(), operation_timeout=0.5)
+    supervisor = make(nobody(), operation_timeout=0.3)
     begun_at = time.monotonic()
     supervisor.start()
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.1)
     first, second = (asyncio.create_task(supervisor.wait_ready(soon(60))) for _ in range(2))
     await failing_after(first)
     lasted = time.monotonic() - begun_at
     await failing_after(second)
-    assert 0.5 <= lasted < 3
+    assert 0.3 <= lasted < 3
     # Later calls don't wait at all.
     for _ in range(3):
         await fails_at_once(supervisor.wait_ready(soon(60)))
@@ -123,13 +123,13 @@ async def test_a_call_with_less_time_than_the_outage_has_waits_that_long(
 async def test_an_outage_begins_with_the_loss(make: Callable[..., Supervisor]) -> None:
     handler = FakeHandler(nothing, *[TROUBLE] * 100)
     async with scripted_broker(serve) as broker:
-        supervisor = make(broker.url, handler=handler, operation_timeout=0.3)
+        supervisor = make(broker.url, handler=handler, operation_timeout=0.2)
         await supervisor.wait_ready(soon())
-        await asyncio.sleep(0.35)  # connected, for longer than that
+        await asyncio.sleep(0.25)  # connected, for longer than that
         supervisor.reconnect("for a test")
         lost_at = time.monotonic()
         await failing_after(supervisor.wait_ready(soon(60)))
-        assert 0.3 <= time.monotonic() - lost_at < 5
+        assert 0.2 <= time.monotonic() - lost_at < 5
         await fails_at_once(supervisor.wait_ready(soon(60)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import subprocess
 import sys
@@ -195,28 +196,43 @@ PROGRAM = """
 """
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        "asyncio.run(main())",
-        "async_to_sync(main)()",
-        "for _ in range(3): asyncio.run(main())",
-        "if os.fork() == 0: async_to_sync(main)()\n    else: os.wait()",
-        # A look-up that the parent has begun isn't the child's.
-        "async_to_sync(main)()\n    if os.fork() == 0: async_to_sync(main)()\n    else: os.wait()",
-    ],
-)
-def test_the_process_ends_in_time_and_without_noise(how: str) -> None:
-    program = textwrap.dedent(PROGRAM.replace("HOW", how))
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program],
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=20,  # the name server takes a minute
-    )
-    output = without_slowness(process.stdout)
+HOW = [
+    "asyncio.run(main())",
+    "async_to_sync(main)()",
+    "for _ in range(3): asyncio.run(main())",
+    "if os.fork() == 0: async_to_sync(main)()\n    else: os.wait()",
+    # A look-up that the parent has begun isn't the child's.
+    "async_to_sync(main)()\n    if os.fork() == 0: async_to_sync(main)()\n    else: os.wait()",
+]
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """All of them side by side: they mostly wait."""
+    with contextlib.ExitStack() as stack:
+        started = {}
+        for how in HOW:
+            program = textwrap.dedent(PROGRAM.replace("HOW", how))
+            started[how] = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program],
+                    cwd=Path(__file__).parents[2],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+            stack.callback(started[how].kill)
+        yield started
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_the_process_ends_in_time_and_without_noise(
+    processes: dict[str, subprocess.Popen[str]], how: str
+) -> None:
+    process = processes[how]
+    stdout, _ = process.communicate(timeout=20)  # The name server takes a minute.
+    output = without_slowness(stdout)
     assert output.endswith("ended\n")
     assert "Traceback" not in output
     assert "failed: " in output

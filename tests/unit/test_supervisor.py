@@ -429,10 +429,10 @@ async def test_set_up_that_hangs_is_given_up_with_its_connection() -> None:
     """One time limit spans TCP, TLS, handshake and set-up."""
     async with scripted_broker(serve) as broker:
         handler = FakeHandler(hang)
-        supervisor = make(handler, broker.url, connect_timeout=0.4)
+        supervisor = make(handler, broker.url, connect_timeout=0.2)
         await supervisor.wait_ready(soon())
         assert handler.events[0] == (
-            f"no answer from amqp://guest@127.0.0.1:{broker.port}/%2F within 0.4 s"
+            f"no answer from amqp://guest@127.0.0.1:{broker.port}/%2F within 0.2 s"
         )
         assert (broker.accepted, broker.open) == (2, 1)
         await end(supervisor)
@@ -442,9 +442,9 @@ async def test_set_up_that_hangs_is_given_up_with_its_connection() -> None:
 async def test_url_may_set_the_time_limit() -> None:
     async with scripted_broker(serve) as broker:
         handler = FakeHandler(hang)
-        supervisor = make(handler, f"{broker.url}?connection_timeout=400", connect_timeout=60)
+        supervisor = make(handler, f"{broker.url}?connection_timeout=200", connect_timeout=60)
         await supervisor.wait_ready(soon())
-        assert handler.events[0].endswith("within 0.4 s")
+        assert handler.events[0].endswith("within 0.2 s")
         await end(supervisor)
 
 

@@ -334,7 +334,6 @@ def parse(text: str) -> BrokerUrl | ValueError:
         return exc
 
 
-@settings(max_examples=500, deadline=None)
 @given(
     scheme=st.sampled_from(["amqp", "amqps"]),
     username=st.one_of(st.just("alice"), st.lists(delimiters, max_size=3).map("".join)),
@@ -360,7 +359,6 @@ def test_the_password_is_never_shown(scheme: str, username: str, password: str, 
         assert SECRET not in (str(result) + repr(result)).lower()
 
 
-@settings(max_examples=500, deadline=None)
 @given(
     st.one_of(
         st.text(),
