@@ -147,10 +147,8 @@ class LoopLayer:
             counters=self.counters,
             reporter=self._reporter,
         )
-        parts = (
-            *(self.subscriber, self.publisher, self._user_connection),
-            self.normal_channels.receiver,
-        )
+        receiver = self.normal_channels.receiver
+        parts = (self.subscriber, self.publisher, self._user_connection, receiver)
         self.connections = Connections([part.supervisor for part in parts])
 
     def __repr__(self) -> str:

@@ -9,6 +9,7 @@ import ssl
 
 import carehare
 
+from .._amqp import errors
 from .shared import Told
 
 logger = logging.getLogger("channels_rabbitmq.connection")
@@ -17,9 +18,14 @@ logger = logging.getLogger("channels_rabbitmq.connection")
 REMINDER_INTERVAL = 60.0
 # Characters of an error's text.
 _LONGEST_REASON = 1000
-# The codes of refusals that won't pass by themselves (AMQP 0-9-1, section 1.2): access refused, not
-# found, resource locked, precondition failed, not allowed. The broker sends others while it starts.
-_REFUSALS = (403, 404, 405, 406, 530)
+# Refusals that won't pass by themselves. The broker sends others while it starts.
+_REFUSALS = (
+    errors.ACCESS_REFUSED,
+    errors.NOT_FOUND,
+    errors.RESOURCE_LOCKED,
+    errors.PRECONDITION_FAILED,
+    errors.NOT_ALLOWED,
+)
 
 _CONNECTION_TROUBLE = (
     OSError,  # ssl.SSLError and TimeoutError among them

@@ -60,9 +60,6 @@ class Processes:
         self._strangers: dict[str, float] = {}  # since when requests to it are returned
         self._gone: dict[str, bool] = {}  # whether it has said bye
 
-    def __repr__(self) -> str:
-        return f"<Processes: known={len(self._known)} absent={len(self._absent)}>"
-
     def statistics(self) -> ProcessStatistics:
         """Tell how many are known. From any thread."""
         return ProcessStatistics(known=len(self._known), absent=len(self._absent))
