@@ -7,8 +7,11 @@ becomes of its connections.
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
+import socket
+from typing import NamedTuple
 
 LONGEST_NAME = 99  # characters; the specification's limit
 _ID_PREFIX = "crq."
@@ -17,9 +20,25 @@ _ID_LENGTH = 16
 _RANDOM_LENGTH = 12
 _ID = re.compile(rf"{re.escape(_ID_PREFIX)}[{_ALPHABET}]{{{_ID_LENGTH}}}")
 
+_LONGEST_HOST = 255  # characters that are shown
+
 # The recipient of requests to all processes. No group's name holds "!", so these requests reach no
 # process with 4.x, which knows nothing of them.
 TO_ALL = "!all"
+
+
+class Place(NamedTuple):
+    """Where an event loop runs."""
+
+    pid: int
+    host: str
+
+
+def own_place() -> Place:
+    """Return where this process runs."""
+    # A host's name need not be UTF-8; Python has lone surrogates for its bytes then.
+    host = socket.gethostname()[:_LONGEST_HOST].encode(errors="backslashreplace").decode()
+    return Place(os.getpid(), host)
 
 
 def new_id() -> str:

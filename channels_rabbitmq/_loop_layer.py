@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
@@ -38,11 +39,12 @@ from ._broker.topology import REQUEST_EXPIRY
 from ._broker.user_connection import UserConnection
 from ._broker.watchdog import Watchdog
 from ._hooks import HookFunctions, Hooks
-from ._identity import ChannelNames, new_id
+from ._identity import ChannelNames, new_id, own_place
 from ._inbox.culprits import Culprits
 from ._inbox.hand_overs import HandedOver
 from ._inbox.inbox import Inbox
 from ._inbox.members import Members, Membership
+from ._loop_lag import LoopLag
 from ._peers.peers import Peers
 from ._reporter import Reporter
 from ._settings.settings import Settings
@@ -67,10 +69,16 @@ class LoopLayer:
         capacity_of: Callable[[str], int],
         hook_functions: HookFunctions,
         shared: Shared,
+        *,
+        for_sync_code: bool,
     ) -> None:
         self._settings = settings
+        self._for_sync_code = for_sync_code
         self.loop = asyncio.get_running_loop()
         self.id = new_id()
+        self.place = own_place()
+        self._since = time.time()
+        self._lag = LoopLag(self.id)
         self._names = ChannelNames(self.id)
         self.counters = Counters()
         self.members = Members()
@@ -104,6 +112,7 @@ class LoopLayer:
         )
         self.is_closing = False  # or closed
         self.is_closed = False  # by close(), and nothing of it is left
+        self._lag.start()
 
     def _make_connections(self, shared: Shared, capacity_of: Callable[[str], int]) -> None:
         settings = self._settings
@@ -333,12 +342,15 @@ class LoopLayer:
 
     # For operators
 
-    def statistics(self, *, for_sync_code: bool) -> LoopLayerStatistics:
+    def statistics(self) -> LoopLayerStatistics:
         """Tell what has happened and how it is. From any thread; see ``statistics``."""
         router, bindings = self.router, self.bindings
         return LoopLayerStatistics(
             id=self.id,
-            for_sync_code=for_sync_code,
+            pid=self.place.pid,
+            host=self.place.host,
+            since=self._since,
+            for_sync_code=self._for_sync_code,
             publisher=self.publisher.supervisor.statistics(),
             subscriber=self.subscriber.supervisor.statistics(),
             carehare_connection=self._user_connection.supervisor.statistics(),
@@ -347,6 +359,7 @@ class LoopLayer:
             is_blocked=self.publisher.is_blocked,
             unconfirmed=self.publisher.unconfirmed,
             highest_age=self._inbox.ages.newest(self.loop.time()),
+            loop_lag=self._lag.newest(),
             buffered=router.buffered,
             in_hand_over=len(router.hand_overs),
             channels=router.channels,
@@ -415,6 +428,7 @@ class LoopLayer:
 
     async def _end(self) -> None:
         self.is_closing = True
+        self._lag.stop()
         self._inbox.close()
         # All are closing before anything is awaited: so a cancelled close() still ends all.
         self.subscriber.close()

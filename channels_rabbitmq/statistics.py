@@ -167,6 +167,16 @@ class LoopLayerStatistics:
     id: str
     """The names of its channels and queues begin with it."""
 
+    pid: int
+    """The process's id, as the operating system numbers them (in a container: the container)."""
+
+    host: str
+    """The machine's or container's name."""
+
+    since: float
+    """When this event loop began to use the layer. As ``time.time()`` gives it: seconds since 1970,
+    UTC."""
+
     for_sync_code: bool
     """Whether it serves sync code, which calls by ``async_to_sync``, in the background thread."""
 
@@ -194,6 +204,11 @@ class LoopLayerStatistics:
     highest_age: float
     """Seconds since the publishing of the oldest message that ``receive()`` returned in the last
     half minute or minute, when it was returned. 0 if there was none. By the machines' clocks."""
+
+    loop_lag: float
+    """Seconds for which the event loop was blocked, at the longest, in the last half minute or
+    minute; a little more than 0 is usual. A loop that is blocked now is included, if another thread
+    asks."""
 
     buffered: int
     """Messages in channels, for ``receive()``."""

@@ -9,28 +9,24 @@ preferred: its connection was just lost.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from .._amqp.connection import Connection
 from .._amqp.racing import ATTEMPT_DELAY_ONCE_ANSWERED, Race
 from .._amqp.url import BrokerUrl
+from .._identity import own_place
 from .._settings.settings import Settings
 from .advice import advise
 from .host_function import NoUrl, current_urls
 from .reasons import Reasons, describe, is_refusal, is_trouble
 
-_LONGEST_HOST = 255  # characters that are shown
-
 
 def connection_name(role: str, id_: str) -> str:
     """Return what operators see in RabbitMQ's list of connections."""
-    # A host's name need not be UTF-8; Python has lone surrogates for its bytes then.
-    host = socket.gethostname()[:_LONGEST_HOST].encode(errors="backslashreplace").decode()
-    return f"channels_rabbitmq {role} {id_} ({host}, pid {os.getpid()})"
+    place = own_place()
+    return f"channels_rabbitmq {role} {id_} ({place.host}, pid {place.pid})"
 
 
 @dataclass(eq=False)

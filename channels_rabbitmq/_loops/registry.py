@@ -116,7 +116,11 @@ class LoopLayers:
         """Make a ``LoopLayer`` for the running event loop."""
         assert self._hook_functions is not None, "get_or_create() is called first"
         loop_layer = LoopLayer(
-            self._settings, self._capacity_of, self._hook_functions, self._shared
+            self._settings,
+            self._capacity_of,
+            self._hook_functions,
+            self._shared,
+            for_sync_code=self.process.is_background(asyncio.get_running_loop()),
         )
         self._by_id[loop_layer.id] = loop_layer
         if self._is_collected:  # a moment ago, while a call is still running
@@ -190,9 +194,7 @@ class LoopLayers:
         """Return those of each, in the order in which they were made. From any thread."""
         if not self.process.is_current():
             return ()  # They are those of the process that has forked.
-        return tuple(
-            one.statistics(for_sync_code=self.process.is_background(one.loop)) for one in self.all()
-        )
+        return tuple(one.statistics() for one in self.all())
 
     def close_when_collected(self) -> None:
         """Close everything: the layer was collected. From any thread, at any moment."""

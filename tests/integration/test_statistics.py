@@ -7,7 +7,9 @@ import dataclasses
 import itertools
 import json
 import logging
+import os
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -106,9 +108,13 @@ class TestWhere:
         loop_layer = inside(layer)
         statistics = of(layer)
         idle = ConnectionStatistics("idle", statistics.publisher.since, "", 0, "")
-        assert begun <= idle.since <= time.time()
+        assert begun <= statistics.since <= idle.since <= time.time()
+        assert statistics.loop_lag < 1.0
         assert statistics == LoopLayerStatistics(
             id=loop_layer.id,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            since=statistics.since,
             for_sync_code=False,
             publisher=idle,
             subscriber=dataclasses.replace(idle, since=statistics.subscriber.since),
@@ -120,6 +126,7 @@ class TestWhere:
             is_blocked=False,
             unconfirmed=0,
             highest_age=0.0,
+            loop_lag=statistics.loop_lag,
             buffered=0,
             in_hand_over=0,
             channels=0,

@@ -16,7 +16,7 @@ import pytest
 
 import channels_rabbitmq
 import channels_rabbitmq.exceptions
-from channels_rabbitmq import _codec, _names, _plain_messages, _reporter
+from channels_rabbitmq import _codec, _names, _plain_messages, _reporter, _windows
 from channels_rabbitmq._amqp import heartbeat
 from channels_rabbitmq._amqp import url as broker_url
 from channels_rabbitmq._amqp.url import BrokerUrl
@@ -28,7 +28,6 @@ from channels_rabbitmq._broker import receivers as _receivers
 from channels_rabbitmq._broker import supervisor as _supervisor
 from channels_rabbitmq._broker import topology as _topology
 from channels_rabbitmq._inbox import accounting as _accounting
-from channels_rabbitmq._inbox import ages as _ages
 from channels_rabbitmq._inbox import router as _router
 from channels_rabbitmq._peers import answerer as _answerer
 from channels_rabbitmq._peers import greeter as _greeter
@@ -221,7 +220,7 @@ def test_numbers() -> None:
     assert "told once a minute" in plain()
     assert _router.BEHIND == 1
     assert "messages so for more than a second" in plain()
-    assert _ages.WINDOW == 30
+    assert _windows.WINDOW == 30
     assert "in the last half minute or minute" in plain()
     defaults = Settings.from_config({})
     assert defaults.remote_capacity is not None

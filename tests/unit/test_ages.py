@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from channels_rabbitmq._inbox.ages import WINDOW, Ages
+from channels_rabbitmq._inbox.ages import Ages
+from channels_rabbitmq._windows import WINDOW
 
 START = 1000.0
 

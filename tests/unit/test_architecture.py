@@ -25,11 +25,11 @@ MAY_IMPORT = {
     },
     "_loop_layer": {
         *("_inbox", "_peers", "_broker"),
-        *("_hooks", "_identity", "_reporter", "_settings"),
+        *("_hooks", "_identity", "_loop_lag", "_reporter", "_settings"),
         *("presence", "statistics"),
     },
     # The three wings don't know each other. What has arrived is sorted without any I/O.
-    "_inbox": {"_codec", "_identity", "_reporter", "_settings", "statistics"},
+    "_inbox": {"_codec", "_identity", "_reporter", "_settings", "_windows", "statistics"},
     # Of the client it knows only what may become of a message.
     "_peers": {
         *("_amqp", "_codec", "_identity", "_names", "_reporter", "_settings", "_futures"),
@@ -52,8 +52,10 @@ MAY_IMPORT = {
     "_functions": set(),
     "_futures": set(),
     "_identity": set(),
+    "_loop_lag": {"_futures", "_windows"},
     "_names": set(),
     "_reporter": {"_futures"},
+    "_windows": set(),
     "exceptions": set(),
     "presence": set(),
     "statistics": set(),

@@ -21,12 +21,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from channels_rabbitmq._codec import Envelope, MessageCodec
 from channels_rabbitmq._inbox import relief as _relief
 from channels_rabbitmq._inbox.accounting import MESSAGE_OVERHEAD
-from channels_rabbitmq._inbox.ages import WINDOW, Ages
+from channels_rabbitmq._inbox.ages import Ages
 from channels_rabbitmq._inbox.hand_overs import HandedOver
 from channels_rabbitmq._inbox.mailbox import Mailbox
 from channels_rabbitmq._inbox.mailboxes import Mailboxes
 from channels_rabbitmq._inbox.members import Members
 from channels_rabbitmq._inbox.router import BEHIND, TICK_INTERVAL, Router
+from channels_rabbitmq._windows import WINDOW
 from channels_rabbitmq.statistics import Counters
 
 
