@@ -49,7 +49,8 @@ from ._peers.peers import Peers
 from ._reporter import Reporter
 from ._settings.settings import Settings
 from .presence import GroupMembers
-from .statistics import Counters, GroupStatistics, LoopLayerStatistics
+from .statistics import Counters, LoopLayerStatistics
+from .status import ProcessStatus, Status
 
 logger = logging.getLogger("channels_rabbitmq.messages")
 
@@ -82,9 +83,11 @@ class LoopLayer:
         self._names = ChannelNames(self.id)
         self.counters = Counters()
         self.members = Members()
-        self._reporter = Reporter(logger, self.id, Culprits(self.members).describe)
+        culprits = Culprits(self.members)
+        self._reporter = Reporter(logger, self.id, culprits.describe)
         self._inbox = Inbox(
-            settings, self._names, self.members, self.counters, self._reporter, capacity_of
+            *(settings, self._names, self.members, self.counters, self._reporter, culprits),
+            capacity_of,
         )
         self.router = self._inbox.router
         self.known_channels = self.router.known_channels
@@ -129,7 +132,8 @@ class LoopLayer:
             self.publisher, settings.groups_exchange, self.counters, self._wait_subscriber_ready
         )
         self.peers = Peers(
-            self.id, settings, self, link, self.counters, self._reporter, REQUEST_EXPIRY
+            *(self.id, settings, self, link, self.counters, self._reporter),
+            *(REQUEST_EXPIRY, self.place),
         )
         self.subscriber = Subscriber(
             self.id,
@@ -265,13 +269,11 @@ class LoopLayer:
 
     async def group_add_normal(self, group: str, channel: str) -> None:
         """Make a normal channel a member: its queue gets the group's messages, too."""
-        queues = self.normal_channels.queues
-        await queues.add_to_group(channel, group, self._deadline())
+        await self.normal_channels.queues.add_to_group(channel, group, self._deadline())
 
     async def group_discard_normal(self, group: str, channel: str) -> None:
         """End what ``group_add_normal`` began, in any process."""
-        queues = self.normal_channels.queues
-        await queues.discard_from_group(channel, group, self._deadline())
+        await self.normal_channels.queues.discard_from_group(channel, group, self._deadline())
 
     # Receiving
 
@@ -344,7 +346,7 @@ class LoopLayer:
 
     def statistics(self) -> LoopLayerStatistics:
         """Tell what has happened and how it is. From any thread; see ``statistics``."""
-        router, bindings = self.router, self.bindings
+        router = self.router
         return LoopLayerStatistics(
             id=self.id,
             pid=self.place.pid,
@@ -368,11 +370,17 @@ class LoopLayer:
             unacked=router.unacked,
             local_capacity=self._settings.local_capacity,
             early_acked_bytes=router.early_acked_bytes,
-            groups=GroupStatistics(
-                required=bindings.required, bound=bindings.bound, lingering=bindings.lingering
-            ),
+            groups=self.bindings.statistics(),
             processes=self.peers.processes.statistics(),
         )
+
+    async def status(self, timeout: float) -> Status:
+        """Return how all processes are."""
+        return await self.peers.status(self._deadline(timeout))
+
+    def own_status(self) -> ProcessStatus:
+        """Tell how this event loop is. On its own thread only."""
+        return ProcessStatus(self.statistics(), *self._inbox.worst_channel())
 
     # The user's connection, and the end
 

@@ -23,6 +23,7 @@ from ._settings.settings import DEFAULT_HOST, OPTIONS, Settings
 from .exceptions import BrokerUnavailable
 from .presence import GroupMembers
 from .statistics import LoopLayerStatistics
+from .status import Status
 
 
 class RabbitmqChannelLayer(BaseChannelLayer):
@@ -349,6 +350,15 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         explains each of them.
         """
         return self._loop_layers.statistics()
+
+    async def status(self, timeout: float = 1.0) -> Status:
+        """Ask all processes how they are: their ``statistics()``, and their worst channel.
+
+        ``timeout``: seconds, at most ``operation_timeout``. The result names those that didn't
+        answer in that time; it takes up to half a second more to ask the others what they know of
+        these. Otherwise as ``group_members``. The answer of a process has 2 kB.
+        """
+        return await self._loop_layer().status(_require_timeout(timeout))
 
     @property
     def carehare_connection(self) -> Awaitable[carehare.Connection]:

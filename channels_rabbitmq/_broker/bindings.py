@@ -35,6 +35,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..statistics import GroupStatistics
+
 
 @dataclass(frozen=True)
 class Command:
@@ -232,6 +234,10 @@ class Bindings:
     def lingering(self) -> int:
         """How many groups stay bound for a moment without members."""
         return self._count(_State.LINGERING)
+
+    def statistics(self) -> GroupStatistics:
+        """Tell how many there are. From any thread."""
+        return GroupStatistics(self.required, self.bound, self.lingering)
 
     def __repr__(self) -> str:
         due = self._count(*(due for due, _ in _DUE))

@@ -12,11 +12,13 @@ from .._identity import LONGEST_NAME, ChannelNames
 from .._reporter import Reporter
 from .._settings.settings import Settings
 from ..statistics import Counters
+from ..status import WorstChannel
 from .ages import Ages
+from .culprits import Culprits
 from .hand_overs import HandedOver
 from .mailbox import Acker
 from .members import Members
-from .router import Router
+from .router import BEHIND, Router
 from .ticker import Ticker
 
 
@@ -33,6 +35,7 @@ class Inbox:
         members: Members,
         counters: Counters,
         reporter: Reporter,
+        culprits: Culprits,
         capacity_of: Callable[[str], int],
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -41,6 +44,7 @@ class Inbox:
         self._names = names
         self._counters = counters
         self._reporter = reporter
+        self._culprits = culprits
         self.ages = Ages(
             warn_above=expiry / 2,
             report=lambda age, channel: reporter.report_level("late", channel, round(age)),
@@ -91,6 +95,16 @@ class Inbox:
         if channel != self._names.prefix:  # else it is the watchdog's probe
             self._counters.misrouted += 1
             self._reporter.report("misrouted", channel[:LONGEST_NAME])
+
+    def worst_channel(self) -> tuple[float, WorstChannel | None]:
+        """Return for how many seconds the oldest message has waited here, and its channel."""
+        oldest = self.router.oldest()
+        if oldest is None:
+            return 0.0, None
+        channel, messages, waited = oldest
+        # A look through all groups and tasks, so only if something is wrong.
+        said = self._culprits.describe([channel])[channel] if waited > BEHIND else ""
+        return waited, WorstChannel(channel, messages, said)
 
     def requeue(self, handed_over: HandedOver) -> None:
         """Put a message back that a receiver on another event loop didn't accept."""

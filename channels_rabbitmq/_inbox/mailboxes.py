@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import heapq
 from collections.abc import Callable
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from .accounting import Accounting
@@ -140,6 +141,12 @@ class Mailboxes:
         """Return the channels with the most messages that count, and their numbers."""
         held = ((mailbox.unacked, mailbox.channel) for mailbox in self.holding)
         return [(channel, n) for n, channel in heapq.nlargest(count, held) if n]
+
+    def oldest(self) -> Mailbox | None:
+        """Return the mailbox whose oldest message came first; of several, the fullest."""
+        held = ((mailbox.first, mailbox) for mailbox in self.holding)
+        waiting = [(-first.number, mailbox.size, mailbox) for first, mailbox in held if first]
+        return max(waiting, key=itemgetter(0, 1), default=(0, 0, None))[2]
 
     def relieved(self, expires_by: float) -> list[tuple[str, int]]:
         """Return the relieved channels whose oldest message expires by then, and their sizes."""

@@ -353,6 +353,17 @@ class Router:
         """Return the relieved channels with a message older than ``BEHIND``, and their sizes."""
         return self._mailboxes.relieved(self._clock() - BEHIND + self._local_expiry)
 
+    def oldest(self) -> tuple[str, int, float] | None:
+        """Return the channel with the oldest message, its messages, and that one's wait in seconds.
+
+        None if no channel holds one. It looks at all channels that do: not from another thread.
+        """
+        mailbox = self._mailboxes.oldest()
+        if mailbox is None or mailbox.first is None:
+            return None
+        waited = self._clock() - (mailbox.first.expires_at - self._local_expiry)
+        return mailbox.channel, mailbox.size, max(0.0, waited)
+
     @property
     def idle(self) -> bool:
         """Whether no message is held or handed over and no ``receive()`` is waiting."""

@@ -17,6 +17,7 @@ from .._loop_layer import LoopLayer
 from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
 from ..presence import GroupMembers
+from ..status import Status
 from .calls import Call, NormalReceiveCall, ReceiveCall, SyncReceivers
 
 T = TypeVar("T")
@@ -144,6 +145,9 @@ class SyncForwarder(Forwarder):
 
     async def group_count(self, group: str, timeout: float) -> int:
         return await self._call(lambda loop_layer: loop_layer.group_count(group, timeout))
+
+    async def status(self, timeout: float) -> Status:
+        return await self._call(lambda loop_layer: loop_layer.status(timeout))
 
     async def flush(self) -> None:
         await self._call(lambda loop_layer: loop_layer.flush())

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import carehare
 
 from ..presence import GroupMembers
+from ..status import Status
 
 
 class ChannelService(Protocol):
@@ -55,6 +56,8 @@ class Service(ChannelService, Protocol):
     async def group_members(self, group: str, timeout: float) -> GroupMembers: ...
 
     async def group_count(self, group: str, timeout: float) -> int: ...
+
+    async def status(self, timeout: float) -> Status: ...
 
     async def flush(self) -> None: ...
 

@@ -30,8 +30,23 @@ from .._futures import start_task
 from .._identity import to_process
 from ..exceptions import BrokerUnavailable
 from ..statistics import Counters
+from ..status import ProcessStatus
+from . import statuses
 from .link import Link
-from .requests import ADD, COUNT, DISCARD, FLUSH, MEMBERS, Answer, PackedMember, Request, split
+from .processes import Processes
+from .requests import (
+    ADD,
+    COUNT,
+    DISCARD,
+    FLUSH,
+    HEARD,
+    MEMBERS,
+    STATUS,
+    Answer,
+    PackedMember,
+    Request,
+    split,
+)
 
 MOST_AT_ONCE = 100  # changes
 MOST_QUESTIONS = 10_000
@@ -41,8 +56,8 @@ _MOST_CHANGES = 10_000
 _REMEMBERED = 60.0
 
 
-class LocalGroups(Protocol):
-    """The groups as far as their members are channels of this event loop."""
+class Local(Protocol):
+    """What others ask for or change: the groups with members on this event loop, and its state."""
 
     def confirmed(self, group: str) -> list[PackedMember]:
         """Return the members of a group."""
@@ -67,6 +82,9 @@ class LocalGroups(Protocol):
         Raises ValueError at once if that isn't allowed.
         """
 
+    def own_status(self) -> ProcessStatus:
+        """Return how this event loop is now."""
+
 
 class Answerer:
     """Answers for the ``LoopLayer`` ``id_``. No answer takes longer than ``longest`` seconds.
@@ -77,7 +95,8 @@ class Answerer:
     def __init__(
         self,
         id_: str,
-        groups: LocalGroups,
+        local: Local,
+        processes: Processes,
         link: Link,
         codec: MessageCodec,
         counters: Counters,
@@ -85,7 +104,8 @@ class Answerer:
         part_size: int,
     ) -> None:
         self._id = id_
-        self._groups = groups
+        self._local = local
+        self._processes = processes
         self._link = link
         self._codec = codec
         self._counters = counters
@@ -104,7 +124,7 @@ class Answerer:
 
     def on_request(self, request: Request) -> None:
         """Begin to answer, or drop the request."""
-        is_question = request.kind in (MEMBERS, COUNT)
+        is_question = request.kind in (MEMBERS, COUNT, STATUS, HEARD)
         is_full = (
             len(self._questions) >= MOST_QUESTIONS
             if is_question
@@ -154,12 +174,18 @@ class Answerer:
             await self._publish(request, self._look_up(request), deadline)
 
     def _look_up(self, request: Request) -> list[Answer]:
+        number = request.number
         if request.kind == COUNT:
-            return [Answer(self._id, request.number, count=self._groups.count(request.group))]
-        parts = split(self._groups.confirmed(request.group), self._part_size)
+            return [Answer(self._id, number, count=self._local.count(request.group))]
+        if request.kind == STATUS:
+            return [Answer(self._id, number, status=statuses.pack(self._local.own_status()))]
+        if request.kind == HEARD:
+            heard = {id_: self._processes.heard(id_) for id_ in request.ids}
+            return [Answer(self._id, number, heard=heard)]
+        parts = split(self._local.confirmed(request.group), self._part_size)
         series = next(self._series)
         return [
-            Answer(self._id, request.number, series, part, len(parts), members=members)
+            Answer(self._id, number, series, part, len(parts), members=members)
             for part, members in enumerate(parts)
         ]
 
@@ -201,11 +227,11 @@ class Answerer:
         """Do what can be done at once; return a coroutine that does the rest, if there is one."""
         group, channel = request.group, request.channel
         if request.kind == FLUSH:
-            return self._groups.flush_here(deadline)
+            return self._local.flush_here(deadline)
         if request.kind == ADD:
-            return self._groups.add(group, channel, request.info, deadline)
+            return self._local.add(group, channel, request.info, deadline)
         assert request.kind == DISCARD, "there is no other kind"
-        self._groups.discard(group, channel)
+        self._local.discard(group, channel)
         return None
 
     async def _end_change(

@@ -74,13 +74,17 @@ class Asker:
 
     # All
 
-    async def ask_all(self, action: Action, deadline: float) -> Question:
+    async def ask_all(
+        self, action: Action, deadline: float, required: list[str] | None = None
+    ) -> Question:
         """Ask all processes; return the question with all answers.
 
-        Raises BrokerUnavailable if it couldn't be asked by ``deadline`` (loop time).
+        ``required``: the processes whose answers it waits for, if not for all. Raises
+        BrokerUnavailable if it couldn't be asked by ``deadline`` (loop time).
         """
         await self._link.wait_subscriber_ready(deadline)
         question = self.questions.open(action)
+        question.required = required
         try:
             await self._ask(question, deadline)
         finally:
@@ -134,8 +138,8 @@ class Asker:
 
     async def _send(self, question: Question, recipient: str, deadline: float) -> Outcome:
         timeout = max(0.0, deadline - self._loop.time())
-        kind, group, channel, info = question.action
-        request = Request(kind, self._id, question.number, timeout, group, channel, info)
+        action = question.action
+        request = Request(action.kind, self._id, question.number, timeout, *action[1:])
         body = self._codec.encode_for_channel(recipient, request.message())
         outcome = await self._link.publish(recipient, body, deadline)
         question.was_sent = question.was_sent or outcome is not Outcome.BLOCKED

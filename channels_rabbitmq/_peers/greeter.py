@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from .._amqp.publishing import Outcome
 from .._codec import MessageCodec
 from .._futures import Waiters, call_at, start_task
-from .._identity import TO_ALL, to_process
+from .._identity import TO_ALL, Place, to_process
 from ..exceptions import BrokerUnavailable
 from .link import Link
 from .processes import Processes
@@ -55,8 +55,10 @@ class Greeter:
         link: Link,
         codec: MessageCodec,
         on_settled: Callable[[], None],
+        place: Place,
     ) -> None:
         self._id = id_
+        self._place = place
         self._processes = processes
         self._link = link
         self._codec = codec
@@ -106,7 +108,8 @@ class Greeter:
         return waits
 
     async def _publish_hello(self) -> None:
-        await self._publish_until_confirmed(Greeting(HELLO, self._id, self.connection), TO_ALL)
+        hello = Greeting(HELLO, self._id, self.connection, place=self._place)
+        await self._publish_until_confirmed(hello, TO_ALL)
         self.is_greeted = True
         self._greeted.wake()
         self._settle_timer = call_at(self._loop.time() + SETTLE_TIMEOUT, self._settle)
@@ -143,7 +146,12 @@ class Greeter:
                 answered = tuple(due.items())
                 known, absent = self._names(), self._processes.absences()
                 greeting = Greeting(
-                    HERE, self._id, answered=answered, known=known, absent=absent if known else {}
+                    HERE,
+                    self._id,
+                    answered=answered,
+                    known=known,
+                    absent=absent if known else {},
+                    place=self._place,
                 )
                 recipients = [TO_ALL] if len(due) > MOST_SINGLE else map(to_process, due)
                 for recipient in recipients:

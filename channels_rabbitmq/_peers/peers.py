@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 
 from .._codec import MalformedBody, MessageCodec, unpack_info
-from .._identity import TO_ALL, id_of, to_process
+from .._identity import TO_ALL, Place, id_of, to_process
 from .._reporter import Reporter
 from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
 from ..presence import GroupMembers, Member
 from ..statistics import Counters
-from .answerer import Answerer, LocalGroups
+from ..status import MissingProcess, Status
+from . import statuses
+from .answerer import Answerer, Local
 from .asker import Asker
 from .greeter import Greeter
 from .late_acks import Acker, LateAcks
@@ -26,27 +29,34 @@ from .requests import (
     COUNT,
     DISCARD,
     FLUSH,
+    HEARD,
     HELLO,
     HERE,
     MEMBERS,
+    MOST_IDS,
     PART_SIZE,
+    STATUS,
     Action,
     Answer,
     Greeting,
+    Heard,
     PackedMember,
     Request,
+    UnknownKind,
     read,
 )
 from .standstill import Standstill
 
 # Bytes of a request, whatever max_message_size is. The largest is a part of a list of members.
 _LARGEST_REQUEST = 1024 * 1024
+# Seconds for which others are asked about those that are missing in a status.
+_HEARD_TIMEOUT = 0.5
 
 
 class Peers:
     """Says who is in a group anywhere, and changes groups in other processes.
 
-    ``groups`` are those of this event loop, and ``link`` its way to the others. A request waits for
+    ``local`` is what this event loop has, and ``link`` its way to the others. A request waits for
     at most ``request_expiry`` seconds in a queue. So an event loop that stood still for longer may
     have missed a hello or a bye; then it greets the others anew, as on a new connection.
     """
@@ -55,14 +65,15 @@ class Peers:
         self,
         id_: str,
         settings: Settings,
-        groups: LocalGroups,
+        local: Local,
         link: Link,
         counters: Counters,
         reporter: Reporter,
         request_expiry: float,
+        place: Place,
     ) -> None:
         self._id = id_
-        self._groups = groups
+        self._local = local
         self._counters = counters
         self._reporter = reporter
         self._loop = asyncio.get_running_loop()
@@ -72,12 +83,14 @@ class Peers:
         )
         self._recipients = (TO_ALL, to_process(id_))
         self.processes = Processes(id_, self._loop.time)
-        self.greeter = Greeter(id_, self.processes, link, self._codec, self._on_settled)
+        self.greeter = Greeter(id_, self.processes, link, self._codec, self._on_settled, place)
         self._asker = Asker(id_, self.processes, self.greeter, link, self._codec)
         longest = settings.operation_timeout
         # The broker may have a limit that max_message_size keeps to.
         part_size = min(PART_SIZE, settings.max_message_size // 2)
-        self._answerer = Answerer(id_, groups, link, self._codec, counters, longest, part_size)
+        self._answerer = Answerer(
+            id_, local, self.processes, link, self._codec, counters, longest, part_size
+        )
         self._link = link
         self._late_acks = LateAcks()
         self._standstill = Standstill(request_expiry, self._on_stood_still)
@@ -117,6 +130,9 @@ class Peers:
             if envelope.channel not in self._recipients:
                 raise MalformedBody("a request for another process")
             request = read(envelope.message())
+        except UnknownKind:
+            self._counters.unanswered += 1
+            return
         except MalformedBody as err:
             self._counters.malformed_requests += 1
             self._reporter.report("malformed_request", str(err))
@@ -139,6 +155,8 @@ class Peers:
             self._asker.questions.wake_all()
             return
         self.processes.on_heard(greeting.sender)
+        if greeting.place is not None:
+            self.processes.on_place(greeting.sender, greeting.place)
         if greeting.kind == HELLO:
             self.greeter.on_hello(greeting.sender, greeting.number)
         elif greeting.kind == ABSENT:
@@ -158,7 +176,7 @@ class Peers:
         question = await self._asker.sharing.ask(Action(MEMBERS, group), deadline)
         silent, is_complete = self._note(question)
         answers = self._answers(question)
-        packed = [*self._groups.confirmed(group), *(m for a in answers for m in a.members)]
+        packed = [*self._local.confirmed(group), *(m for a in answers for m in a.members)]
         known = self.processes.known()
         return GroupMembers(
             members=tuple(_unpack(packed)),
@@ -178,7 +196,7 @@ class Peers:
         silent, _ = self._note(question)
         if not question.answers and not self._asker.has_all(question):
             raise BrokerUnavailable(_no_answers(silent))
-        return self._groups.count(group) + sum(a.count for a in self._answers(question))
+        return self._local.count(group) + sum(a.count for a in self._answers(question))
 
     def _note(self, question: Question) -> tuple[list[str], bool]:
         """Count a question; return the silent processes, and whether it is complete."""
@@ -224,6 +242,41 @@ class Peers:
                 f"{', '.join(missing) or 'this one to itself'}"
             )
 
+    async def status(self, deadline: float) -> Status:
+        """Ask all processes how they are: see ``RabbitmqChannelLayer``."""
+        self._standstill.check()
+        question = await self._asker.sharing.ask(Action(STATUS), deadline)
+        silent, is_complete = self._asker.silent(question), self._is_complete(question)
+        found = [self._local.own_status()]
+        for answer in self._answers(question):
+            try:
+                found.append(statuses.read(answer.status, answer.sender))
+            except MalformedBody:
+                silent.append(answer.sender)
+        answered = [one.statistics.id for one in found if one.statistics.id != self._id]
+        absent = sorted(question.returned.intersection(self.processes.known()))
+        heard = await self._heard_by_all([*silent, *absent], answered)
+        return Status(
+            processes=tuple(sorted(found, key=lambda one: one.statistics.since)),
+            silent=tuple(_missing(id_, heard[id_]) for id_ in sorted(silent)),
+            absent=tuple(_missing(id_, heard[id_]) for id_ in absent),
+            is_complete=is_complete and len(silent) == 0,
+        )
+
+    async def _heard_by_all(self, ids: list[str], answered: list[str]) -> dict[str, Heard]:
+        """Return what this process and those that have answered know of others."""
+        heard = {id_: self.processes.heard(id_) for id_ in ids}
+        if not ids or not answered:
+            return heard
+        deadline = self._loop.time() + _HEARD_TIMEOUT
+        with contextlib.suppress(BrokerUnavailable):
+            action = Action(HEARD, ids=tuple(ids[:MOST_IDS]))
+            question = await self._asker.ask_all(action, deadline, answered)
+            for answer in self._answers(question):
+                for id_ in heard.keys() & answer.heard:
+                    heard[id_] = _newest(heard[id_], answer.heard[id_])
+        return heard
+
     # Changes in other processes
 
     async def add(self, group: str, channel: str, info: bytes | None, deadline: float) -> None:
@@ -264,6 +317,16 @@ def _no_answers(silent: list[str]) -> str:
     if silent:
         return f"No process has answered in time, of {len(silent)} that are there"
     return "It isn't known yet which other processes are there"
+
+
+def _newest(one: Heard, other: Heard) -> Heard:
+    agos = [heard.ago for heard in (one, other) if heard.ago is not None]
+    return Heard(min(agos, default=None), one.place or other.place)
+
+
+def _missing(id_: str, heard: Heard) -> MissingProcess:
+    pid, host = heard.place or (0, "")
+    return MissingProcess(id_, heard.ago, pid, host)
 
 
 def _unpack(members: Iterable[PackedMember]) -> Iterable[Member]:

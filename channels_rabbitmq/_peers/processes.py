@@ -39,7 +39,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 
+from .._identity import Place
 from ..statistics import ProcessStatistics
+from .requests import Heard
 
 # Seconds for which a process is absent before it is gone.
 GONE_AFTER = 10.0
@@ -57,6 +59,7 @@ class Processes:
         # By id, in the order in which they came there. Times are the clock's.
         self._known: dict[str, float] = {}  # present or absent: when it was heard itself
         self._absent: dict[str, float] = {}  # those of them that are absent: since when
+        self._places: dict[str, Place] = {}  # of known ones that have told it
         self._strangers: dict[str, float] = {}  # since when requests to it are returned
         self._gone: dict[str, bool] = {}  # whether it has said bye
 
@@ -68,8 +71,14 @@ class Processes:
         """A process is there: something has come from it."""
         if id_ != self._own_id:
             self._gone.pop(id_, None)
-            self._forget(id_)
+            self._absent.pop(id_, None)
+            self._known.pop(id_, None)  # so that it comes last
             self._add(id_, self._clock())
+
+    def on_place(self, id_: str, place: Place) -> None:
+        """A process that was just heard has told where it runs."""
+        if id_ in self._known:
+            self._places[id_] = place
 
     def on_hearsay(self, ids: Iterable[str]) -> None:
         """Another process has named these."""
@@ -118,6 +127,7 @@ class Processes:
     def _forget(self, id_: str) -> None:
         self._known.pop(id_, None)
         self._absent.pop(id_, None)
+        self._places.pop(id_, None)
 
     def on_nothing_heard(self, since: float) -> None:
         """Nothing was heard since then, so an absent process may have come back.
@@ -143,6 +153,12 @@ class Processes:
         now = self._clock()
         self._expire_absent(now)
         return {id_: now - since for id_, since in self._absent.items()}
+
+    def heard(self, id_: str) -> Heard:
+        """Return when a process was last heard, and where it runs, as far as that is known."""
+        at = self._known.get(id_, -math.inf)
+        ago = None if at == -math.inf else self._clock() - at
+        return Heard(ago, self._places.get(id_))
 
     def is_gone(self, id_: str) -> bool:
         """Whether a process has ended, as far as that is known."""

@@ -11,17 +11,25 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from .._codec import LONGEST_INFO, MalformedBody, unpack_info
-from .._identity import id_of, is_id
+from .._identity import Place, id_of, is_id
 from .._names import require_channel_name, require_group_name
+from .statuses import plain
 
 HELLO, HERE, ABSENT, BYE = "hello", "here", "absent", "bye"
 MEMBERS, COUNT, ADD, DISCARD = "members", "count", "add", "discard"
 FLUSH = "flush"
+STATUS, HEARD = "status", "heard"
 ANSWER = "answer"
-_REQUESTS = (MEMBERS, COUNT, ADD, DISCARD, FLUSH)
+_OF_GROUPS = (MEMBERS, COUNT, ADD, DISCARD)
+_REQUESTS = (*_OF_GROUPS, FLUSH, STATUS, HEARD)
 
 # Bytes, about, of one part of an answer that lists members.
 PART_SIZE = 128 * 1024
+
+# No question names more processes.
+MOST_IDS = 100
+_LARGEST_PID = 2**63 - 1
+_LONGEST_HOST = 255
 
 _T = TypeVar("_T")
 
@@ -29,6 +37,22 @@ _T = TypeVar("_T")
 Hello = tuple[str, int]
 # A channel and its packed info
 PackedMember = tuple[str, "bytes | None"]
+
+
+class UnknownKind(MalformedBody):
+    """A later version asks or tells something that this one doesn't know."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What one process knows of another one."""
+
+    ago: float | None
+    """Seconds since it has heard it; None if it knows it from others only."""
+    place: Place | None
+
+    def packed(self) -> list[Any]:
+        return [self.ago, *(self.place or (0, ""))]
 
 
 @dataclass(frozen=True)
@@ -48,6 +72,8 @@ class Greeting:
     """With *here*: the processes that the sender knows; None if it may not know all yet."""
     absent: Mapping[str, float] = field(default_factory=dict)
     """With *here* and *absent*: for how many seconds each absent process has been so."""
+    place: Place | None = None
+    """With *hello* and *here*: where the sender runs."""
 
     def message(self) -> dict[str, Any]:
         message: dict[str, Any] = {"kind": self.kind, "from": self.sender}
@@ -58,23 +84,28 @@ class Greeting:
             message["known"] = None if self.known is None else list(self.known)
         if self.kind in (HERE, ABSENT):
             message["absent"] = dict(self.absent)
+        if self.place is not None:
+            message["place"] = list(self.place)
         return message
 
 
 class Action(NamedTuple):
     """What other processes are asked to do.
 
-    All are asked for the members of a group, for their count, or to flush. The process of a channel
-    is asked to add it to a group or to discard it.
+    All are asked for the members of a group, for their count, to flush, how they are (*status*), or
+    when they have heard other processes (*heard*). The process of a channel is asked to add it to a
+    group or to discard it.
     """
 
     kind: str
     group: str = ""
-    """Empty only if all are to flush."""
+    """Empty with *flush*, *status* and *heard*."""
     channel: str = ""
     """With *add* and *discard*."""
     info: bytes | None = None
     """With *add*: the packed info, if there is one."""
+    ids: tuple[str, ...] = ()
+    """With *heard*: of which processes."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +120,15 @@ class Request:
     group: str = ""
     channel: str = ""
     info: bytes | None = None
+    ids: tuple[str, ...] = ()
 
     def message(self) -> dict[str, Any]:
         message = {"kind": self.kind, "from": self.sender, "number": self.number}
         message |= {"timeout": self.timeout, "group": self.group}
         if self.channel:
             message |= {"channel": self.channel, "info": self.info}
+        if self.ids:
+            message["ids"] = list(self.ids)
         return message
 
 
@@ -114,6 +148,10 @@ class Answer:
     """Why the action failed; empty if it didn't."""
     is_mistake: bool = False
     """With an error: True if the caller has made a mistake, False if the broker failed."""
+    status: Mapping[str, Any] | None = None
+    """To *status*: as ``statuses`` reads it."""
+    heard: Mapping[str, Heard] = field(default_factory=dict)
+    """To *heard*: by process."""
 
     def message(self) -> dict[str, Any]:
         message: dict[str, Any] = {"kind": ANSWER, "from": self.sender, "number": self.number}
@@ -121,6 +159,10 @@ class Answer:
         message |= {"count": self.count, "members": [list(member) for member in self.members]}
         if self.error:
             message |= {"error": self.error, "mistake": self.is_mistake}
+        if self.status is not None:
+            message["status"] = self.status
+        if self.heard:
+            message["heard"] = {id_: heard.packed() for id_, heard in self.heard.items()}
         return message
 
 
@@ -130,11 +172,13 @@ def read(message: dict[str, Any]) -> Greeting | Request | Answer:
     if not is_id(sender):
         raise MalformedBody("a request without a sender")
     if kind == HELLO:
-        return Greeting(kind, sender, _get(message, "number", int))
+        place = _read_place(message.get("place"))
+        return Greeting(kind, sender, _get(message, "number", int), place=place)
     if kind == HERE:
         answered = tuple(_read_hello(hello) for hello in _get(message, "answered", list))
         known, absent = _read_known(message), _read_absent(message)
-        return Greeting(kind, sender, answered=answered, known=known, absent=absent)
+        place = _read_place(message.get("place"))
+        return Greeting(kind, sender, answered=answered, known=known, absent=absent, place=place)
     if kind == ABSENT:
         return Greeting(kind, sender, absent=_read_absent(message))
     if kind == BYE:
@@ -143,7 +187,7 @@ def read(message: dict[str, Any]) -> Greeting | Request | Answer:
         return _read_request(message, kind, sender)
     if kind == ANSWER:
         return _read_answer(message, sender)
-    raise MalformedBody("a request of an unknown kind")
+    raise UnknownKind("a request of an unknown kind")
 
 
 def _read_hello(hello: object) -> Hello:
@@ -156,11 +200,23 @@ def _read_hello(hello: object) -> Hello:
 
 def _read_known(message: dict[str, Any]) -> tuple[str, ...] | None:
     known = message.get("known")
-    if known is None:
-        return None
-    if not isinstance(known, list) or not all(isinstance(id_, str) and is_id(id_) for id_ in known):
+    return None if known is None else _read_ids(known)
+
+
+def _read_ids(ids: object) -> tuple[str, ...]:
+    if not isinstance(ids, list) or not all(isinstance(id_, str) and is_id(id_) for id_ in ids):
         raise MalformedBody("a request with a wrong list of processes")
-    return tuple(known)
+    return tuple(ids)
+
+
+def _read_place(place: object) -> Place | None:
+    if place is None:
+        return None
+    if isinstance(place, list) and len(place) == 2:
+        pid, host = place
+        if type(pid) is int and 0 <= pid <= _LARGEST_PID and isinstance(host, str):
+            return Place(pid, plain(host[:_LONGEST_HOST]))
+    raise MalformedBody("a request with a wrong place")
 
 
 def _read_absent(message: dict[str, Any]) -> dict[str, float]:
@@ -181,16 +237,16 @@ def _read_request(message: dict[str, Any], kind: str, sender: str) -> Request:
     group: Any = message.get("group")
     channel: Any = message.get("channel")
     try:
-        if kind != FLUSH:
+        if kind in _OF_GROUPS:
             require_group_name(group)
         if kind in (ADD, DISCARD):
             require_channel_name(channel)
     except TypeError:
         raise MalformedBody("a request with a wrong name") from None
     number = _get(message, "number", int)
-    return Request(
-        kind, sender, number, timeout, group if kind != FLUSH else "", channel or "", info
-    )
+    ids = _read_ids(message.get("ids", []))[:MOST_IDS]
+    group = group if kind in _OF_GROUPS else ""
+    return Request(kind, sender, number, timeout, group, channel or "", info, ids)
 
 
 def _read_info(info: object) -> bytes | None:
@@ -217,7 +273,23 @@ def _read_answer(message: dict[str, Any], sender: str) -> Answer:
         tuple(_read_member(member, sender) for member in _get(message, "members", list)),
         _get(message, "error", str) if "error" in message else "",
         message.get("mistake") is True,
+        _get(message, "status", dict) if "status" in message else None,
+        _read_all_heard(message.get("heard", {})),
     )
+
+
+def _read_all_heard(all_heard: object) -> dict[str, Heard]:
+    if not isinstance(all_heard, dict) or not all(is_id(id_) for id_ in all_heard):
+        raise MalformedBody("an answer with wrong processes")
+    return {id_: _read_heard(heard) for id_, heard in all_heard.items()}
+
+
+def _read_heard(heard: object) -> Heard:
+    if isinstance(heard, list) and len(heard) == 3:
+        ago, *place = heard
+        if ago is None or (isinstance(ago, (int, float)) and 0 <= ago < float("inf")):
+            return Heard(ago, _read_place(place) if place != [0, ""] else None)
+    raise MalformedBody("an answer with wrong processes")
 
 
 def _read_member(member: object, sender: str) -> PackedMember:

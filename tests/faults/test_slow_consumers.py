@@ -14,6 +14,7 @@ import pytest
 from channels.exceptions import ChannelFull
 
 from channels_rabbitmq.core import RabbitmqChannelLayer
+from tests.support.consumers import StuckConsumer
 from tests.support.layers import statistics_of
 from tests.support.lengths import Length
 from tests.support.log_lines import log_lines
@@ -264,18 +265,6 @@ async def test_a_loop_that_stands_still_is_not_taken_for_slow_receivers(
         assert not [line for line in lines.rest() if "waiting in memory" in line]
     waiting.cancel()
     await asyncio.wait([waiting])
-
-
-class StuckConsumer:
-    """As a consumer of Channels in a handler that doesn't return."""
-
-    def __init__(self, layer: RabbitmqChannelLayer, channel_name: str) -> None:
-        self.layer = layer
-        self.channel_name = channel_name
-
-    async def __call__(self) -> None:
-        await self.layer.receive(self.channel_name)
-        await asyncio.Event().wait()
 
 
 async def test_a_slow_channel_loses_nothing_of_which_its_senders_do_not_hear(

@@ -16,24 +16,27 @@ MAY_IMPORT = {
     "lifespan": {"core", "exceptions"},
     "core": {
         *("_loops", "_codec", "_settings", "_names"),
-        *("exceptions", "presence", "statistics"),
+        *("exceptions", "presence", "statistics", "status"),
     },
     "_loops": {
         *("_loop_layer", "_broker"),
         *("_hooks", "_identity", "_settings", "_futures"),
-        *("exceptions", "presence", "statistics"),
+        *("exceptions", "presence", "statistics", "status"),
     },
     "_loop_layer": {
         *("_inbox", "_peers", "_broker"),
         *("_hooks", "_identity", "_loop_lag", "_reporter", "_settings"),
-        *("presence", "statistics"),
+        *("presence", "statistics", "status"),
     },
     # The three wings don't know each other. What has arrived is sorted without any I/O.
-    "_inbox": {"_codec", "_identity", "_reporter", "_settings", "_windows", "statistics"},
+    "_inbox": {
+        *("_codec", "_identity", "_reporter", "_settings", "_windows"),
+        *("statistics", "status"),
+    },
     # Of the client it knows only what may become of a message.
     "_peers": {
         *("_amqp", "_codec", "_identity", "_names", "_reporter", "_settings", "_futures"),
-        *("exceptions", "presence", "statistics"),
+        *("exceptions", "presence", "statistics", "status"),
     },
     "_broker": {
         *("_carehare", "_amqp"),
@@ -59,6 +62,7 @@ MAY_IMPORT = {
     "exceptions": set(),
     "presence": set(),
     "statistics": set(),
+    "status": {"statistics"},
 }
 IMPORTS = read_imports(ROOT / PACKAGE)
 TEST_IMPORTS = read_imports(ROOT / "tests")

@@ -18,7 +18,7 @@ import pytest
 
 from channels_rabbitmq._amqp.publishing import Outcome
 from channels_rabbitmq._codec import MessageCodec, pack_info
-from channels_rabbitmq._identity import TO_ALL, to_process
+from channels_rabbitmq._identity import TO_ALL, Place, to_process
 from channels_rabbitmq._peers import answerer as _answerer
 from channels_rabbitmq._peers.greeter import SETTLE_TIMEOUT, SPREAD
 from channels_rabbitmq._peers.late_acks import LONGEST
@@ -41,6 +41,8 @@ from channels_rabbitmq._settings.settings import Settings
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from channels_rabbitmq.presence import Member
 from channels_rabbitmq.statistics import Counters
+from channels_rabbitmq.status import MissingProcess, ProcessStatus
+from tests.support.statuses import status_of
 from tests.support.virtual_time import VirtualLoop, run
 
 GROUP = "room"
@@ -117,9 +119,17 @@ class Process:
         self.has_no_broker = False
         self.flushes = self.added = 0
         settings = Settings.from_config({"symmetric_encryption_keys": list(keys) or None})
+        self.place = Place(ord(letter), f"host-{letter}")
         self.reporter = Reporter(logging.getLogger("test"), self.id)
         self.peers = Peers(
-            self.id, settings, self, self, self.counters, self.reporter, REQUEST_EXPIRY
+            self.id,
+            settings,
+            self,
+            self,
+            self.counters,
+            self.reporter,
+            REQUEST_EXPIRY,
+            self.place,
         )
         self._is_ready = asyncio.Event()
         self.bye: bytes | None = None
@@ -180,7 +190,7 @@ class Process:
         except asyncio.TimeoutError:
             raise BrokerUnavailable("no connection") from None
 
-    # LocalGroups
+    # Local
 
     def confirmed(self, group: str) -> list[tuple[str, bytes | None]]:
         return list(self.members.items()) if group == GROUP else []
@@ -209,6 +219,9 @@ class Process:
         if not self.allows_flush:
             raise ValueError("not allowed")
         return self._flush_here()
+
+    def own_status(self) -> ProcessStatus:
+        return status_of(self.id, since=float(self.place.pid))
 
     async def _flush_here(self) -> None:
         self.flushes += 1
@@ -945,6 +958,17 @@ class TestAnswering:
 
         play(scene)
 
+    def test_what_a_later_version_asks_is_ignored(self, logged: pytest.LogCaptureFixture) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b = processes
+            message = Request(MEMBERS, b.id, 1, 1.0, GROUP).message() | {"kind": "riddle"}
+            a.peers.on_request(_codec.encode_for_channel(TO_ALL, message), 1, 0, a)
+            await asyncio.sleep(10)
+            assert (a.counters.unanswered, a.counters.malformed_requests) == (1, 0)
+
+        play(scene, "ab")
+        assert not [one for one in logged.records if one.name == "test"]
+
     @pytest.mark.parametrize("what", ["garbage", "for another", "without a sense"])
     def test_what_nobody_should_send_is_counted(self, what: str) -> None:
         bodies = {
@@ -1188,5 +1212,67 @@ class TestFlush:
                 await a.peers.flush(now() + 10)
             assert b.flushes == 4
             assert len(b.peers._answerer._changes) == 2
+
+        play(scene, "ab")
+
+
+class TestStatus:
+    def test_all_answer(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            status = await processes[1].peers.status(now() + 1)
+            assert [one.statistics.id for one in status.processes] == [one.id for one in processes]
+            assert status.processes[0] == processes[0].own_status()
+            assert (status.silent, status.absent, status.is_complete) == ((), (), True)
+            # Nobody else counts or logs it as a question of the application's.
+            assert processes[1].counters.questions == 0
+
+        play(scene)
+
+    def test_who_is_missing_is_known_from_others(self) -> None:
+        """Also by one that came when the silent one was silent already."""
+
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b, c = processes
+            wire.deaf.add(c.id)
+            await asyncio.sleep(100)
+            late = Process(wire, "d")
+            late.connect()
+            await asyncio.sleep(SETTLE_TIMEOUT)
+            began = now()
+            status = await late.peers.status(now() + 1)
+            assert now() - began <= 1.5
+            assert not status.is_complete
+            assert {one.statistics.id for one in status.processes} == {a.id, b.id, late.id}
+            assert status.absent == ()
+            (silent,) = status.silent
+            assert (silent.id, silent.pid, silent.host) == (c.id, *c.place)
+            assert silent.heard_ago is not None
+            assert 100 <= silent.heard_ago <= 103
+            wire.deaf.clear()
+            assert (await late.peers.status(now() + 1)).is_complete
+            late.close()
+            await late.peers.wait_closed()
+
+        play(scene)
+
+    def test_nobody_knows_of_the_missing_one(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b = processes
+            b.disconnect()
+            a.peers.processes._places.clear()
+            status = await a.peers.status(now() + 1)
+            (absent,) = status.absent
+            assert absent == MissingProcess(b.id, absent.heard_ago, 0, "")
+            assert status.silent == ()
+
+        play(scene, "ab")
+
+    def test_one_that_answers_with_nonsense_is_silent(self) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            a, b = processes
+            b.own_status = a.own_status  # type: ignore[method-assign]
+            status = await a.peers.status(now() + 1)
+            assert [one.id for one in status.silent] == [b.id]
+            assert not status.is_complete
 
         play(scene, "ab")

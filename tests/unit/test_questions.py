@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels_rabbitmq._codec import LONGEST_INFO, MalformedBody, MessageCodec, pack_info
+from channels_rabbitmq._identity import Place
 from channels_rabbitmq._peers.questions import Questions
 from channels_rabbitmq._peers.requests import (
     ABSENT,
@@ -23,6 +24,7 @@ from channels_rabbitmq._peers.requests import (
     Action,
     Answer,
     Greeting,
+    Heard,
     Request,
     read,
     split,
@@ -144,6 +146,11 @@ class TestForm:
             Answer(A, 1, 2, 0, 2, members=((f"{A}!x", None), (f"{A}!y", pack_info({})))),
             Answer(A, 1, count=7),
             Answer(A, 1, error="no", is_mistake=True),
+            Greeting("hello", A, 3, place=Place(17, "web")),
+            Request("status", A, 1, 0.5),
+            Request("heard", A, 1, 0.5, ids=(A, B)),
+            Answer(A, 1, status={"oldest": 1.0}),
+            Answer(A, 1, heard={B: Heard(1.5, Place(17, "web")), A: Heard(None, None)}),
         ],
     )
     def test_what_is_written_is_read(self, request_: Greeting | Request | Answer) -> None:
@@ -170,6 +177,13 @@ class TestForm:
             ({"members": [[f"{A}!x", LONG_INFO]]}, "wrong info"),
             ({"members": [[f"{A}!x", b"\xc0"]]}, "not a map"),
             ({"error": 1}, "wrong value of 'error'"),
+            ({"status": 1}, "wrong value of 'status'"),
+            ({"heard": []}, "wrong processes"),
+            ({"heard": {"x": [1, 2, "web"]}}, "wrong processes"),
+            ({"heard": {A: [1, 2]}}, "wrong processes"),
+            ({"heard": {A: [-1, 2, "web"]}}, "wrong processes"),
+            ({"heard": {A: [1, -2, "web"]}}, "wrong place"),
+            ({"heard": {A: [1, 2, b"web"]}}, "wrong place"),
         ],
     )
     def test_answers_that_nobody_should_give(self, change: dict[str, Any], problem: str) -> None:
