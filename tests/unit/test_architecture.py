@@ -13,6 +13,11 @@ PACKAGE = "channels_rabbitmq"
 
 # What each part may import of the others. A part is a folder, or a file of the package itself.
 MAY_IMPORT = {
+    # What a person runs. Nothing imports it.
+    "__main__": {"_tools"},
+    "management": {"_tools"},
+    "_tools": {"core", "exceptions"},
+    "apps": set(),
     "lifespan": {"core", "exceptions"},
     "core": {
         *("_loops", "_codec", "_settings", "_names"),
