@@ -19,7 +19,7 @@ from typing import NoReturn, Protocol
 from channels.exceptions import InvalidChannelLayerError
 
 from ..exceptions import BrokerUnavailable
-from . import check
+from . import check, status
 from .errors import Misuse
 
 _PROGRAM = "channels_rabbitmq"
@@ -44,6 +44,7 @@ class Command(Protocol):
 
 COMMANDS: Mapping[str, tuple[Command, str]] = {
     "check": (check, "try the settings and the broker step by step, and say what is wrong"),
+    "status": (status, "show all processes that use the layer, and what is wrong with them"),
 }
 
 

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     # What a person runs. Nothing imports it.
     "__main__": {"_tools"},
     "management": {"_tools"},
-    "_tools": {"core", "exceptions"},
+    "_tools": {"core", "exceptions", "statistics", "status"},
     "apps": set(),
     "lifespan": {"core", "exceptions"},
     "core": {

@@ -1,0 +1,155 @@
+"""``status``: all processes of an exchange that can be asked, once or live.
+
+The command joins the exchange as a process of its own, asks all others, and leaves itself out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+import time
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from ..exceptions import BrokerUnavailable
+from ..status import Status
+from .errors import Misuse
+from .project import find_layer
+from .quiet import quiet_log
+from .status_report import draw, is_well
+
+if TYPE_CHECKING:
+    from ..core import RabbitmqChannelLayer
+
+TIMEOUT = 1.0
+WATCH_INTERVAL = 2.0
+WIDTH = 100
+_CLEAR = "\x1b[H\x1b[2J"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("url", nargs="?", help="amqp://... to do without Django's settings")
+    parser.add_argument(
+        "--layer", metavar="ALIAS", default="default", help="its key in CHANNEL_LAYERS"
+    )
+    parser.add_argument(
+        "--exchange", metavar="NAME", default="groups", help="with a URL: the groups exchange"
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=TIMEOUT,
+        help=f"how long to wait for answers ({TIMEOUT:g})",
+    )
+    parser.add_argument(
+        "--watch",
+        metavar="SECONDS",
+        type=_seconds,
+        nargs="?",
+        const=WATCH_INTERVAL,
+        help=f"ask again and again, every so many seconds ({WATCH_INTERVAL:g}), until Ctrl-C",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, one line for each time")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"not a number of seconds above 0: {text!r}")
+    return seconds
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show the processes; return 1 if one is silent, stalled or not connected."""
+    layer = _find_layer(arguments)
+    with quiet_log():
+        return asyncio.run(_run(layer, arguments))
+
+
+def _find_layer(arguments: argparse.Namespace) -> RabbitmqChannelLayer:
+    if arguments.url is None:
+        return find_layer(arguments.layer)
+    if arguments.layer != "default":
+        raise Misuse("give a URL or --layer, not both")
+    from ..core import RabbitmqChannelLayer  # imports Channels, and with that Django
+
+    return RabbitmqChannelLayer(host=arguments.url, groups_exchange=arguments.exchange)
+
+
+async def _run(layer: RabbitmqChannelLayer, arguments: argparse.Namespace) -> int:
+    try:
+        if arguments.watch is None:
+            await layer.connect(fail_fast=True)
+            status = await _ask(layer, arguments.timeout)
+            _show(layer, status, arguments)
+            return 0 if is_well(status) else 1
+        while True:
+            await _show_next(layer, arguments)
+            await asyncio.sleep(arguments.watch)
+    finally:
+        await layer.close()
+
+
+async def _show_next(layer: RabbitmqChannelLayer, arguments: argparse.Namespace) -> None:
+    try:
+        status = await _ask(layer, arguments.timeout)
+    except BrokerUnavailable as err:
+        if arguments.json:
+            _print(json.dumps({"at": time.time(), "error": str(err)}))
+        else:
+            _redraw(f"{_now()}  {err}")
+    else:
+        _show(layer, status, arguments)
+
+
+async def _ask(layer: RabbitmqChannelLayer, timeout: float) -> Status:
+    """Return the status of all others."""
+    status = await layer.status(timeout)
+    own = {one.id for one in layer.statistics()}
+    others = tuple(one for one in status.processes if one.statistics.id not in own)
+    return replace(status, processes=others)
+
+
+def _show(layer: RabbitmqChannelLayer, status: Status, arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        _print(json.dumps({"at": time.time(), "is_well": is_well(status), **asdict(status)}))
+        return
+    is_drawn_anew = arguments.watch is not None and sys.stdout.isatty()
+    size = shutil.get_terminal_size((WIDTH, 0))
+    lines = draw(status, time.time(), min(size.columns, WIDTH) if is_drawn_anew else WIDTH)
+    head = f"{_now()}  {_url(layer)}  {lines[0]}"
+    room = size.lines - 2 if is_drawn_anew else len(lines)
+    shown = lines[1 : room + 1]
+    if len(shown) < len(lines) - 1:
+        shown[-1] = f"... {len(lines) - len(shown)} more lines"
+    text = "\n".join([head, "", *shown])
+    if arguments.watch is None:
+        _print(text)
+    else:
+        _redraw(text)
+
+
+def _redraw(text: str) -> None:
+    _print(f"{_CLEAR}{text}" if sys.stdout.isatty() else f"{text}\n")
+
+
+def _print(text: Any) -> None:
+    print(text, flush=True)
+
+
+def _now() -> str:
+    return time.strftime("%H:%M:%S")
+
+
+def _url(layer: RabbitmqChannelLayer) -> str:
+    """Return what the command itself is connected to, without the password."""
+    urls = [one.subscriber.url for one in layer.statistics() if one.subscriber.url]
+    return urls[0] if urls else "(not connected)"

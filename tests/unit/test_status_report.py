@@ -1,0 +1,124 @@
+"""The status of all processes as text: what is shown, and that it fits the terminal."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from channels_rabbitmq._tools import status as command
+from channels_rabbitmq._tools.status_report import cut_middle, draw, is_well, short
+from channels_rabbitmq.statistics import ConnectionStatistics, GroupStatistics
+from channels_rabbitmq.status import MissingProcess, ProcessStatus, Status, WorstChannel
+from tests.support.statuses import status_of
+
+NOW = 1000.0 + 3 * 3600
+
+
+def id_of(letter: str) -> str:
+    return "crq." + letter * 16
+
+
+def of(*processes: ProcessStatus, **changes: Any) -> Status:
+    return replace(Status(processes, (), (), is_complete=True), **changes)
+
+
+STUCK = status_of(
+    id_of("s"),
+    oldest=41.0,
+    worst=WorstChannel(f"{id_of('s')}!specific.abc", 120, "ChatConsumer, in room-1 and 3 more"),
+    pid=17,
+    groups=GroupStatistics(7, 7, 0),
+    buffered=123,
+    stalled_channels=1,
+)
+SILENT = MissingProcess(id_of("m"), 75.0, 4712, "web-2")
+
+
+def test_what_is_wrong_comes_first_and_is_named() -> None:
+    lines = draw(of(status_of(id_of("a")), STUCK, silent=(SILENT,), is_complete=False), NOW, 100)
+    assert lines == [
+        "2 processes answer, 1 at fault, 1 silent",
+        "ID                    PID HOST  UP CONN GROUPS WAITING STALLED OLDEST  LAG",
+        "crq.mmmmmmmmmmmmmmmm 4712 web-2 doesn't answer; last heard 75s ago",
+        "crq.ssssssssssssssss   17 web-1 3h    2      7     123       1    41s 0.0s",
+        "    !specific.abc: 120 messages (ChatConsumer, in room-1 and 3 more)",
+        "crq.aaaaaaaaaaaaaaaa 4711 web-1 3h    2      0       0       0      - 0.0s",
+    ]
+
+
+def test_connections() -> None:
+    lost = ConnectionStatistics("waiting", NOW - 90, "", 1, "refused")
+    lines = draw(of(status_of(id_of("a"), publisher=lost, is_blocked=True)), NOW, 100)
+    assert lines[0] == "1 process answers, 1 at fault"
+    assert " 1/2 " in lines[2]
+    assert lines[3:] == [
+        "    publisher: no connection for 90s: refused",
+        "    RabbitMQ takes no messages: it is low on memory or disk space",
+    ]
+
+
+def test_those_that_are_missing() -> None:
+    unheard = MissingProcess(id_of("x"), None, 0, "")
+    lines = draw(of(silent=(unheard,), absent=(SILENT,), is_complete=False), NOW, 100)
+    assert lines[0] == "0 processes answer, 1 silent, 1 without a connection"
+    assert lines[2:] == [
+        "crq.xxxxxxxxxxxxxxxx    ? ?     doesn't answer; heard by nobody",
+        "crq.mmmmmmmmmmmmmmmm 4712 web-2 has lost its connection; last heard 75s ago",
+    ]
+    assert draw(of(), NOW, 100)[1] == "No process that receives uses this exchange."
+    assert "perhaps not all" in draw(of(is_complete=False), NOW, 100)[0]
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_it_fits(width: int) -> None:
+    """With a host name as long as can be, and numbers as large as they come."""
+    large: dict[str, Any] = {"pid": 4194304, "buffered": 99_999, "loop_lag": 12.0}
+    host = f"{'application-' * 10}7f9c-x2k9p"
+    worst = WorstChannel(f"{id_of('s')}!{'x' * 78}", 12_345, f"Consumer, in {'y' * 99}")
+    processes = [
+        status_of(id_of("a"), host=host, oldest=3000.0, worst=worst, **large),
+        replace(STUCK, statistics=replace(STUCK.statistics, host=host.replace("p", "q"))),
+    ]
+    lines = draw(of(*processes, silent=(replace(SILENT, host=host),)), NOW, width)
+    assert max(map(len, lines)) <= width
+    assert len({line[:50] for line in lines}) == len(lines)
+    if width == 100:
+        assert "application-a..on-7f9c-x2k9p" in lines[3]
+
+
+def test_short_texts() -> None:
+    assert cut_middle("web-1", 6) == "web-1"
+    assert cut_middle("web-123", 6) == "we..23"
+    times = [-1, 0.04, 9.9, 9.96, 99.4, 99.6, 5940, 6000, 359_000, 360_000, 86_400 * 400]
+    assert [short(time) for time in times] == [
+        *("0.0s", "0.0s", "9.9s", "10s", "99s", "2m", "99m", "2h", "4d", "4d", "400d")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "well"),
+    [
+        (of(), True),
+        (of(status_of(id_of("a"), loop_lag=9.0)), True),
+        (of(status_of(id_of("a"), oldest=9.0)), True),
+        (of(status_of(id_of("a"), oldest=10.0)), False),
+        (of(STUCK), False),
+        (of(status_of(id_of("a"), is_blocked=True)), False),
+        (of(is_complete=False), False),
+        (of(absent=(SILENT,)), False),
+    ],
+)
+def test_when_it_is_well(status: Status, well: bool) -> None:
+    assert is_well(status) is well
+
+
+@pytest.mark.parametrize("text", ["x", "0", "-1", "nan", "inf", ""])
+def test_bad_seconds(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--watch={text}"])
+    assert "not a number of seconds above 0" in capsys.readouterr().err
