@@ -18,6 +18,7 @@ def read_version() -> str:
 
 
 CRYPTOGRAPHY = "cryptography>=3.4"
+PROMETHEUS = "prometheus-client>=0.20"
 REPOSITORY = "https://github.com/CJWorkbench/channels_rabbitmq"
 
 # What a first patch needs: the tests without a broker, lint and types. A new release of a linter
@@ -65,6 +66,7 @@ setup(
     ],
     extras_require={
         "cryptography": [CRYPTOGRAPHY],
+        "prometheus": [PROMETHEUS],
         "dev": DEV,
         "docs": DOCS,
         "tests": [
@@ -81,6 +83,7 @@ setup(
             "packaging",
             "pika>=1.3",
             "pyyaml>=6",
+            PROMETHEUS,
             "uvicorn>=0.30",
             "uvloop>=0.19",
             "websockets>=13",

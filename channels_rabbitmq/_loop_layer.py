@@ -349,8 +349,7 @@ class LoopLayer:
         router = self.router
         return LoopLayerStatistics(
             id=self.id,
-            pid=self.place.pid,
-            host=self.place.host,
+            **self.place._asdict(),
             since=self._since,
             for_sync_code=self._for_sync_code,
             publisher=self.publisher.supervisor.statistics(),
@@ -362,6 +361,7 @@ class LoopLayer:
             unconfirmed=self.publisher.unconfirmed,
             highest_age=self._inbox.ages.newest(self.loop.time()),
             loop_lag=self._lag.newest(),
+            loop_late=self._lag.overdue(),
             buffered=router.buffered,
             in_hand_over=len(router.hand_overs),
             channels=router.channels,

@@ -207,8 +207,11 @@ class LoopLayerStatistics:
 
     loop_lag: float
     """Seconds for which the event loop was blocked, at the longest, in the last half minute or
-    minute; a little more than 0 is usual. A loop that is blocked now is included, if another thread
-    asks."""
+    minute, ``loop_late`` included. A little more than 0 is usual."""
+
+    loop_late: float
+    """By how many seconds the event loop is late now, with what is due on it. Another thread that
+    asks sees here that it is blocked. 0 for a loop that has stopped."""
 
     buffered: int
     """Messages in channels, for ``receive()``."""

@@ -127,6 +127,7 @@ class TestWhere:
             unconfirmed=0,
             highest_age=0.0,
             loop_lag=statistics.loop_lag,
+            loop_late=statistics.loop_late,
             buffered=0,
             in_hand_over=0,
             channels=0,

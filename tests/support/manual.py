@@ -32,7 +32,7 @@ TEXT = "\n".join(path.read_text(encoding="utf-8") for path in [README, *PAGES])
 URL = "amqp://guest:guest@127.0.0.1"
 
 # What only Sphinx knows. The test that builds the manual looks at it.
-_ROLES_OF_SPHINX = ["doc", "ref", "class", "exc", "func", "meth", "mod"]
+_ROLES_OF_SPHINX = ["doc", "download", "ref", "class", "exc", "func", "meth", "mod"]
 _DIRECTIVES_OF_SPHINX = ["autoclass", "autoexception", "automodule", "toctree"]
 
 

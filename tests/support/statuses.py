@@ -42,6 +42,7 @@ def status_of(
         unconfirmed=0,
         highest_age=0.0,
         loop_lag=0.0,
+        loop_late=0.0,
         buffered=0,
         in_hand_over=0,
         channels=0,

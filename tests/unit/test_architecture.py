@@ -19,6 +19,9 @@ MAY_IMPORT = {
     "_tools": {"core", "exceptions", "statistics", "status"},
     "apps": set(),
     "lifespan": {"core", "exceptions"},
+    "health": {"_configured", "_futures", "exceptions", "statistics"},
+    "prometheus": {"_configured", "core", "exceptions", "statistics", "status"},
+    "_configured": {"core"},
     "core": {
         *("_loops", "_codec", "_settings", "_names"),
         *("exceptions", "presence", "statistics", "status"),

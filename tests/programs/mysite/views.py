@@ -9,7 +9,10 @@ from typing import Any
 
 from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
-from django.http import HttpRequest, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from prometheus_client import CollectorRegistry, generate_latest
+
+from channels_rabbitmq.prometheus import RabbitmqCollector
 
 
 def notify(request: HttpRequest, room: str, text: str) -> JsonResponse:
@@ -29,6 +32,13 @@ async def _put_a_job(text: str) -> str:
         async for body in consumer:
             return body.decode()
     raise RuntimeError("The queue is gone")
+
+
+def metrics_of_a_registry(request: HttpRequest) -> HttpResponse:
+    """Scrape a project's own registry."""
+    registry = CollectorRegistry()
+    registry.register(RabbitmqCollector(scope="exchange"))
+    return HttpResponse(generate_latest(registry), content_type="text/plain; version=0.0.4")
 
 
 def job(request: HttpRequest, text: str) -> JsonResponse:
