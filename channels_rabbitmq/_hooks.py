@@ -86,7 +86,7 @@ class Hook:
                 try:
                     await self._call(reason)
                 except Exception:
-                    logger.exception("%s: it raised an exception", self._option)
+                    logger.exception("%s %s: it raised an exception", self._option, self._id)
         finally:
             self._task = None
 

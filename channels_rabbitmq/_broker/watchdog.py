@@ -84,7 +84,7 @@ class Watchdog:
             try:
                 await self._probe()
             except Exception:
-                logger.exception("%s: unexpected error", "watchdog")
+                logger.exception("%s: unexpected error", f"watchdog of {self._supervisor.name}")
 
     async def _probe(self) -> None:
         connection = self._supervisor.connection

@@ -205,7 +205,7 @@ class Peers:
         self._counters.incomplete += not is_complete
         for id_ in silent:
             self._counters.silent += 1
-            self._reporter.report("silent", id_)
+            self._reporter.report("silent", self.processes.describe(id_))
         return silent, is_complete
 
     def _is_complete(self, question: Question) -> bool:

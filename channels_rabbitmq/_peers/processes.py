@@ -160,6 +160,11 @@ class Processes:
         ago = None if at == -math.inf else self._clock() - at
         return Heard(ago, self._places.get(id_))
 
+    def describe(self, id_: str) -> str:
+        """Return an id for a log line, with where the process runs if that is known."""
+        place = self._places.get(id_)
+        return id_ if place is None else f"{id_} on {place.host}, pid {place.pid}"
+
     def is_gone(self, id_: str) -> bool:
         """Whether a process has ended, as far as that is known."""
         self._expire_absent(self._clock())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from channels_rabbitmq._identity import Place
 from channels_rabbitmq._peers import processes as _processes
 from channels_rabbitmq._peers.processes import GONE_AFTER, Processes
 from channels_rabbitmq.statistics import ProcessStatistics
@@ -225,3 +226,14 @@ def test_memory_is_bounded(processes: Processes, monkeypatch: pytest.MonkeyPatch
     for number in range(10):
         processes.on_returned(f"crq.{number}")
     assert len(processes._strangers) <= 3
+
+
+def test_a_line_in_the_log_names_the_place(processes: Processes) -> None:
+    processes.on_heard(A)
+    assert processes.describe(A) == A
+    processes.on_place(A, Place(17, "web-1"))
+    assert processes.describe(A) == f"{A} on web-1, pid 17"
+    processes.on_place(B, Place(18, "web-2"))  # never heard
+    assert processes.describe(B) == B
+    processes.on_bye(A)
+    assert processes.describe(A) == A

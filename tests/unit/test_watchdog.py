@@ -32,6 +32,8 @@ class FakeConnection:
 
 
 class FakeSupervisor:
+    name = "subscriber crq.aaaaaaaaaaaaaaaa"
+
     def __init__(self) -> None:
         self.connection: FakeConnection | None = FakeConnection()
         self.given_up: asyncio.Queue[str] = asyncio.Queue()
