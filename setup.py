@@ -25,6 +25,7 @@ REPOSITORY = "https://github.com/CJWorkbench/channels_rabbitmq"
 # must not fail an old commit.
 DEV = [
     CRYPTOGRAPHY,
+    PROMETHEUS,
     "hypothesis>=6.100",
     "mypy~=2.4.1",
     "pytest>=8.2",
@@ -83,7 +84,6 @@ setup(
             "packaging",
             "pika>=1.3",
             "pyyaml>=6",
-            PROMETHEUS,
             "uvicorn>=0.30",
             "uvloop>=0.19",
             "websockets>=13",

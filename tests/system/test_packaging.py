@@ -101,8 +101,11 @@ def test_the_requirements(metadata: Message) -> None:
         "msgpack<2,>=1",
         "pamqp<5,>=3.3",
     }
-    assert metadata.get_all("Provides-Extra") == ["cryptography", "dev", "docs", "tests"]
+    assert metadata.get_all("Provides-Extra") == [
+        *("cryptography", "dev", "docs", "prometheus", "tests")
+    ]
     assert requirements(metadata, "cryptography") == {"cryptography>=3.4"}
+    assert requirements(metadata, "prometheus") == {"prometheus-client>=0.20"}
     dev = requirements(metadata, "dev")
     names = {re.split("[<>=~]", line)[0] for line in dev}
     assert {"pytest", "hypothesis", "mypy", "ruff", "cryptography"} <= names
