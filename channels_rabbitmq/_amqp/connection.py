@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import time
 
 from .binding import TopologyChannel
@@ -15,6 +15,7 @@ from .on_demand import OnDemandChannel
 from .opening import open_protocol
 from .protocol import CLOSE_TIMEOUT, Protocol
 from .publishing import PublisherChannel, Route
+from .stages import Stage
 from .url import BrokerUrl
 
 # Seconds: the time limit if the caller sets none.
@@ -26,7 +27,8 @@ class Connection:
 
     ``connection_name`` is what operators see in RabbitMQ's lists. ``on_blocked`` is called with the
     broker's reason when it stops reading from publishers (an alarm), and with None when it goes on;
-    the broker says so only to a connection that has published since.
+    the broker says so only to a connection that has published since. ``on_stage`` is called as the
+    attempt to connect goes on; addresses race, so not every stage need lead to the next one.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class Connection:
         self._ssl_context = ssl_context
         self._connection_name = connection_name
         self._protocol: Protocol | None = None
+        self._newest: Protocol | None = None  # of any attempt, whatever became of it
         self.has_answered = False  # a server has accepted the connection, perhaps the broker
         self.on_blocked: Callable[[str | None], None] = lambda reason: None
+        self.on_stage: Callable[[Stage], None] = lambda stage: None
 
     def __repr__(self) -> str:
         return f"<Connection {self._connection_name!r} to {self.url}>"
@@ -65,14 +69,17 @@ class Connection:
 
     def _on_answer(self) -> None:
         self.has_answered = True
+        self.on_stage(Stage.TCP)
 
     def _make_protocol(self, tls_problem: str) -> Protocol:
-        return Protocol(
+        self._newest = Protocol(
             self.url,
             connection_name=self._connection_name,
             on_blocked=lambda reason: self.on_blocked(reason),
+            on_stage=self.on_stage,
             tls_problem=tls_problem,
         )
+        return self._newest
 
     async def close(self) -> None:
         """Close the connection in order; may be called at any time, any number of times.
@@ -109,6 +116,20 @@ class Connection:
     def server_version(self) -> tuple[int, ...]:
         """The broker's, as ``(4, 0)``; empty if it doesn't say."""
         return self.protocol.handshake.server_version
+
+    @property
+    def server_properties(self) -> Mapping[str, object]:
+        """What the broker says of itself: "product", "version", "cluster_name" and others.
+
+        For an attempt that has failed, it is what the last address has said, if it said anything.
+        """
+        return {} if self._newest is None else self._newest.handshake.server_properties
+
+    @property
+    def tls(self) -> ssl.SSLObject | None:
+        """What was agreed on with the broker, also if an attempt has failed since; or None."""
+        protocol = self._newest
+        return None if protocol is None or not protocol.is_connected else protocol.transport.tls
 
     @property
     def closed(self) -> asyncio.Future[Exception | None]:

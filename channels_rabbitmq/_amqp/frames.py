@@ -42,10 +42,10 @@ _SMALL_BODY = 1024
 # All consumers of the layer have this tag, since each has an AMQP channel of its own.
 CONSUMER_TAG = "channels"
 
-# The entry "version", a long string, in the server's properties; a pattern for its first two
-# numbers.
-_VERSION_KEY = b"\x07versionS"
-_version = re.compile(re.escape(_VERSION_KEY) + rb"\0\0\0.(\d{1,4}\.\d{1,4})", re.DOTALL)
+# The entries of the server's properties that are read: the beginning of each, a key and the mark of
+# a long string. And a pattern for the rest: a length of one byte, and printable ASCII.
+_PROPERTIES = (b"\x07productS", b"\x07versionS", b"\x08platformS", b"\x0ccluster_nameS")
+_printable = re.compile(rb"\0\0\0([\x01-\x7f])([ -~]*)")
 
 START = 10 << 16 | 10
 CONNECTION_CLOSE = 10 << 16 | 50
@@ -358,7 +358,7 @@ def decode(data: bytes) -> Any:
     if frame_type == METHOD:
         index = read_index(data, 7, end)
         if index == START:
-            data = _without_properties_of_server(data, end)
+            data = _with_few_properties_of_server(data, end)
         elif index in _TEXT_AT:
             data = _with_readable_text(data, 7 + _TEXT_AT[index], end)
         elif index in _WITH_TABLES:
@@ -380,13 +380,21 @@ def _with_readable_text(frame: bytes, at: int, end: int) -> bytes:
     return frame[:3] + len(payload).to_bytes(4, "big") + payload + frame[end:]
 
 
-def _without_properties_of_server(start: bytes, end: int) -> bytes:
-    """Return the frame of a Connection.Start whose table holds only the version.
+def _with_few_properties_of_server(start: bytes, end: int) -> bytes:
+    """Return the frame of a Connection.Start whose table holds only what is of use.
 
     The table comes after the first six bytes of the payload.
     """
     table_end = _skip(start, 13, end, 4)
-    found = _version.search(start, 17, table_end)
-    entry = _VERSION_KEY + len(found[1]).to_bytes(4, "big") + found[1] if found else b""
-    rest = len(entry).to_bytes(4, "big") + entry + start[table_end:end]
+    entries = b"".join(_find_property(key, start, 17, table_end) for key in _PROPERTIES)
+    rest = len(entries).to_bytes(4, "big") + entries + start[table_end:end]
     return _frame_head.pack(METHOD, 0, 6 + len(rest)) + start[7:13] + rest + b"\xce"
+
+
+def _find_property(key: bytes, data: bytes, at: int, end: int) -> bytes:
+    """Return the entry that begins with ``key``; nothing if it isn't a short, readable text."""
+    found = data.find(key, at, end)
+    text = _printable.match(data, found + len(key), end) if found >= 0 else None
+    if text is None or len(text[2]) < text[1][0]:
+        return b""
+    return key + b"\0\0\0" + text[1] + text[2][: text[1][0]]

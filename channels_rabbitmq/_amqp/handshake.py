@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import carehare
@@ -40,6 +41,7 @@ class Handshake:
         self._url = url
         self._connection_name = connection_name
         self._order = iter(_ORDER)
+        self.server_properties: Mapping[str, object] = {}
         self.server_version: tuple[int, ...] = ()  # as (4, 0), if the broker says it
         self.frame_max = 0  # bytes; 0: no limit
         self.channel_max = 0  # 0: no limit
@@ -53,8 +55,9 @@ class Handshake:
     def answer_start(self, frame: Connection.Start) -> Method:
         """Return the login."""
         self.check_turn(frame)
-        version = str((frame.server_properties or {}).get("version"))
-        self.server_version = tuple(map(int, re.findall(r"\d+", version)))
+        self.server_properties = frame.server_properties or {}
+        version = re.match(r"(\d{1,4})\.(\d{1,4})", str(self.server_properties.get("version")))
+        self.server_version = tuple(map(int, version.groups())) if version else ()
         if "PLAIN" not in (frame.mechanisms or "").split():
             raise carehare.ConnectionClosed("RabbitMQ offers no login by name and password (PLAIN)")
         return Connection.StartOk(

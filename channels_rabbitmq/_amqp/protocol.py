@@ -32,6 +32,7 @@ from .errors import (
 from .handshake import Handshake
 from .heartbeat import Heartbeat
 from .methods import Channel, Method
+from .stages import Stage
 from .tls import explain_end
 from .transport import CoalescingTransport, set_options
 from .url import BrokerUrl
@@ -76,6 +77,7 @@ class Protocol(asyncio.BufferedProtocol):
         *,
         connection_name: str,
         on_blocked: Callable[[str | None], None],
+        on_stage: Callable[[Stage], None] = lambda stage: None,
         tls_problem: str = "",
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -84,6 +86,7 @@ class Protocol(asyncio.BufferedProtocol):
         self._tls_problem = tls_problem  # see Tls
         # Called with the broker's reason when it blocks publishers, with None when no more.
         self._report_blocked = on_blocked
+        self._report_stage = on_stage
         self.open: asyncio.Future[None] = loop.create_future()
         self.closed: asyncio.Future[Exception | None] = loop.create_future()
         self.handshake = Handshake(url, connection_name)
@@ -109,7 +112,7 @@ class Protocol(asyncio.BufferedProtocol):
         self._turns_to_read = 0
         self._handlers: dict[type, Callable[[Any], None]] = {
             pamqp.heartbeat.Heartbeat: lambda frame: None,  # data_received() saw it
-            Connection.Start: lambda frame: self._send(self.handshake.answer_start(frame)),
+            Connection.Start: self._on_start,
             Connection.Tune: self._on_tune,
             Connection.OpenOk: self._on_open_ok,
             Connection.Close: self._on_close,
@@ -127,6 +130,7 @@ class Protocol(asyncio.BufferedProtocol):
         self.transport = CoalescingTransport(below)
         self.write: Callable[[bytes], None] = self.transport.write
         self.is_connected = True
+        self._report_stage(Stage.SECURED)
         self.write(pamqp.header.ProtocolHeader().marshal())
 
     def pause_writing(self) -> None:
@@ -258,8 +262,13 @@ class Protocol(asyncio.BufferedProtocol):
 
     # Handshake
 
+    def _on_start(self, frame: Connection.Start) -> None:
+        self._send(self.handshake.answer_start(frame))
+        self._report_stage(Stage.GREETED)
+
     def _on_tune(self, frame: Connection.Tune) -> None:
         self._send(*self.handshake.answer_tune(frame))
+        self._report_stage(Stage.LOGGED_IN)
         self.frame_max = self.handshake.frame_max
         self._frame_limit = self.frame_max or _LARGEST_FRAME
         self._channel_ids = ChannelIds(self.handshake.channel_max)
@@ -272,6 +281,7 @@ class Protocol(asyncio.BufferedProtocol):
 
     def _on_open_ok(self, frame: Connection.OpenOk) -> None:
         self.handshake.check_turn(frame)
+        self._report_stage(Stage.OPEN)
         resolve(self.open, None)
 
     # Half-dead

@@ -7,6 +7,7 @@ import contextlib
 import os
 import select
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 
 # Senders have to wait if more bytes wait to be written. With so many bytes a busy broker has
@@ -122,6 +123,12 @@ class CoalescingTransport:
         if data and not self._transport.is_closing():
             self._transport.write(data)
         self._wake_writer()
+
+    @property
+    def tls(self) -> ssl.SSLObject | None:
+        """What was agreed on with the peer; None without TLS."""
+        tls: ssl.SSLObject | None = self._transport.get_extra_info("ssl_object")
+        return tls
 
     def is_full(self) -> bool:
         """Return whether senders should wait: the buffers are full, or writers are held."""

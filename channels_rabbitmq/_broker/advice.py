@@ -53,8 +53,8 @@ def advise(exc: Exception, url: BrokerUrl) -> str:
         for words, advice in _BY_WORDS:
             if re.search(words, str(exc)):
                 return advice.format(
-                    vhost=_word(url.virtual_host),
-                    user=_word(url.username),
+                    vhost=shell_word(url.virtual_host),
+                    user=shell_word(url.username),
                     guest=_GUEST if url.username == "guest" else "",
                 )
     return ""
@@ -70,6 +70,6 @@ def _advise_on_certificate(exc: ssl.SSLCertVerificationError) -> str:
     return ""
 
 
-def _word(text: str) -> str:
+def shell_word(text: str) -> str:
     """Return a name as a shell's command needs it, in one line."""
     return shlex.quote(text) if text.isascii() and text.isprintable() else "NAME"

@@ -71,6 +71,7 @@ class Publisher:
         self._default_exchange: DefaultExchange | None = None  # while connected; until 6.0
         self._told = shared.told
         self._is_blocked = False
+        self.blocked_reason = ""  # RabbitMQ's words, the last time that it blocked publishers
         self._blocked_at_set_up: asyncio.Future[None] | None = None
         # The AMQP channel that set_up() has made, until on_ready(); and why it has ended
         self._new_amqp_channel: PublisherChannel | None = None
@@ -152,7 +153,8 @@ class Publisher:
 
     def _on_blocked(self, reason: str | None) -> None:
         self._is_blocked = reason is not None
-        if self._is_blocked:
+        if reason is not None:
+            self.blocked_reason = reason
             if self._told.is_news(_BLOCKED):
                 logger.warning("%s: RabbitMQ blocks publishers: %s", self.supervisor.name, reason)
             if self._blocked_at_set_up is not None:

@@ -4,8 +4,8 @@ Each command is a module with two functions: ``add_arguments(parser)``, and ``ru
 which prints to ``sys.stdout`` and returns the exit status. It imports Django only in ``run``, and
 only if it has to: a machine without Django can run the others.
 
-A command may raise ``Misuse``, ``InvalidChannelLayerError`` or ``BrokerUnavailable``. These, Ctrl-C
-and a reader that has gone end in one line on stderr, and never in a traceback.
+A command may raise ``Misuse``, ``Failed``, ``InvalidChannelLayerError`` or ``BrokerUnavailable``.
+These, Ctrl-C and a reader that has gone end in one line on stderr, and never in a traceback.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from channels.exceptions import InvalidChannelLayerError
 
 from ..exceptions import BrokerUnavailable
 from . import check, status
-from .errors import Misuse
+from .errors import Failed, Misuse
 
 _PROGRAM = "channels_rabbitmq"
 DESCRIPTION = "Tools for channel layers of channels_rabbitmq."
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> tuple[int, str]:
         sys.stdout.flush()
     except (Misuse, InvalidChannelLayerError) as err:
         return MISUSED, str(err)
-    except BrokerUnavailable as err:
+    except (Failed, BrokerUnavailable) as err:
         return FAILED, str(err)
     except KeyboardInterrupt:
         return INTERRUPTED, "interrupted"

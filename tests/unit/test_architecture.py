@@ -16,7 +16,11 @@ MAY_IMPORT = {
     # What a person runs. Nothing imports it.
     "__main__": {"_tools"},
     "management": {"_tools"},
-    "_tools": {"core", "exceptions", "statistics", "status"},
+    "_tools": {
+        *("core", "_loop_layer", "_broker", "_amqp"),
+        *("_futures", "_hooks", "_identity", "_settings"),
+        *("exceptions", "statistics", "status"),
+    },
     "apps": set(),
     "lifespan": {"core", "exceptions"},
     "health": {"_configured", "_futures", "exceptions", "statistics"},

@@ -356,16 +356,25 @@ def test_the_rest_goes_through_pamqp(frame: object) -> None:
 
 @pytest.mark.parametrize(
     ("version", "read"),
-    [("4.3.6", {"version": "4.3"}), ("3.10.8-1", {"version": "3.10"}), ("x", {}), (4, {})],
+    [
+        ("4.3.6", {"version": "4.3.6"}),
+        ("3.10.8-1", {"version": "3.10.8-1"}),
+        (4, {}),
+        ("", {}),
+        ("4\n5", {}),
+        ("4ß", {}),
+        ("4" * 127, {"version": "4" * 127}),
+        ("4" * 128, {}),
+    ],
 )
-def test_of_the_properties_of_a_server_the_version_is_read(
-    version: object, read: dict[str, str]
-) -> None:
-    properties = {"product": "R", "version": version, "capabilities": {"a": True}}
+def test_of_the_properties_of_a_server_some_are_read(version: object, read: dict[str, str]) -> None:
+    """Texts that are short and readable, and what is before and behind them is not damaged."""
+    others = {"product": "R", "platform": "Erlang 1", "cluster_name": "c@host"}
+    properties = {"capabilities": {"a": True}, "version": version, **others, "x": "product"}
     start = commands.Connection.Start(mechanisms="PLAIN", server_properties=properties)
     decoded = frames.decode(marshal(start, channel=0))
     assert isinstance(decoded, commands.Connection.Start)
-    assert (decoded.server_properties, decoded.mechanisms) == (read, "PLAIN")
+    assert (decoded.server_properties, decoded.mechanisms) == (others | read, "PLAIN")
 
 
 @given(

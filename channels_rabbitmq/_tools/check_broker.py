@@ -1,0 +1,91 @@
+"""The steps of ``check`` on an open connection: the groups exchange, and permissions."""
+
+from __future__ import annotations
+
+import carehare
+
+from .._amqp.connection import Connection
+from .._amqp.methods import Exchange
+from .._amqp.url import BrokerUrl
+from .._broker.groups_exchange import GroupsExchange
+from .._settings.settings import Settings
+from .check_hints import advise_on, advise_on_permissions, describe_needs
+from .check_permissions import WRITE, Need, find_missing, needs_of
+from .check_report import Finding, Status
+from .check_trial import Broken
+
+_NOT_FOUND = 404  # AMQP 0-9-1, section 1.2
+
+
+class BrokerSteps:
+    """Each method is one step, for a ``LoopLayer`` whose id is ``id_``."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        url: BrokerUrl,
+        settings: Settings,
+        id_: str,
+        *,
+        only_sends: bool,
+    ) -> None:
+        self._url = url
+        self._settings = settings
+        self._id = id_
+        self._only_sends = only_sends
+        self._connection = connection
+
+    async def exchange(self) -> Finding:
+        """Declare the exchange, or find it, as the layer does."""
+        groups_exchange = GroupsExchange(self._settings.groups_exchange)
+        channel = self._connection.open_topology()
+        while True:
+            declare = groups_exchange.declare()
+            assert isinstance(declare, Exchange.Declare)
+            try:
+                await channel.call(declare)
+                break
+            except carehare.ChannelClosedByServer as err:
+                try:
+                    if not groups_exchange.on_refusal(declare, err):
+                        raise
+                except carehare.ChannelClosedByServer as refusal:
+                    raise Broken(str(refusal), self._advise(refusal)) from None
+        found = ", which somebody else has declared: it is used as it is" * declare.passive
+        return Finding(f"{groups_exchange.name!r}{found}")
+
+    def _advise(self, refusal: carehare.ChannelClosedByServer) -> str:
+        if "ACCESS_REFUSED" not in str(refusal):
+            return advise_on(refusal, self._url)
+        return f"permit it, or have it declared by somebody who may: {self._permit()}"
+
+    def _permit(self) -> str:
+        exchange = self._settings.groups_exchange
+        return advise_on_permissions(self._url, exchange, only_sends=self._only_sends)
+
+    async def permissions(self) -> Finding:
+        """Try each permission for each name that the layer uses, but to configure the exchange."""
+        exchange = self._settings.groups_exchange
+        needs = {Need(WRITE, False, exchange): True}
+        if not self._only_sends:
+            needs |= needs_of(self._id, self._settings)
+        channel = self._connection.open_topology()
+        missing = await find_missing(channel, needs, spare=f"{self._id}.check")
+        if not missing:
+            names = f"{exchange!r}" if self._only_sends else f"{exchange!r} and crq.*"
+            return Finding(f"{len(needs)} tried, for {names}")
+        is_required = any(needs[need] for need in missing)
+        told = describe_needs(missing, list(needs), self._id)
+        text = f"the user {self._url.username!r} may not {told}"
+        if not is_required:
+            return Finding(
+                f"{text}: without that, some messages to groups are lost when a connection is",
+                self._permit(),
+                Status.WARNING,
+            )
+        return Finding(text, self._permit() + self._alternative(missing), Status.FAILED)
+
+    def _alternative(self, missing: list[Need]) -> str:
+        if self._only_sends or any(not need.name.startswith(self._id) for need in missing):
+            return ""
+        return "; or, if this process only sends: check --send-only"
