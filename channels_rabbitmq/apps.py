@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
+from django.core import checks
+
+from ._tools.system_checks import TAG, check_channel_layers
 
 
 class ChannelsRabbitmqConfig(AppConfig):  # type: ignore[misc]  # Django has no types
@@ -10,3 +13,6 @@ class ChannelsRabbitmqConfig(AppConfig):  # type: ignore[misc]  # Django has no 
 
     name = "channels_rabbitmq"
     verbose_name = "Channels on RabbitMQ"
+
+    def ready(self) -> None:
+        checks.register(check_channel_layers, TAG)

@@ -159,9 +159,10 @@ class RabbitmqChannelLayer(BaseChannelLayer):
     def _require_normal_channels(self, channel: str) -> None:
         if not self._settings.normal_channels:
             raise NotImplementedError(
-                f"{channel!r} is a normal channel (it holds no '!'). To have these, set the option "
-                "normal_channels to True: each is then a queue that all processes share. For work "
-                "that matters use Celery, or a queue of your own on `await "
+                f"{channel!r} is a normal channel (it holds no '!'). To try the connection, run "
+                "`python -m channels_rabbitmq check`. For jobs, as with runworker, set the option "
+                "normal_channels to True: each is then a queue that all processes share. For jobs "
+                "that matter use Celery, or a queue of your own on `await "
                 "layer.carehare_connection`; for messages to a websocket, the name that "
                 "new_channel() returned"
             )

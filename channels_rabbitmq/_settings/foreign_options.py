@@ -77,7 +77,7 @@ ANSWERS = {
 }
 ANSWER_TO = {name: answer for answer, names in ANSWERS.items() for name in names}
 
-_OF_CHANNELS_REDIS = {"hosts", "prefix", "random_prefix_length", "serializer_format"}
+OF_CHANNELS_REDIS = {"hosts", "prefix", "random_prefix_length", "serializer_format"}
 
 
 def describe_unknown(option: object, known: Collection[str]) -> str:
@@ -102,7 +102,7 @@ def notes_for(config: Mapping[str, object]) -> Iterator[str]:
     if "group_expiry" in config:
         yield "group_expiry is ignored, a membership needs none here; remove it"
     capacities = " and ".join(name for name in ("capacity", "channel_capacity") if name in config)
-    if capacities and not _OF_CHANNELS_REDIS.isdisjoint(config):
+    if capacities and not OF_CHANNELS_REDIS.isdisjoint(config):
         yield (
             f"{capacities}: not quite what channels_redis has by this name. Here it limits what a "
             "process keeps for a channel that is behind, if only for a moment after a burst, and "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import carehare
 
 from .._amqp.connection import Connection
@@ -10,7 +12,7 @@ from .._amqp.url import BrokerUrl
 from .._broker.groups_exchange import GroupsExchange
 from .._settings.settings import Settings
 from .check_hints import advise_on, advise_on_permissions, describe_needs
-from .check_permissions import WRITE, Need, find_missing, needs_of
+from .check_permissions import READ, WRITE, Need, find_missing, needs_of
 from .check_report import Finding, Status
 from .check_trial import Broken
 
@@ -74,18 +76,23 @@ class BrokerSteps:
         if not missing:
             names = f"{exchange!r}" if self._only_sends else f"{exchange!r} and crq.*"
             return Finding(f"{len(needs)} tried, for {names}")
-        is_required = any(needs[need] for need in missing)
+        is_needed = any(needs[need] for need in missing)
         told = describe_needs(missing, list(needs), self._id)
         text = f"the user {self._url.username!r} may not {told}"
-        if not is_required:
+        if not is_needed:
             return Finding(
                 f"{text}: without that, some messages to groups are lost when a connection is",
                 self._permit(),
                 Status.WARNING,
             )
-        return Finding(text, self._permit() + self._alternative(missing), Status.FAILED)
+        advice = self._permit()
+        if self._may_only_send(needs, missing):
+            advice += "; or, if this process only sends: check --send-only"
+        return Finding(text, advice, Status.FAILED)
 
-    def _alternative(self, missing: list[Need]) -> str:
-        if self._only_sends or any(not need.name.startswith(self._id) for need in missing):
-            return ""
-        return "; or, if this process only sends: check --send-only"
+    def _may_only_send(self, needs: Iterable[Need], missing: Sequence[Need]) -> bool:
+        """Whether it has what it takes to send, and nothing of what it takes to receive."""
+        own = [need for need in needs if need.name.startswith(self._id)]
+        to_send = Need(WRITE, False, self._settings.groups_exchange)
+        may = [need for need in own if need.permission != READ and need not in missing]
+        return not self._only_sends and not may and to_send not in missing

@@ -39,21 +39,20 @@ def needs_of(id_: str, settings: Settings) -> dict[Need, bool]:
     """
     needs = {Need(WRITE, False, settings.groups_exchange): True}
     first, second = (Topology(id_, number, settings) for number in (1, 2))
-    for topology, former in ((first, None), (second, first)):
-        for command in _commands_of(topology, former):
+    for topology in (first, second):
+        for command in _commands_of(topology):
             for need in _needs_of_command(command):
                 is_required = not topology.is_for_lease(command)
                 needs[need] = needs.get(need, False) or is_required
     return needs
 
 
-def _commands_of(topology: Topology, former: Topology | None) -> Iterator[Method]:
+def _commands_of(topology: Topology) -> Iterator[Method]:
     yield from topology.declare_commands()
     yield topology.bind_direct()
     yield Basic.Consume(queue=topology.queue)
     yield Basic.Consume(queue=topology.requests_queue)
-    if former is not None:
-        yield from former.unbind_commands()
+    yield from topology.unbind_commands()  # by the next connection
 
 
 def _needs_of_command(command: Method) -> Iterator[Need]:

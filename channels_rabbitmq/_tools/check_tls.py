@@ -19,8 +19,9 @@ def describe_tls(tls: ssl.SSLObject | None) -> Finding:
     certificate = tls.getpeercert()
     if not certificate:
         return Finding(
-            f"{version}, but nothing checks RabbitMQ's certificate: who is between can read along",
-            "cacertfile in the URL in place of verify=verify_none",
+            f"{version}, but nothing checks RabbitMQ's certificate, so a machine in between can "
+            "read everything",
+            "name its CA by cacertfile in the URL, in place of verify=verify_none",
             Status.WARNING,
         )
     ends = str(certificate.get("notAfter", ""))

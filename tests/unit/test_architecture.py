@@ -21,7 +21,7 @@ MAY_IMPORT = {
         *("_futures", "_hooks", "_identity", "_settings"),
         *("exceptions", "statistics", "status"),
     },
-    "apps": set(),
+    "apps": {"_tools"},
     "lifespan": {"core", "exceptions"},
     "health": {"_configured", "_futures", "exceptions", "statistics"},
     "prometheus": {"_configured", "core", "exceptions", "statistics", "status"},
