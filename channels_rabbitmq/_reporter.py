@@ -67,6 +67,10 @@ class Reporter:
         """Count one or several events about the channel or group ``name``."""
         self._counts_for(reason)[name] += times
 
+    def report_now(self, reason: str, name: str, times: int = 1) -> None:
+        """Log one or several events at once. Needs no event loop."""
+        self._log(reason, Counter({name: times}))
+
     def report_level(self, reason: str, name: str, level: int) -> None:
         """Note a level of ``name``. The log line shows the highest level."""
         counts = self._counts_for(reason)

@@ -16,7 +16,7 @@ from channels.layers import BaseChannelLayer
 from ._codec import pack_info
 from ._loops.process import Process, current
 from ._loops.registry import LoopLayers
-from ._loops.service import ChannelService, Service
+from ._loops.service import ChannelService, Service, Services
 from ._names import require_channel_name, require_group_name
 from ._settings.readers import HookFunction, HostFunction
 from ._settings.settings import DEFAULT_HOST, OPTIONS, Settings
@@ -102,14 +102,13 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         self.channel_capacity = self.compile_capacities(  # type: ignore[no-untyped-call]  # as above
             self.channel_capacity
         )
-        if self._settings.allow_flush:
+        if self._settings.allow_flush and "flush" not in self.extensions:
             self.extensions = [*self.extensions, "flush"]
         self._loop_layers = self._make_loop_layers(current())
 
-    def _make_loop_layers(self, process: Process) -> LoopLayers:
+    def _make_loop_layers(self, process: Process) -> Services:
         # Nothing here refers to the layer, so it can be collected, and closes then.
-        capacity_of = partial(_capacity_of, weakref.ref(self))
-        loop_layers = LoopLayers(process, self._settings, capacity_of)
+        loop_layers = LoopLayers(process, self._settings, partial(capacity_of, weakref.ref(self)))
         weakref.finalize(self, loop_layers.close_when_collected).atexit = False
         return loop_layers
 
@@ -404,7 +403,8 @@ class _UserConnection:
         return self._layer._loop_layer().user_connection().__await__()
 
 
-def _capacity_of(layer: weakref.ref[RabbitmqChannelLayer], channel: str) -> int:
+def capacity_of(layer: weakref.ref[RabbitmqChannelLayer], channel: str) -> int:
+    """Return a layer's capacity for a channel, without keeping the layer alive."""
     found = layer()
     if found is None:
         return 0  # The layer was collected: there are no receivers, and everything closes soon.

@@ -15,6 +15,7 @@ import carehare
 
 from ..presence import GroupMembers
 from ..status import Status
+from ..statistics import LoopLayerStatistics
 
 
 class ChannelService(Protocol):
@@ -66,3 +67,26 @@ class Service(ChannelService, Protocol):
     async def user_connection(self) -> carehare.Connection: ...
 
     async def close(self) -> None: ...
+
+
+class Services(Protocol):
+    """The services of one layer: ``LoopLayers``."""
+
+    @property
+    def process(self) -> object:
+        """The process whose services these are: a fork's child needs others."""
+
+    def find(self) -> Service | None:
+        """Return the service of the running event loop, if it has one."""
+
+    def get_or_create(self) -> Service:
+        """Return the service of the running event loop."""
+
+    def owner(self, channel: str) -> ChannelService:
+        """Return the service of a channel of this process; raise ValueError if there is none."""
+
+    def owner_or(self, service: Service, channel: str) -> ChannelService:
+        """Return the service that changes the groups of a channel, which may be ``service``."""
+
+    def statistics(self) -> tuple[LoopLayerStatistics, ...]:
+        """Return those of each event loop, from any thread."""

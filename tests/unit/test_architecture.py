@@ -22,6 +22,12 @@ MAY_IMPORT = {
         *("exceptions", "statistics", "status"),
     },
     "apps": {"_tools"},
+    # Beside what it is a stand-in for, it uses what is below that.
+    "testing": {
+        *("core", "_loops", "_inbox", "_broker"),
+        *("_codec", "_futures", "_hooks", "_identity", "_reporter", "_settings"),
+        *("exceptions", "presence", "statistics"),
+    },
     "lifespan": {"core", "exceptions"},
     "health": {"_configured", "_futures", "exceptions", "statistics"},
     "prometheus": {"_configured", "core", "exceptions", "statistics", "status"},
