@@ -33,7 +33,7 @@ class NormalChannels:
         counters: Counters,
         reporter: Reporter,
     ) -> None:
-        topology = NormalTopology(id_, settings, capacity_of, shared.told)
+        topology = NormalTopology(id_, settings, capacity_of, shared)
         sender = NormalSender(topology, publisher, settings.operation_timeout, counters, reporter)
         self.send = sender.send
         self.queues = sender.queues  # on the connection that sends

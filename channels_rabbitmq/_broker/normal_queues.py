@@ -44,7 +44,7 @@ from .._futures import fail, wait_all
 from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
 from .reasons import describe
-from .shared import Told
+from .shared import Shared
 from .supervisor import Supervisor
 from .topology import queue_arguments
 
@@ -60,20 +60,26 @@ _NO_EXCHANGE = re.compile("no exchange")
 _OTHER_ARGUMENTS = re.compile("inequivalent arg")  # A full virtual host is a 406, too.
 
 
+def queue_name(exchange: str, channel: str) -> str:
+    """Return the name of a channel's queue."""
+    return f"crq.channel.{exchange}:{channel}"
+
+
 class NormalTopology:
     """Names and commands for the queues of one ``LoopLayer``, whose id is ``id_``."""
 
     def __init__(
-        self, id_: str, settings: Settings, capacity_of: Callable[[str], int], told: Told
+        self, id_: str, settings: Settings, capacity_of: Callable[[str], int], shared: Shared
     ) -> None:
         self._id = id_
         self._settings = settings
         self._exchange = settings.groups_exchange
         self._capacity_of = capacity_of
-        self._told = told
+        self._told = shared.told
         # By channel: the groups to which this event loop has added it
         self.groups: dict[str, set[str]] = {}
-        self.used: set[str] = set()  # channels whose queues were declared here, for flush()
+        # Channels that any event loop of the layer has used, also one that has ended: for flush()
+        self.used = shared.normal_channels
 
     def route(self, channel: str) -> Route:
         """Return the route of a channel's messages."""
@@ -81,7 +87,7 @@ class NormalTopology:
 
     def queue(self, channel: str) -> str:
         """Return the name of a channel's queue."""
-        return f"crq.channel.{self._exchange}:{channel}"
+        return queue_name(self._exchange, channel)
 
     def declare(self, channel: str) -> Method:
         """Return the command that declares a channel's queue."""
@@ -262,7 +268,7 @@ class NormalQueues:
         amqp_channel = self.use(connection)
         groups, topology.groups = topology.groups, {}
         commands = [topology.unbind_group(one, group) for one in groups for group in groups[one]]
-        commands += [topology.purge(one) for one in topology.used]
+        commands += [topology.purge(one) for one in list(topology.used)]  # Others may add some.
         # An error means that there is no such queue.
         if not await wait_all([amqp_channel.call(one) for one in commands], deadline):
             raise BrokerUnavailable("RabbitMQ did not empty the queues of normal channels in time")

@@ -44,3 +44,5 @@ class Shared:
     outage: KnownOutage = field(default_factory=KnownOutage)
     told: Told = field(default_factory=Told)
     allowance: Allowance = field(default_factory=Allowance)
+    normal_channels: set[str] = field(default_factory=set)
+    """Those that were used, for ``flush()``; empty without ``allow_flush``."""

@@ -150,3 +150,12 @@ async def test_other_loops_and_sync_code(open_one: OpenLayer) -> None:
         assert await receive(layer, channel) == NEW
         await thread.run(layer.close())
     await close_for_sync_code(layer)
+
+
+async def test_normal_channels_of_event_loops_that_have_ended(open_one: OpenLayer) -> None:
+    layer = await open_one(normal_channels=True)
+    with LoopThread() as thread:
+        await thread.run(layer.send("jobs", OLD))
+    await layer.flush()
+    await layer.send("jobs", NEW)
+    assert await receive(layer, "jobs") == NEW
