@@ -52,8 +52,6 @@ logger = logging.getLogger("channels_rabbitmq.normal_channels")
 
 # Queues that are remembered as bound. At that number all are forgotten, and declared again.
 MOST_REMEMBERED = 10_000
-# Seconds after which an unused queue is deleted.
-QUEUE_EXPIRY = 86400.0
 
 # As 3.10, 4.0 and 4.3 say it
 _NO_EXCHANGE = re.compile("no exchange")
@@ -94,7 +92,7 @@ class NormalTopology:
         if self._settings.allow_flush:
             self.used.add(channel)
         arguments = queue_arguments(self._settings, max(1, self._capacity_of(channel)))
-        arguments["x-expires"] = round(QUEUE_EXPIRY * 1000)
+        arguments["x-expires"] = round(self._settings.normal_queue_expiry * 1000)
         return Queue.Declare(queue=self.queue(channel), durable=True, arguments=arguments)
 
     def bind(self, channel: str) -> Method:

@@ -28,7 +28,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from .._broker.shared import Shared
 from .._loop_layer import LoopLayer
+from .._settings.settings import Settings
 from .background import BackgroundLoop
 from .calls import SyncReceivers
 
@@ -47,15 +49,31 @@ class Registry(Protocol):
     def detach(self) -> None:
         """In a fork's child: serve nothing with what the parent has made."""
 
+    def start_over(self) -> None:
+        """Close what is open; the next call begins as the first one did."""
+
     @property
     def is_finished(self) -> bool:
         """Whether nothing is open and nothing will be opened."""
 
 
-class Process:
-    """All state of one process."""
+# Gets the settings of a layer, and what its event loops share. Returns the settings to use.
+Prepare = Callable[[Settings, Shared], Settings]
 
-    def __init__(self) -> None:
+
+def _change_nothing(settings: Settings, shared: Shared) -> Settings:
+    return settings
+
+
+class Process:
+    """All state of one process.
+
+    ``prepare`` is called once for each layer, by its first call, which gets its exceptions. It is
+    for ``testing``.
+    """
+
+    def __init__(self, prepare: Prepare = _change_nothing) -> None:
+        self.prepare = prepare
         self._pid = os.getpid()
         self.lock = threading.Lock()
         self.sync_receivers = SyncReceivers()
@@ -94,10 +112,20 @@ class Process:
         for registry in self._registries:
             registry.detach()
 
+    def registries(self) -> list[Registry]:
+        """Return the ``LoopLayers`` of each layer."""
+        return list(self._registries)
+
     def close_at_exit(self) -> None:
         """Close everything, within ``_EXIT_TIMEOUT`` or not at all: see "Exit"."""
         self.is_ending = True
         deadline = time.monotonic() + _EXIT_TIMEOUT
+        self.close_all(deadline)
+        if self._background is not None:
+            self._background.close(max(0.0, deadline - time.monotonic()))
+
+    def close_all(self, deadline: float) -> None:
+        """Close what all event loops have, by ``deadline`` (``time.monotonic()``) or not at all."""
         scheduled = []
         stopped = []
         for registry in list(self._registries):
@@ -110,8 +138,6 @@ class Process:
             if time.monotonic() < deadline:
                 _run_close(loop_layer)
         concurrent.futures.wait(scheduled, timeout=max(0.0, deadline - time.monotonic()))
-        if self._background is not None:
-            self._background.close(max(0.0, deadline - time.monotonic()))
 
     def _schedule_close(self, loop_layer: LoopLayer) -> concurrent.futures.Future[None]:
         """Have a running loop of another thread close what it has."""
@@ -162,7 +188,7 @@ def reset_after_fork() -> None:
     global _current
     _inherited.append(_current)
     _current.detach()
-    _current = Process()
+    _current = Process(_current.prepare)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

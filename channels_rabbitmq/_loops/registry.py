@@ -50,7 +50,7 @@ class LoopLayers:
         self, process: Process, settings: Settings, capacity_of: Callable[[str], int]
     ) -> None:
         self.process = process
-        self._settings = settings
+        self._given_settings = self._settings = settings
         self._capacity_of = capacity_of
         # The service of each event loop. Those of closed loops are dropped when a new loop comes.
         self.by_loop: dict[asyncio.AbstractEventLoop, Service] = {}
@@ -82,11 +82,7 @@ class LoopLayers:
         dotted path that can't be imported.
         """
         loop = asyncio.get_running_loop()
-        if self._hook_functions is None:
-            # Not with the lock: a module that is imported may use the layer.
-            self._settings = with_imported_host(self._settings)
-            _ = self._settings.codec  # imports the serializer
-            self._hook_functions = HookFunctions.load(self._settings)
+        self.prepare()
         with self.process.lock:
             if self.process.is_ending:
                 raise BrokerUnavailable("The process is ending")
@@ -96,6 +92,16 @@ class LoopLayers:
             if loop not in self.by_loop:
                 self.by_loop[loop] = self._create(loop)
             return self.by_loop[loop]
+
+    def prepare(self) -> None:
+        """Import what the settings name; raises as ``get_or_create``. Later calls do nothing."""
+        if self._hook_functions is None:
+            # Not with the lock: a module that is imported may use the layer.
+            settings = with_imported_host(self._given_settings)
+            _ = settings.codec  # imports the serializer
+            hook_functions = HookFunctions.load(settings)
+            self._settings = self.process.prepare(settings, self._shared)
+            self._hook_functions = hook_functions
 
     def _create(self, loop: asyncio.AbstractEventLoop) -> Service:
         if is_of_async_to_sync(loop) and threads_are_real():
@@ -196,11 +202,23 @@ class LoopLayers:
             return ()  # They are those of the process that has forked.
         return tuple(one.statistics() for one in self.all())
 
+    def start_over(self) -> None:
+        """Close what is open; the next call begins as the first one did."""
+        with self.process.lock:
+            self.by_loop = {}
+            self._latest = None
+            self._hook_functions = None
+            self._background_layer = _BackgroundLayer(self._make)
+        self._close_all_soon()
+
     def close_when_collected(self) -> None:
         """Close everything: the layer was collected. From any thread, at any moment."""
         if not self.process.is_current() or self.process.is_ending:
             return
         self._is_collected = True
+        self._close_all_soon()
+
+    def _close_all_soon(self) -> None:
         for loop_layer in self.all():
             with contextlib.suppress(RuntimeError):  # closed in this very moment
                 loop_layer.loop.call_soon_threadsafe(self._close_soon, loop_layer)

@@ -79,6 +79,9 @@ class Services(Protocol):
     def find(self) -> Service | None:
         """Return the service of the running event loop, if it has one."""
 
+    def prepare(self) -> None:
+        """Do what the first call does before it gets a service."""
+
     def get_or_create(self) -> Service:
         """Return the service of the running event loop."""
 

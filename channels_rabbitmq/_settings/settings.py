@@ -55,6 +55,7 @@ _LONGEST_EXPIRY = (2**32 - 1) / 1000
 # Brokers up to 4.2 close a consumer that leaves a delivery unacked for half an
 # hour. Messages that wait in memory are unacked.
 LONGEST_LOCAL_EXPIRY = 1500.0
+NORMAL_QUEUE_EXPIRY = 86400.0
 # A day: no call may wait without limit.
 _LONGEST_TIMEOUT = 86400.0
 # The prefetch count has 16 bits, and 0 would mean no limit.
@@ -108,6 +109,9 @@ class Settings:
     on_reconnect: HookFunction | str | None
     # The function that returns the URLs, or its dotted path, which is imported later.
     host_function: HostFunction | str | None = None
+    # Seconds after which RabbitMQ deletes the queue of a normal channel that nobody uses. It is no
+    # option: ``testing`` sets it.
+    normal_queue_expiry: float = NORMAL_QUEUE_EXPIRY
 
     @property
     def host(self) -> str:

@@ -48,15 +48,16 @@ class MemoryServices:
     def find(self) -> None:
         """Return None: to look for a service costs nothing that tests would notice."""
 
-    def get_or_create(self) -> Service:
-        """Return the service of the running event loop.
-
-        Raises InvalidChannelLayerError for a dotted path that can't be imported.
-        """
+    def prepare(self) -> None:
+        """Raise InvalidChannelLayerError for a dotted path that can't be imported."""
         if not self._is_loaded:
             _ = with_imported_host(self._settings).codec
             HookFunctions.load(self._settings)
             self._is_loaded = True
+
+    def get_or_create(self) -> Service:
+        """Return the service of the running event loop; raises as ``prepare``."""
+        self.prepare()
         loop = asyncio.get_running_loop()
         if is_of_async_to_sync(loop):
             return self._service(self._broker.owner_of_sync_code())

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -14,9 +15,9 @@ from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull, StopConsumer
 from pamqp import commands
 
-from channels_rabbitmq._broker import normal_queues as _normal_queues
 from channels_rabbitmq._broker import normal_receiver as _normal_receiver
 from channels_rabbitmq._codec import MessageCodec
+from channels_rabbitmq._loops.process import current
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
@@ -632,7 +633,8 @@ async def test_the_queue_lives_on(
     open_one: OpenLayer, broker: Broker, queue: str, jobs: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Messages wait without any process; an unused queue goes, in the end."""
-    monkeypatch.setattr(_normal_queues, "QUEUE_EXPIRY", 1.0)
+    prepare = lambda settings, shared: replace(settings, normal_queue_expiry=1.0)  # noqa: E731
+    monkeypatch.setattr(current(), "prepare", prepare)
     layer = await open_one()
     await layer.send(jobs, {"type": "job", "n": 1})
     await layer.close()

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "apps": {"_tools"},
     # Beside what it is a stand-in for, it uses what is below that.
     "testing": {
-        *("core", "_loops", "_inbox", "_broker"),
+        *("core", "_loops", "_loop_layer", "_inbox", "_broker", "_amqp"),
         *("_codec", "_futures", "_hooks", "_identity", "_reporter", "_settings"),
         *("exceptions", "presence", "statistics"),
     },

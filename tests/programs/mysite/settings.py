@@ -10,7 +10,14 @@ ALLOWED_HOSTS = ["127.0.0.1"]
 INSTALLED_APPS = ["daphne", "channels", "mysite"]  # daphne brings its runserver
 ROOT_URLCONF = "mysite.urls"
 ASGI_APPLICATION = os.environ.get("SITE_APPLICATION", "mysite.asgi.application")
-DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+# Channels' live server looks into TEST.
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": ":memory:",
+        "TEST": {"NAME": None},
+    }
+}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
 LOGGING = {
