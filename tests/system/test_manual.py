@@ -33,7 +33,12 @@ def test_sphinx_builds_it_without_a_warning(tmp_path: Path) -> None:
     command = ["-m", "sphinx", "-q", "-W", "--keep-going", "-n", str(DOCS), str(tmp_path)]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert (tmp_path / "search.html").exists()
+    # An option is found first by the search, and has an anchor.
+    index = (tmp_path / "searchindex.js").read_text(encoding="utf-8")
+    entries = index[index.index("indexentries") :]
+    assert re.search(r'"operation_timeout":\[\[\d+,"operation-timeout",true\]\]', entries)
+    settings = (tmp_path / "reference" / "settings.html").read_text(encoding="utf-8")
+    assert '<dt id="operation-timeout">' in settings
 
 
 def test_the_readme_is_short_and_pypi_renders_it() -> None:
