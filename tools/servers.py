@@ -1,4 +1,4 @@
-"""The chat's server processes."""
+"""The demo's server processes."""
 
 from __future__ import annotations
 
@@ -28,22 +28,27 @@ class ServerFailed(RuntimeError):
 
 
 class Server:
-    """One uvicorn process with the chat, in a session of its own: Ctrl-C is not meant for it."""
+    """One uvicorn process with the demo, in a session of its own: Ctrl-C is not meant for it."""
 
     def __init__(self, python: Path, port: int, log: Path, variables: dict[str, str]) -> None:
         self.address = f"http://127.0.0.1:{port}"
         self._log = log
-        with log.open("wb") as output:
-            self._process = subprocess.Popen(
-                [
-                    str(python),
-                    *("-m", "uvicorn", "chat.asgi:application"),
-                    *("--app-dir", str(ROOT / "example")),
-                    *("--host", "127.0.0.1", "--port", str(port)),
-                    *("--lifespan", "on"),
-                    *("--timeout-graceful-shutdown", "3"),
-                ],
-                env={**os.environ, **variables},
+        self._environment = {**os.environ, **variables}
+        self._command = [
+            str(python),
+            *("-m", "uvicorn", "demo.asgi:application"),
+            *("--app-dir", str(ROOT / "example")),
+            *("--host", "127.0.0.1", "--port", str(port)),
+            *("--lifespan", "on"),
+            *("--timeout-graceful-shutdown", "3"),
+        ]
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._log.open("wb") as output:
+            return subprocess.Popen(
+                self._command,
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -53,13 +58,25 @@ class Server:
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT
         while not self._answers():
-            self.check_alive()
+            self._check_alive()
             if time.monotonic() > deadline:
                 raise ServerFailed(f"{self.address} doesn't answer.\n{self._log_tail()}")
             time.sleep(0.05)
 
-    def check_alive(self) -> None:
-        """Raises ``ServerFailed`` if the process has ended."""
+    def keep_alive(self) -> None:
+        """Start the process again if it was killed.
+
+        Raises ``ServerFailed`` if it has ended by itself: it would do so again.
+        """
+        status = self._process.poll()
+        if status is not None and status < 0:
+            print(f"{self.address} was killed (signal {-status}). It starts again.", flush=True)
+            with interrupts.held():
+                self._process = self._start()
+        else:
+            self._check_alive()
+
+    def _check_alive(self) -> None:
         status = self._process.poll()
         if status is not None:
             raise ServerFailed(
@@ -99,7 +116,7 @@ class Server:
 
 @contextlib.contextmanager
 def running_servers(python: Path, url: str, ports: Sequence[int]) -> Iterator[list[Server]]:
-    """The chat in one process for each port, with the RabbitMQ at ``url``.
+    """The demo in one process for each port, with the RabbitMQ at ``url``.
 
     Entered when all answer; at the end none is left. Raises ``ServerFailed``.
     """

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing, suppress
@@ -30,6 +31,7 @@ from tests.support.brokers import Broker
 from tests.support.changes import Changes
 from tools import brokers, root_rights
 from tools.brokers import DockerContainer, GivenBroker, NoBroker, PrivateNode
+from tools.control import TOKEN_HEADER, Control
 from tools.private_broker import PrivateBroker
 from tools.processes import children, is_alive
 from tools.servers import running_servers, two_ports
@@ -314,7 +316,7 @@ class Demo:
             self.output += line
             if "Ctrl-C" in line:  # the last line it prints
                 break
-        self.addresses = re.findall(r"http://127\.0\.0\.1:\d+", self.output)
+        self.page, *self.addresses = re.findall(r"http://127\.0\.0\.1:\d+", self.output)
 
     def servers(self) -> list[int]:
         """Process ids."""
@@ -464,14 +466,169 @@ async def queues_besides(witness: RabbitmqChannelLayer, broker: Broker) -> set[s
     return {name for name in names - own if name.startswith("crq.")}
 
 
+class DemoWindow:
+    """One of the windows of the demo's page: what it has received, by the number."""
+
+    def __init__(self, websocket: ClientConnection) -> None:
+        self._websocket = websocket
+        self.received: list[int] = []
+
+    async def send(self, **message: Any) -> None:
+        await self._websocket.send(json.dumps(message))
+
+    async def until_received(self, last: int) -> None:
+        while last not in self.received:
+            message = json.loads(await self._websocket.recv())
+            if message["type"] == "received":
+                self.received += [number for _, number, _, _ in message["messages"]]
+
+
+@asynccontextmanager
+async def open_window(demo: Demo, page: str, number: int) -> AsyncIterator[DemoWindow]:
+    address = demo.addresses[0 if number < 3 else 1]
+    url = f"ws{address.removeprefix('http')}/demo/{page}/{number}/"
+    async with connect(url, origin=Origin(demo.page), proxy=None) as websocket:
+        welcome = json.loads(await websocket.recv())
+        assert welcome["type"] == "welcome"
+        yield DemoWindow(websocket)
+
+
 @pytest.mark.slow
-def test_demo_says_which_server_died_and_ends(demo: Demo) -> None:
-    killed, other = demo.servers()
-    os.kill(killed, signal.SIGKILL)
+async def test_windows_of_the_page(demo: Demo) -> None:
+    """A burst comes in order; one consumer hangs for a while; a killed process comes back."""
+    page = secrets.token_hex(8)
+    async with (
+        open_window(demo, page, 1) as one,
+        open_window(demo, page, 3) as three,
+        open_window(demo, page, 4) as four,
+    ):
+        await one.send(type="burst", sender="1.1", first=0, count=500)
+        for window in (one, three, four):
+            await window.until_received(499)
+            assert window.received == list(range(500))
+
+        await three.send(type="freeze", window=4, on=True)
+        await three.send(type="say", sender="3.1", number=500, text="Cold?")
+        for window in (one, three):
+            await window.until_received(500)
+        thawed = asyncio.create_task(four.until_received(500))
+        await three.send(type="say", sender="3.1", number=501, text="Still?")
+        await three.until_received(501)
+        assert not thawed.done()
+        await three.send(type="freeze", window=4, on=False)
+        await thawed
+
+        before = demo.servers()
+        await asyncio.to_thread(post, demo.page, "/kill-1", token_of(demo.page))
+        with pytest.raises(ConnectionClosed):
+            await four.until_received(1000)
+        await one.send(type="say", sender="1.1", number=502, text="I'm still here.")
+        await one.until_received(502)
+        async with reopened_window(demo, page, 3) as three:
+            await three.send(type="say", sender="3.2", number=503, text="So am I.")
+            await one.until_received(503)
+        [survivor] = set(before) & set(demo.servers())
+        assert survivor == before[0]
+
+
+@asynccontextmanager
+async def reopened_window(demo: Demo, page: str, number: int) -> AsyncIterator[DemoWindow]:
+    """As a page does it: again and again, until the process is back."""
+    while True:
+        with suppress(OSError):
+            async with open_window(demo, page, number) as window:
+                yield window
+            return
+        await asyncio.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_demo_ends_if_a_server_ends_by_itself(demo: Demo) -> None:
+    ended, other = demo.servers()
+    os.kill(ended, signal.SIGINT)  # an orderly end, with exit status 0
     assert demo.wait() == 1
-    assert "ended with exit status -9" in demo.output
+    assert "ended with exit status 0" in demo.output
     assert "Uvicorn running" in demo.output  # from its log
     assert not is_alive(other)
+
+
+# The page's buttons
+
+
+def token_of(page: str) -> str:
+    found = re.search('data-token="([^"]+)"', get(page + "/")[1])
+    assert found is not None
+    return found[1]
+
+
+def post(address: str, path: str, token: str = "", **headers: str) -> int:
+    """Returns the status. As the page's own script does it, but for what headers say."""
+    sent = {"Host": address.removeprefix("http://"), "Origin": address, TOKEN_HEADER: token}
+    request = urllib.request.Request(address + path, method="POST", headers={**sent, **headers})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=30) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+
+
+class TestControl:
+    @pytest.fixture
+    def calls(self) -> list[str]:
+        return []
+
+    @pytest.fixture
+    def control(self, calls: list[str]) -> Iterator[Control]:
+        actions = {"break": lambda: calls.append("break"), "fail": lambda: 1 / 0}
+        with Control(["http://127.0.0.1:8001"], actions).running() as control:
+            yield control
+
+    def test_a_button_of_the_page(self, control: Control, calls: list[str]) -> None:
+        assert post(control.address, "/break", token_of(control.address)) == 204
+        assert calls == ["break"]
+        assert post(control.address, "/brake", token_of(control.address)) == 404
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            pytest.param({"Origin": "http://evil.example"}, id="a foreign page"),
+            pytest.param({"Origin": "null"}, id="a page in a sandbox"),
+            pytest.param({"Origin": "http://127.0.0.1:8001"}, id="another port"),
+            pytest.param({"Host": "evil.example"}, id="a foreign name for this machine"),
+            pytest.param({TOKEN_HEADER: "wrong"}, id="a wrong token"),
+            pytest.param({TOKEN_HEADER: "fran\xe7ais"}, id="a token that isn't ASCII"),
+        ],
+    )
+    def test_nobody_else_may_press_it(
+        self, control: Control, calls: list[str], headers: dict[str, str]
+    ) -> None:
+        assert post(control.address, "/break", token_of(control.address), **headers) == 403
+        assert calls == []
+
+    def test_a_foreign_name_does_not_get_the_page_with_its_token(self, control: Control) -> None:
+        request = urllib.request.Request(control.address, headers={"Host": "evil.example"})
+        with pytest.raises(urllib.error.HTTPError, match="403") as caught:
+            urllib.request.urlopen(request, timeout=10)
+        caught.value.close()
+
+    def test_serves_the_page_and_nothing_else(self, control: Control) -> None:
+        _, page = get(control.address + "/")
+        files = re.findall(r'(?:src|href)="(/[^"]+)"', page)
+        assert files
+        for name in files:
+            assert get(control.address + name)[0] == 200
+        for path in ("/../settings.py", "/index.html", "//etc/passwd"):
+            with pytest.raises(urllib.error.HTTPError, match="404") as caught:
+                get(control.address + path)
+            caught.value.close()
+
+    def test_a_failure_is_told(self, control: Control) -> None:
+        control.check()
+        assert post(control.address, "/fail", token_of(control.address)) == 500
+        with pytest.raises(ZeroDivisionError):
+            control.check()
 
 
 @pytest.mark.slow

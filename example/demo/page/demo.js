@@ -1,0 +1,377 @@
+// The demo's page: four windows on two processes, and buttons that break things.
+
+import { Drawing, LEG } from "./drawing.js";
+import { Ledger } from "./ledger.js";
+import { Session } from "./session.js";
+import { Times, drawAxis, format } from "./times.js";
+import { Window } from "./window.js";
+
+const BURST = 5000;
+const CHATTER_INTERVAL = 700; // ms
+const WORDS = ["Hello", "Hi!", "Salut", "Hallo", "Ciao", "Olá", "Hej", "Ahoj", "Merhaba", "Namaste", "Konnichiwa", "Salam", "Sawubona", "Aloha"];
+
+const byId = (id) => document.getElementById(id);
+const { token, processes, actions } = document.body.dataset;
+const addresses = JSON.parse(processes);
+const possibleActions = JSON.parse(actions);
+const page = Array.from(crypto.getRandomValues(new Uint8Array(6)), (byte) => byte.toString(16)).join("");
+
+const ledger = new Ledger();
+const layerTimes = new Times(byId("layer-bars"), byId("layer-median"));
+const browserTimes = new Times(byId("browser-bars"), byId("browser-median"));
+drawAxis(byId("axis"));
+
+const broker = byId("rabbitmq");
+const nodes = addresses.map((_, index) => byId(`process-${index}`));
+const windows = [...document.querySelectorAll(".window")].map(
+  (box) => new Window(box, nodes[box.dataset.side === "a" ? 0 : 1], { onSay: say, onFreeze: freeze }),
+);
+const drawing = new Drawing(byId("stage"), byId("canvas"), [
+  ...windows.map((window) => [window.box, window.process]),
+  ...nodes.map((node) => [node, broker]),
+]);
+
+// ---- What happens, in words
+
+const startedAt = performance.now();
+
+function tell(text, kind = "") {
+  const item = document.createElement("li");
+  item.className = kind;
+  const time = document.createElement("time");
+  time.textContent = `${((performance.now() - startedAt) / 1000).toFixed(1)} s`;
+  item.append(time, text);
+  byId("events").prepend(item);
+  while (byId("events").children.length > 30) byId("events").lastChild.remove();
+}
+
+const many = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
+
+// ---- Sending. While a process is without RabbitMQ all wait: it would miss what others say.
+
+const held = []; // [window, text]
+let outageAt = 0; // 0: there is none
+let troubleEndedAt = 0;
+let mostHeld = 0;
+let heldTimer = 0;
+
+const members = () => windows.map(({ session }) => session).filter((session) => session.isMember && !session.isOver);
+
+function say(window, text) {
+  if (outageAt || !members().includes(window.session)) {
+    held.push([window, text]);
+    mostHeld = Math.max(mostHeld, held.length);
+    showHeld();
+    return;
+  }
+  const { session } = window;
+  const message = ledger.send(session, session.nextNumber++, text, members());
+  session.send({ type: "say", sender: session.id, number: message.number, text });
+  flyMessage(window, message);
+}
+
+// One after the other, so that one sees them.
+function sayHeld() {
+  clearTimeout(heldTimer);
+  const index = held.findIndex(([window]) => members().includes(window.session));
+  if (outageAt || index < 0) return;
+  const [[window, text]] = held.splice(index, 1);
+  say(window, text);
+  showHeld();
+  heldTimer = setTimeout(sayHeld, 60);
+}
+
+function showHeld() {
+  for (const window of windows) {
+    drawing.setQueue(window.box, window.process, window.number, held.filter(([holder]) => holder === window).length);
+  }
+}
+
+setInterval(() => {
+  if (!byId("chatter").checked || document.hidden || held.length > 40) return;
+  const speakers = windows.filter(({ session }) => !session.isFrozen && !session.isOver);
+  const speaker = speakers[Math.floor(Math.random() * speakers.length)];
+  if (speaker) say(speaker, WORDS[Math.floor(Math.random() * WORDS.length)]);
+}, CHATTER_INTERVAL);
+
+// ---- The way of a message, slowly
+
+function flyMessage(window, message, spread = 0) {
+  const colour = window.number;
+  drawing.fly(window.box, window.process, colour, () => {
+    window.process.flash();
+    drawing.fly(window.process, broker, colour, () => spreadOut(message, colour, spread), spread);
+  }, spread);
+}
+
+function spreadOut(message, colour, spread) {
+  broker.flash();
+  for (const node of nodes) {
+    const receivers = windows.filter(({ process, session }) => process === node && session.isMember && !session.isOver);
+    if (!receivers.length) continue;
+    drawing.fly(broker, node, colour, () => {
+      node.flash();
+      for (const receiver of receivers) {
+        if (receiver.session.isFrozen) continue;
+        drawing.fly(node, receiver.box, colour, () => message?.arrived?.has(receiver) && receiver.land(message, colour), spread);
+      }
+    }, spread);
+  }
+}
+
+for (const node of [...nodes, broker]) {
+  node.flash = () => {
+    node.classList.remove("flash");
+    requestAnimationFrame(() => node.classList.add("flash"));
+  };
+}
+
+// ---- 5,000 at once
+
+let burst = null; // {remaining, startedAt}
+
+function startBurst() {
+  const window = windows.find(({ session }) => members().includes(session) && !session.isFrozen);
+  if (!window || outageAt) {
+    tell("No process is ready for 5,000 messages now. Try again in a moment.");
+    return;
+  }
+  const { session } = window;
+  const first = session.nextNumber;
+  session.nextNumber += BURST;
+  burst = { startedAt: performance.now(), session, last: null };
+  for (let i = 0; i < BURST; i++) burst.last = ledger.send(session, first + i, "", members());
+  session.send({ type: "burst", sender: session.id, first, count: BURST });
+  byId("burst").disabled = true;
+  byId("burst-result").textContent = "";
+  for (let i = 0; i < 160; i++) setTimeout(() => flyMessage(window, null, 46), i * 7);
+}
+
+function checkBurst() {
+  const frozen = members().some(({ isFrozen }) => isFrozen) ? 1 : 0;
+  if (!burst || burst.last.due > frozen) return;
+  const seconds = (performance.now() - burst.startedAt) / 1000;
+  const deliveries = BURST * (members().length - frozen);
+  const text = `${many(deliveries, "delivery").replace("ys", "ies")} in ${seconds.toFixed(1)} s`;
+  byId("burst-result").textContent = text;
+  tell(`5,000 messages to ${many(members().length - frozen, "browser")}: ${text}.`, "good");
+  burst = null;
+  byId("burst").disabled = false;
+}
+
+byId("burst").addEventListener("click", startBurst);
+
+// ---- What the processes say
+
+// Mostly its dot is still on its way, and will find that it has arrived.
+function arrived(session, message) {
+  const { window } = session;
+  (message.arrived ??= new Set()).add(window);
+  if (performance.now() - message.sentAt < 3 * LEG) return;
+  const colour = message.sender.window.number;
+  drawing.fly(window.process, window.box, colour, () => window.land(message, colour));
+}
+
+const onMessage = {
+  received(session, { messages }) {
+    for (const [sender, number, microseconds, text] of messages) {
+      const origin = senders.get(sender);
+      const message = origin && ledger.receive(session, origin, number);
+      if (!message) continue;
+      session.window.count();
+      if (text) arrived(session, message);
+      if (origin === session && message.text) browserTimes.add(performance.now() - message.sentAt);
+      if (origin.window.process !== session.window.process && !session.wasFrozen) {
+        if (message.text) layerTimes.add(microseconds / 1000);
+        else layerTimes.addOfBurst(microseconds / 1000);
+        message.layerTime ??= microseconds / 1000;
+      }
+    }
+    checkBurst();
+  },
+
+  outage(session, { up }) {
+    session.isUp = up;
+    const isOut = members().some(({ isUp }) => !isUp);
+    if (isOut && !outageAt) beginOutage();
+    if (!isOut && outageAt) endOutage();
+    showNodes();
+  },
+
+  not_sent(session, { number }) {
+    const message = ledger.withdraw(session, number);
+    if (message) say(session.window, message.text);
+  },
+};
+
+const senders = new Map(); // id -> session
+
+function onJoined(session) {
+  senders.set(session.id, session);
+  if (session.window.wasAway) {
+    session.window.wasAway = false;
+    const node = session.window.process;
+    if (node.downAt) {
+      tell(`${node.title} is back after ${format(performance.now() - node.downAt)}, with a new pid: ${session.pid}.`, "good");
+      node.downAt = 0;
+      troubleEndedAt = performance.now();
+    }
+  }
+  showNodes();
+  sayHeld();
+}
+
+function onOver(session) {
+  session.window.wasAway = true;
+  const node = session.window.process;
+  if (session.isMember && !node.downAt) {
+    node.downAt = performance.now();
+    drawing.explode(node, ["bad", String(session.window.number)]);
+    tell(`${node.title} is gone. The other one goes on.`, "bad");
+  }
+  ledger.end(session);
+  if (burst && burst.session === session) {
+    burst = null;
+    byId("burst").disabled = false;
+  }
+  checkBurst();
+  if (outageAt && !members().some(({ isUp }) => !isUp)) endOutage();
+  showNodes();
+}
+
+// ---- Breaking things
+
+function beginOutage() {
+  outageAt = performance.now();
+  mostHeld = 0;
+  ledger.noteOutage();
+  drawing.explode(broker, ["bad", "wire"]);
+  tell("RabbitMQ is gone. What is said now waits.", "bad");
+}
+
+function endOutage() {
+  const waited = mostHeld ? ` ${many(mostHeld, "message")} waited, and ${mostHeld === 1 ? "goes" : "go"} out now.` : "";
+  tell(`RabbitMQ is back after ${format(performance.now() - outageAt)}.${waited}`, "good");
+  outageAt = 0;
+  troubleEndedAt = performance.now();
+  sayHeld();
+}
+
+async function act(button) {
+  button.disabled = true;
+  try {
+    const answer = await fetch(`/${button.dataset.action}`, { method: "POST", headers: { "X-Demo-Token": token } });
+    if (!answer.ok) tell(`That didn't work: the demo answered ${answer.status}.`, "bad");
+  } catch {
+    tell("The demo has ended. Start scripts/demo again, and reload.", "bad");
+  }
+  button.disabled = false;
+}
+
+for (const button of document.querySelectorAll("[data-action]")) {
+  button.addEventListener("click", () => act(button));
+  if (!possibleActions.includes(button.dataset.action)) {
+    button.disabled = true;
+    button.title = "RabbitMQ isn't the demo's own: RABBITMQ_URL names it.";
+  }
+}
+
+function freeze(window, on) {
+  const { session } = window;
+  const sibling = windows.find(({ process, number }) => process === window.process && number !== window.number).session;
+  if (!sibling.isMember || sibling.isOver || session.isOver) return;
+  sibling.send({ type: "freeze", window: window.number, on });
+  session.isFrozen = on;
+  if (on) {
+    session.wasFrozen = true;
+    ledger.noteFrozen(session);
+    tell(`The consumer of browser ${window.number} hangs. The others don't notice.`, "ice");
+  } else {
+    troubleEndedAt = performance.now();
+    tell(`The consumer of browser ${window.number} works again.`, "good");
+  }
+  window.showFrozen(on, 0);
+}
+
+// ---- Showing
+
+nodes.forEach((node, index) => {
+  node.title = `Process ${"AB"[index]}`;
+  node.downAt = 0;
+});
+
+function showNodes() {
+  for (const node of nodes) {
+    const own = windows.filter(({ process }) => process === node);
+    const alive = own.filter(({ session }) => session.isMember && !session.isOver);
+    const isCut = alive.some(({ session }) => !session.isUp);
+    node.classList.toggle("down", !alive.length);
+    node.querySelector("[data-fact]").textContent = alive.length ? `pid ${alive[0].session.pid}` : "starting…";
+    drawing.setBroken(node, broker, isCut || !alive.length);
+    for (const window of own) drawing.setBroken(window.box, node, !alive.includes(window));
+  }
+  for (const window of windows) window.showAway(!window.session.isMember || window.session.isOver);
+  broker.classList.toggle("down", outageAt > 0);
+  broker.querySelector("[data-fact]").textContent = outageAt ? "restarting…" : members().length ? "running" : "…";
+}
+
+const EXPLANATIONS = {
+  process: "were on their way to or from a killed process",
+  rabbitmq: "were on their way when RabbitMQ was killed",
+  frozen: "were too many for the frozen consumer, which keeps its newest 100",
+};
+
+function showNumber(id, value) {
+  const text = value.toLocaleString("en");
+  if (byId(id).textContent !== text) byId(id).textContent = text;
+}
+
+function show() {
+  showNumber("sent", ledger.sent);
+  showNumber("received", ledger.received);
+  showNumber("lost", ledger.lost);
+  byId("lost").parentElement.classList.toggle("some", ledger.lost > 0);
+  const lines = Object.entries(EXPLANATIONS)
+    .filter(([name]) => ledger[name])
+    .map(([name, words]) => [name, ledger[name].toLocaleString("en"), words]);
+  if (held.length) lines.push(["waiting", held.length.toLocaleString("en"), "wait for RabbitMQ"]);
+  if (ledger.pending) lines.push(["pending", ledger.pending.toLocaleString("en"), "under way"]);
+  byId("others").replaceChildren(
+    ...lines.map(([name, count, words]) => {
+      const item = document.createElement("li");
+      const number = document.createElement("b");
+      number.textContent = count;
+      item.dataset.name = name;
+      item.append(number, ` ${words}`);
+      return item;
+    }),
+  );
+  for (const window of windows) {
+    if (!window.session.isFrozen) continue;
+    const waiting = ledger.waitingFor(window.session);
+    window.showFrozen(true, waiting);
+    drawing.setQueue(window.box, window.process, "ice", waiting);
+  }
+  layerTimes.draw();
+  browserTimes.draw();
+}
+
+setInterval(show, 100);
+setInterval(() => ledger.sweep(({ isFrozen }) => isFrozen || outageAt > 0, troubleEndedAt), 500);
+
+// ---- Start
+
+for (const window of windows) {
+  const address = addresses[nodes.indexOf(window.process)].replace("http", "ws");
+  window.session = new Session(`${address}/demo/${page}/${window.number}/`, window, {
+    onJoined,
+    onOver,
+    onMessage: (session, message) => onMessage[message.type](session, message),
+  });
+}
+for (const [index, address] of addresses.entries()) {
+  const link = document.createElement("a");
+  link.href = `${address}/room/lobby/`;
+  link.textContent = `at process ${"AB"[index]}`;
+  byId("chats").append(index ? ", " : "", link);
+}
