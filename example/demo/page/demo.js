@@ -7,6 +7,8 @@ import { Times, drawAxis, format } from "./times.js";
 import { Window } from "./window.js";
 
 const BURST = 5000;
+const BURST_DOTS = 200; // as many as the eye can take
+const BURST_LENGTH = 1100; // ms
 const CHATTER_INTERVAL = 700; // ms
 const WORDS = ["Hello", "Hi!", "Salut", "Hallo", "Ciao", "Olá", "Hej", "Ahoj", "Merhaba", "Namaste", "Konnichiwa", "Salam", "Sawubona", "Aloha"];
 
@@ -96,27 +98,29 @@ setInterval(() => {
 
 // ---- The way of a message, slowly
 
-function flyMessage(window, message, spread = 0) {
-  const colour = window.number;
-  drawing.fly(window.box, window.process, colour, () => {
+function flyMessage(window, message, start = performance.now(), lane = 0) {
+  const look = { colour: window.number, lane };
+  drawing.fly(window.box, window.process, { ...look, start }, (then) => {
     window.process.flash();
-    drawing.fly(window.process, broker, colour, () => spreadOut(message, colour, spread), spread);
-  }, spread);
+    drawing.fly(window.process, broker, { ...look, start: then }, (then) => {
+      broker.flash();
+      for (const node of nodes) flyOn(node, message, { ...look, start: then });
+    });
+  });
 }
 
-function spreadOut(message, colour, spread) {
-  broker.flash();
-  for (const node of nodes) {
-    const receivers = windows.filter(({ process, session }) => process === node && session.isMember && !session.isOver);
-    if (!receivers.length) continue;
-    drawing.fly(broker, node, colour, () => {
-      node.flash();
-      for (const receiver of receivers) {
-        if (receiver.session.isFrozen) continue;
-        drawing.fly(node, receiver.box, colour, () => message?.arrived?.has(receiver) && receiver.land(message, colour), spread);
-      }
-    }, spread);
-  }
+// From RabbitMQ to a process, and to its windows that are there and not frozen.
+function flyOn(node, message, look) {
+  const receivers = windows.filter(({ process, session }) => process === node && session.isMember && !session.isOver);
+  if (!receivers.length) return;
+  drawing.fly(broker, node, look, (then) => {
+    node.flash();
+    for (const receiver of receivers.filter(({ session }) => !session.isFrozen)) {
+      drawing.fly(node, receiver.box, { ...look, start: then }, () => {
+        if (message?.arrived?.has(receiver)) receiver.land(message, look.colour);
+      });
+    }
+  });
 }
 
 for (const node of [...nodes, broker]) {
@@ -131,6 +135,7 @@ for (const node of [...nodes, broker]) {
 let burst = null; // {remaining, startedAt}
 
 function startBurst() {
+  if (isBusy(byId("burst"))) return;
   const window = windows.find(({ session }) => members().includes(session) && !session.isFrozen);
   if (!window || outageAt) {
     tell("No process is ready for 5,000 messages now. Try again in a moment.");
@@ -142,9 +147,11 @@ function startBurst() {
   burst = { startedAt: performance.now(), session, last: null };
   for (let i = 0; i < BURST; i++) burst.last = ledger.send(session, first + i, "", members());
   session.send({ type: "burst", sender: session.id, first, count: BURST });
-  byId("burst").disabled = true;
+  setBusy(byId("burst"), true);
   byId("burst-result").textContent = "";
-  for (let i = 0; i < 160; i++) setTimeout(() => flyMessage(window, null, 46), i * 7);
+  for (let i = 0; i < BURST_DOTS; i++) {
+    flyMessage(window, null, performance.now() + BURST_LENGTH * Math.random(), 54 * (Math.random() - 0.5));
+  }
 }
 
 function checkBurst() {
@@ -156,7 +163,7 @@ function checkBurst() {
   byId("burst-result").textContent = text;
   tell(`5,000 messages to ${many(members().length - frozen, "browser")}: ${text}.`, "good");
   burst = null;
-  byId("burst").disabled = false;
+  setBusy(byId("burst"), false);
 }
 
 byId("burst").addEventListener("click", startBurst);
@@ -169,7 +176,7 @@ function arrived(session, message) {
   (message.arrived ??= new Set()).add(window);
   if (performance.now() - message.sentAt < 3 * LEG) return;
   const colour = message.sender.window.number;
-  drawing.fly(window.process, window.box, colour, () => window.land(message, colour));
+  drawing.fly(window.process, window.box, { colour }, () => window.land(message, colour));
 }
 
 const onMessage = {
@@ -205,6 +212,7 @@ const onMessage = {
 };
 
 const senders = new Map(); // id -> session
+let hasBegun = false;
 
 function onJoined(session) {
   senders.set(session.id, session);
@@ -216,6 +224,10 @@ function onJoined(session) {
       node.downAt = 0;
       troubleEndedAt = performance.now();
     }
+  }
+  if (!hasBegun && members().length === windows.length) {
+    hasBegun = true;
+    tell("Four browsers, served by two processes. They talk.");
   }
   showNodes();
   sayHeld();
@@ -232,7 +244,7 @@ function onOver(session) {
   ledger.end(session);
   if (burst && burst.session === session) {
     burst = null;
-    byId("burst").disabled = false;
+    setBusy(byId("burst"), false);
   }
   checkBurst();
   if (outageAt && !members().some(({ isUp }) => !isUp)) endOutage();
@@ -257,21 +269,26 @@ function endOutage() {
   sayHeld();
 }
 
+// A button that is disabled would lose the focus of the keyboard.
+const isBusy = (button) => button.getAttribute("aria-disabled") === "true";
+const setBusy = (button, busy) => button.setAttribute("aria-disabled", String(busy));
+
 async function act(button) {
-  button.disabled = true;
+  if (isBusy(button)) return;
+  setBusy(button, true);
   try {
     const answer = await fetch(`/${button.dataset.action}`, { method: "POST", headers: { "X-Demo-Token": token } });
     if (!answer.ok) tell(`That didn't work: the demo answered ${answer.status}.`, "bad");
   } catch {
     tell("The demo has ended. Start scripts/demo again, and reload.", "bad");
   }
-  button.disabled = false;
+  setBusy(button, false);
 }
 
 for (const button of document.querySelectorAll("[data-action]")) {
   button.addEventListener("click", () => act(button));
   if (!possibleActions.includes(button.dataset.action)) {
-    button.disabled = true;
+    setBusy(button, true);
     button.title = "RabbitMQ isn't the demo's own: RABBITMQ_URL names it.";
   }
 }

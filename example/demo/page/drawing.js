@@ -2,7 +2,7 @@
 
 export const LEG = 420; // ms from one box to the next; the message itself has long arrived
 const TRAIL = 7; // dots behind a dot
-const CROWD = 150; // dots from which on they have no trails
+const CROWD = 60; // dots from which on they have no trails
 const QUEUE = 12; // at most that many waiting dots are drawn
 
 const ease = (t) => (t < 0.5 ? 2 * t * t : 1 - (2 - 2 * t) ** 2 / 2);
@@ -33,6 +33,7 @@ class Wire {
     const d = { [start]: isForward ? other[start] : other[start] + other[size], [cross]: pull(other, one) };
     const half = (d[start] - a[start]) / 2;
     this.points = [a, { ...a, [start]: a[start] + half }, { ...d, [start]: d[start] - half }, d];
+    this.cross = cross;
     this.length = Math.hypot(d.x - a.x, d.y - a.y);
   }
 
@@ -71,16 +72,15 @@ export class Drawing {
     return this.#colours[name];
   }
 
-  // A dot goes from one box to the next; then() when it is there.
-  fly(from, to, colour, then = null, spread = 0) {
+  // A dot goes from one box to the next, from the time `start` on. Then: then(time of its end).
+  fly(from, to, { colour, start = performance.now(), lane = 0 }, then) {
     if (this.#calm.matches || document.hidden) {
-      then?.();
+      then(start);
       return;
     }
     const forth = this.#wires.get(`${from.id} ${to.id}`);
     const wire = forth ?? this.#wires.get(`${to.id} ${from.id}`);
-    const dot = { wire, isBackwards: !forth, colour, then, start: performance.now(), lane: (Math.random() - 0.5) * spread };
-    this.#dots.push(dot);
+    this.#dots.push({ wire, isBackwards: !forth, colour, then, start, lane });
     this.#run();
   }
 
@@ -147,12 +147,12 @@ export class Drawing {
     for (const queue of this.#queues.values()) this.#drawQueue(queue);
     const arrived = this.#dots.filter((dot) => now - dot.start >= LEG);
     this.#dots = this.#dots.filter((dot) => now - dot.start < LEG);
-    for (const dot of this.#dots) this.#drawDot(dot, now);
+    for (const dot of this.#dots) if (dot.start <= now) this.#drawDot(dot, now);
     this.#sparks = this.#sparks.filter((spark) => now - spark.start < spark.life);
     for (const spark of this.#sparks) this.#drawSpark(spark, now);
     this.#context.globalAlpha = 1;
     this.#isRunning = false;
-    for (const dot of arrived) dot.then?.();
+    for (const dot of arrived) dot.then(dot.start + LEG);
     if (this.#dots.length || this.#sparks.length) this.#run();
   }
 
@@ -180,13 +180,23 @@ export class Drawing {
   }
 
   #drawDot({ wire, isBackwards, colour, start, lane }, now) {
-    const trail = this.#dots.length > CROWD ? 1 : TRAIL;
-    for (let i = trail - 1; i >= 0; i--) {
-      const t = ease(Math.max(0, (now - start - i * 13) / LEG));
+    const isCrowd = this.#dots.length > CROWD;
+    const colourValue = this.#colours[colour];
+    const place = (t) => {
       const point = wire.at(isBackwards ? 1 - t : t);
-      const sway = lane * Math.sin(Math.PI * t);
-      this.#disc({ x: point.x + sway * 0.5, y: point.y + sway }, i ? 4.4 - i * 0.5 : 5, this.#colours[colour], i ? 0.34 - i * 0.04 : 1);
+      point[wire.cross] += lane * Math.sin(Math.PI * t);
+      return point;
+    };
+    const head = place(ease((now - start) / LEG));
+    if (isCrowd) {
+      this.#disc(head, 3, colourValue, 0.9);
+      return;
     }
+    for (let i = TRAIL; i > 0; i--) {
+      this.#disc(place(ease(Math.max(0, (now - start - i * 12) / LEG))), 4.6 - i * 0.45, colourValue, 0.36 - i * 0.04);
+    }
+    this.#disc(head, 11, colourValue, 0.2);
+    this.#disc(head, 5.5, colourValue, 1);
   }
 
   #drawSpark({ x, y, vx, vy, colour, start, life }, now) {

@@ -1,7 +1,8 @@
 // A window's websocket to its process. It comes back until the page is closed; each connection is a
 // session of its own, as for the channel layer: what was sent before it isn't due here.
 
-const RETRY = 250; // ms
+// ms. Chromium slows down a page whose websockets fail more often.
+const RETRY = 500;
 
 let count = 0;
 
