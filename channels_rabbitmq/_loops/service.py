@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import carehare
 
 from ..presence import GroupMembers
-from ..status import Status
 from ..statistics import LoopLayerStatistics
+from ..status import Status
 
 
 class ChannelService(Protocol):

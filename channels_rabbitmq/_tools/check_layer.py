@@ -11,7 +11,7 @@ from typing import Any
 
 from .._amqp.methods import Queue
 from .._broker.normal_queues import NormalTopology
-from .._broker.shared import Shared, Told
+from .._broker.shared import Shared
 from .._broker.supervisor import Supervisor
 from .._futures import run_until
 from .._hooks import HookFunctions
@@ -50,7 +50,11 @@ class LayerSteps:
         )
         self._loop = asyncio.get_running_loop()
         self._layer = LoopLayer(
-            self._settings, lambda channel: settings.capacity, HookFunctions(None, None), Shared()
+            self._settings,
+            lambda channel: settings.capacity,
+            HookFunctions(None, None),
+            Shared(),
+            for_sync_code=False,
         )
         self._codec = settings.codec
 
@@ -112,7 +116,7 @@ class LayerSteps:
             await self._delete(channel)
 
     async def _delete(self, channel: str) -> None:
-        names = NormalTopology(self._layer.id, self._settings, lambda channel: 1, Told())
+        names = NormalTopology(self._layer.id, self._settings, lambda channel: 1, Shared())
         queue = names.queue(channel)
         connection = self._layer.publisher.supervisor.connection
         if connection is not None and connection.is_open:

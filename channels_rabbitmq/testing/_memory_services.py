@@ -15,6 +15,7 @@ from channels.exceptions import ChannelFull
 from .._broker.host_function import with_imported_host
 from .._codec import MalformedBody, unpack_info
 from .._hooks import HookFunctions
+from .._identity import own_place
 from .._loops.background import is_of_async_to_sync
 from .._loops.service import ChannelService, Service
 from .._settings.settings import Settings
@@ -26,6 +27,7 @@ from ..statistics import (
     LoopLayerStatistics,
     ProcessStatistics,
 )
+from ..status import ProcessStatus, Status
 from ._memory_broker import MemoryBroker, Owner, seconds
 
 
@@ -220,6 +222,15 @@ class MemoryService:
         self._counters.questions += 1
         return len(self._broker.members(group))
 
+    async def status(self, timeout: float) -> Status:
+        self._require_open()
+        owners = [one for one in self._broker.owners() if not one.is_closed]
+        processes = (ProcessStatus(self._of(one).statistics(), 0.0, None) for one in owners)
+        return Status(tuple(processes), silent=(), absent=(), is_complete=True)
+
+    def _of(self, owner: Owner) -> MemoryService:
+        return MemoryService(self._broker, owner, self._settings, self._capacity_of)
+
     # Connections, and the end
 
     async def connect(self, fail_fast: bool) -> None:
@@ -241,9 +252,13 @@ class MemoryService:
             state, self._owner.since, url="", reconnects=0, last_reason=""
         )
         idle = ConnectionStatistics("idle", self._owner.since, url="", reconnects=0, last_reason="")
+        place = own_place()
         channels, buffered, receivers, groups = self._broker.held(self._owner)
         return LoopLayerStatistics(
             id=self._owner.id,
+            pid=place.pid,
+            host=place.host,
+            since=self._owner.since,
             for_sync_code=self._owner.loop is None,
             publisher=connected,
             subscriber=connected,
@@ -253,6 +268,8 @@ class MemoryService:
             is_blocked=False,
             unconfirmed=0,
             highest_age=0.0,
+            loop_lag=0.0,
+            loop_late=0.0,
             buffered=buffered,
             in_hand_over=0,
             channels=channels,

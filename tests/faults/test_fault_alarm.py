@@ -160,7 +160,7 @@ async def test_event_loops_of_one_call_tell_an_alarm_once(
             await asyncio.to_thread(send_thrice)
     told = re.compile("WARNING publisher .*: RabbitMQ (blocks publishers|takes messages again)")
     found = [match.group(1) for line in lines.all if (match := told.match(line))]
-    # On a busy machine RabbitMQ takes the first message of a new connection before that one hears of
-    # the alarm. Then both are told once more, each in its turn.
+    # On a busy machine RabbitMQ takes the first message of a new connection before that one hears
+    # of the alarm. Then both are told once more, each in its turn.
     assert found == ["blocks publishers", "takes messages again"] * (len(found) // 2)
     assert len(found) >= 4

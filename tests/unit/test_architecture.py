@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "testing": {
         *("core", "_loops", "_loop_layer", "_inbox", "_broker", "_amqp"),
         *("_codec", "_futures", "_hooks", "_identity", "_reporter", "_settings"),
-        *("exceptions", "presence", "statistics"),
+        *("exceptions", "presence", "statistics", "status"),
     },
     "lifespan": {"core", "exceptions"},
     "health": {"_configured", "_futures", "exceptions", "statistics"},
