@@ -14,7 +14,7 @@ from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.exceptions import BrokerUnavailable
 from tests.support.amqp_proxy import TO_BROKER, TO_CLIENT, AmqpProxy
 from tests.support.brokers import Broker
-from tests.support.layers import publisher_of, statistics_of
+from tests.support.layers import statistics_of
 from tests.support.log_lines import log_lines
 from tests.support.patience import connect_patiently
 
@@ -141,7 +141,7 @@ async def test_nothing_is_written_when_the_time_was_over_before_there_was_a_conn
         with pytest.raises(BrokerUnavailable):
             await layer.group_send("late", MESSAGE)
         released.set()
-        await publisher_of(layer).supervisor.wait_ready(asyncio.get_running_loop().time() + 10)
+        await connect_patiently(layer)
         assert statistics_of(layer).counters.published == 0
 
 
