@@ -99,13 +99,18 @@ class Greeter:
         Raises BrokerUnavailable if that takes longer than ``deadline`` (loop time).
         """
         waits = False
-        while not self.is_greeted and not self._link.is_blocked:
+        while self._is_hello_due():
             waits = True
             await self._link.wait_publisher_ready(deadline)
             if self._loop.time() >= deadline:
                 raise BrokerUnavailable("RabbitMQ did not confirm in time that it told others")
-            await self._greeted.wait(deadline)
+            if self._is_hello_due():  # That may have changed while the publisher connected.
+                await self._greeted.wait(deadline)
         return waits
+
+    def _is_hello_due(self) -> bool:
+        """Whether hello isn't confirmed, though the broker doesn't block publishers."""
+        return not self.is_greeted and not self._link.is_blocked
 
     async def _publish_hello(self) -> None:
         hello = Greeting(HELLO, self._id, self.connection, place=self._place)

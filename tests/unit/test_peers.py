@@ -328,6 +328,23 @@ class TestGreeting:
 
         play(scene, "a", settled=False)
 
+    def test_publishers_are_blocked_while_the_connection_is_set_up(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def scene(wire: Wire, processes: list[Process]) -> None:
+            (a,) = processes
+            wire.lost_answers = [Outcome.UNKNOWN] * 100
+
+            async def connect(deadline: float) -> None:
+                await asyncio.sleep(1)
+                wire.block()
+
+            monkeypatch.setattr(a, "wait_publisher_ready", connect)
+            assert await a.peers.greeter.wait_greeted(now() + 10)
+            assert now() == 1
+
+        play(scene, "a", settled=False)
+
     def test_each_hello_is_answered(self) -> None:
         """Also of one that has just been answered: it knows nobody any more."""
 
