@@ -294,9 +294,10 @@ async def test_an_alarm_of_the_broker(
     channel = next(iter(room.channels))
     await asyncio.to_thread(private_broker.ctl, "set_vm_memory_high_watermark", "0.00000001")
     # RabbitMQ tells only those that publish.
-    while not all(statistics_of(layer).is_blocked for layer in (*room.layers, room.asker)):
-        for layer in (*room.layers, room.asker):
-            await layer.group_send("nobody", MESSAGE)
+    layers = (*room.layers, room.asker)
+    while not all(statistics_of(layer).is_blocked for layer in layers):
+        # The first message of each waits for its confirm until its time is over.
+        await asyncio.gather(*(layer.group_send("nobody", MESSAGE) for layer in layers))
     before = [statistics_of(layer).counters.requests for layer in room.layers]
     asked = await ask(room.asker, GROUP, 5.0)
     assert asked.took < _GRACE
