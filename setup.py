@@ -36,7 +36,7 @@ DEV = [
 ]
 
 # What builds docs/. Older Pythons get the newest Sphinx that they can run.
-DOCS = ["furo>=2024.8,<2027", "sphinx>=8.1,<10"]
+DOCS = ["furo>=2024.8,<2027", PROMETHEUS, "sphinx>=8.1,<10"]
 
 setup(
     name="channels_rabbitmq",

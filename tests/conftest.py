@@ -7,7 +7,6 @@ asks for ``private_broker`` or ``private_broker_factory``, which makes it a slow
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 import secrets
@@ -21,7 +20,6 @@ from urllib.parse import urlsplit
 
 import hypothesis
 import pytest
-from asgiref.sync import async_to_sync
 
 from tests.support import lengths
 from tests.support.brokers import Broker, broker_commands, installed_commands, obtained_broker
@@ -276,20 +274,6 @@ async def open_layer(
     yield open_one
     for layer in layers:
         await layer.close()
-
-
-@pytest.fixture
-async def default_layer(
-    open_layer: Callable[..., Awaitable[RabbitmqChannelLayer]],
-) -> AsyncIterator[RabbitmqChannelLayer]:
-    """What ``get_channel_layer()`` returns during the test."""
-    from channels.layers import channel_layers
-
-    layer = await open_layer()
-    channel_layers.set("default", layer)
-    yield layer
-    await asyncio.to_thread(lambda: async_to_sync(layer.close)())
-    del channel_layers.backends["default"]
 
 
 # Programs
