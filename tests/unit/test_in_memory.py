@@ -150,6 +150,10 @@ async def test_event_loops_threads_and_sync_code(layer: InMemoryChannelLayer) ->
         await layer.send(own, {"n": 2})
         assert await waiting == {"n": 2}
         assert [one.for_sync_code for one in layer.statistics()] == [False, True, False]
+        status = await layer.status()
+        assert tuple(one.statistics.id for one in status.processes) == tuple(
+            one.id for one in layer.statistics()
+        )
     await asyncio.to_thread(_in_thread, lambda: async_to_sync(layer.send)(own, {"n": 3}))
     assert await receive(layer, own) == {"n": 3}
     await asyncio.to_thread(_in_thread, lambda: async_to_sync(layer.close)())
