@@ -356,7 +356,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
 
         ``timeout``: seconds, at most ``operation_timeout``. The result names those that didn't
         answer in that time; it takes up to half a second more to ask the others what they know of
-        these. Otherwise as ``group_members``. The answer of a process has 2 kB.
+        these. Otherwise as ``group_members``. An answer has about 1 kB.
         """
         return await self._loop_layer().status(_require_timeout(timeout))
 

@@ -17,7 +17,7 @@ from .._codec import MalformedBody
 from ..statistics import LoopLayerStatistics
 from ..status import ProcessStatus, WorstChannel
 
-# Characters of a text. With all texts as long as that an answer has 10 kB; 2 kB are usual.
+# Characters of a text. With all texts as long as that an answer has 10 kB; 1 kB is usual.
 LONGEST_TEXT = 500
 
 _T = TypeVar("_T")

@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..exceptions import BrokerUnavailable
 from ..status import Status
@@ -141,8 +141,10 @@ def _redraw(text: str) -> None:
     _print(f"{_CLEAR}{text}" if sys.stdout.isatty() else f"{text}\n")
 
 
-def _print(text: Any) -> None:
-    print(text, flush=True)
+def _print(text: str) -> None:
+    # A host's name may have letters that the terminal's encoding lacks.
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def _now() -> str:
