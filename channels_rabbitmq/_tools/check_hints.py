@@ -73,7 +73,12 @@ def advise_on_stage(reached: int, exc: Exception, url: BrokerUrl, groups_exchang
 
 def advise_on(exc: Exception, url: BrokerUrl) -> str:
     """Return what to do about an error of any step, or ""."""
-    return advise(exc, url) or (_LIMIT if re.search(r"\blimit\b", str(exc)) else "")
+    return advise(exc, url) or advise_on_reason(str(exc))
+
+
+def advise_on_reason(reason: str) -> str:
+    """Return what to do about RabbitMQ's words, where ``advise`` doesn't know them."""
+    return _LIMIT if re.search(r"\blimit\b", reason) else ""
 
 
 def advise_on_permissions(url: BrokerUrl, groups_exchange: str, *, only_sends: bool) -> str:

@@ -17,6 +17,7 @@ from .._futures import run_until
 from .._hooks import HookFunctions
 from .._loop_layer import LoopLayer
 from .._settings.settings import Settings
+from .check_hints import advise_on_reason
 from .check_report import Finding, Status
 from .check_trial import Broken
 
@@ -79,9 +80,10 @@ class LayerSteps:
         try:
             await supervisor.wait_tried(self._loop.time() + _CALL)
         except ConnectionError:
-            if supervisor.last_reason:
-                raise Broken(supervisor.last_reason) from None
-            raise
+            reason = supervisor.last_reason
+            if not reason:
+                raise
+            raise Broken(reason, advise_on_reason(reason)) from None
 
     async def send(self) -> Finding:
         """Send to a channel."""
@@ -146,25 +148,20 @@ class LayerSteps:
         members = await self._layer.group_members("check", _ANSWERS)
         exchange = self._settings.groups_exchange
         others = len(self._layer.peers.processes.known())
-        unreadable = self._layer.counters.malformed_requests
-        if unreadable:
-            return Finding(
-                f"{unreadable} requests on the exchange {exchange!r} can't be read",
-                "another project uses this exchange, or has other symmetric_encryption_keys: give "
-                "each project a groups_exchange or a virtual host of its own",
-                Status.WARNING,
-            )
         missing = (*members.silent, *members.absent)
         if missing:
             shown = ", ".join(missing[:_MOST_SHOWN])
             return Finding(
-                f"{len(missing)} of {others} others on the exchange {exchange!r} don't answer "
+                f"on the exchange {exchange!r}: {len(missing)} of {others} others give no answer "
                 f"within {_ANSWERS:g} s: {shown}",
                 "their event loops are blocked, or they have just ended: "
                 "`python -m channels_rabbitmq status`",
                 Status.WARNING,
             )
-        return Finding(f"{others or 'no'} others on the exchange {exchange!r}")
+        told = f"{others} {'other answers' if others == 1 else 'others answer'}"
+        if not others:
+            told = "no other answers (those with 4.x or with other keys never do)"
+        return Finding(f"on the exchange {exchange!r}: {told}")
 
 
 def _message() -> dict[str, Any]:

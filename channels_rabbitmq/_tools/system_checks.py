@@ -108,8 +108,9 @@ def _describe_mistake(where: str, mistake: str) -> checks.CheckMessage:
 
 def _sentence(text: str) -> str:
     """Return a text with a capital, unless it begins with the name of an option."""
+    end = "" if text.endswith("?") else "."
     is_option = text.split(maxsplit=1)[0] in OPTIONS
-    return f"{text}." if is_option else f"{text[0].upper()}{text[1:]}."
+    return f"{text}{end}" if is_option else f"{text[0].upper()}{text[1:]}{end}"
 
 
 def _describe_notes(where: str, config: Mapping[str, object]) -> Iterator[checks.CheckMessage]:

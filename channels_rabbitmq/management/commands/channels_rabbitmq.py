@@ -23,7 +23,8 @@ class Command(BaseCommand):  # type: ignore[misc]  # Django has no types
         cli.add_commands(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        with contextlib.redirect_stdout(options["stdout"] or sys.stdout):
+        # call_command() may name a stream; Django's own wrapper of it would double the line ends.
+        with contextlib.redirect_stdout(options.get("stdout") or sys.stdout):
             status, message = cli.run(argparse.Namespace(**options))
         if message:
             raise CommandError(message, returncode=status)
