@@ -16,8 +16,9 @@ from .check_hints import FROZEN
 from .check_report import Finding, Report, Status, Step
 from .project import tell
 
-# What the layer logs while it is checked, and no step says.
+# The loggers whose warnings the steps tell by themselves
 _SAID_BY_STEPS = ("channels_rabbitmq.connection",)
+_NO_TIME = "no time was left for it: the steps before took too long"
 
 
 class Broken(Exception):
@@ -65,7 +66,8 @@ class Trial:
         if isinstance(err, Broken):
             return err.finding
         if isinstance(err, (TimeoutError, asyncio.TimeoutError)) and not str(err):
-            return Finding(f"no answer within {limit:.1f} s", FROZEN, Status.FAILED)
+            text = f"no answer within {limit:.1f} s" if limit else _NO_TIME
+            return Finding(text, FROZEN, Status.FAILED)
         text = describe(err) if is_trouble(err) or isinstance(err, ChannelFull) else tell(err)
         return Finding(text, self._advise(err), Status.FAILED)
 
