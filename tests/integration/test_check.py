@@ -119,10 +119,10 @@ async def test_ctrl_c_and_a_reader_that_goes(programs: Programs) -> None:
     """Each ends it at once, with one line and nothing left behind."""
     async with silent_server() as silent:
         program = await programs.start("-m", "channels_rabbitmq", "check", silent.url)
-        await silent.accepted_one()
+        await silent.until_accepted()
         program.interrupt()
         assert await program.ended() == cli.INTERRUPTED
-        await silent.all_gone()
+        await silent.until_gone()
     assert program.stderr == "channels_rabbitmq: interrupted\n"
     shell = f"{sys.executable} -m channels_rabbitmq check {programs.broker_url}"
     command = f"({shell}; echo $? >&2) | head -1"

@@ -81,7 +81,7 @@ async def test_a_stranger(
 ) -> None:
     async with server() as fake:
         checked = await check(f"{scheme}://web:s3cret@127.0.0.1:{fake.port}{QUICK}")
-        await fake.all_gone()
+        await fake.until_gone()
     assert_failed(checked, step, text, advice)
 
 
