@@ -111,7 +111,7 @@ class Check:
         self._only_sends = only_sends
         self._id = new_id()
         self._url: BrokerUrl | None = None  # the one that works
-        self._urls: tuple[BrokerUrl, ...] = ()
+        self.urls: tuple[BrokerUrl, ...] = ()  # all, once they are known
 
     async def run(self) -> None:
         """Try all steps, until one fails."""
@@ -120,7 +120,7 @@ class Check:
         with quiet_log(trial):
             try:
                 await trial.step(SETTINGS, self._read(), limit=_LIMIT)
-                self._report.names = self._names()
+                self._report.names = self.names()
                 connection = await self._connect(deadline)
                 try:
                     await self._try_broker(trial, connection)
@@ -133,9 +133,9 @@ class Check:
     def _advise(self, exc: Exception) -> str:
         return "" if self._url is None else advise_on(exc, self._url)
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
         """Return the names of all steps."""
-        has_tls = any(url.tls for url in self._urls)
+        has_tls = any(url.tls for url in self.urls)
         names = [SETTINGS, *(name for name in CONNECTION_STEPS if has_tls or name != TLS)]
         names += ["exchange", "permissions"]
         return names + [name for name, _ in self._layer_steps()]
@@ -146,18 +146,18 @@ class Check:
         try:
             self._settings = with_imported_host(self._settings)
             _ = self._settings.codec
-            self._urls = await current_urls(replace(self._settings, connect_timeout=limit))
+            self.urls = await current_urls(replace(self._settings, connect_timeout=limit))
         except InvalidChannelLayerError as err:
             raise Broken(str(err)) from None
         except NoUrl as err:
             raise Broken(f"{self._settings.host}: {err}") from None
-        urls = ", ".join(map(str, self._urls))
+        urls = ", ".join(map(str, self.urls))
         return Finding(f"{self._name}: {urls}, exchange {self._settings.groups_exchange!r}")
 
     async def _connect(self, deadline: float) -> Connection:
         """Try each URL, all at once; return an open connection."""
         trials = await asyncio.gather(
-            *(try_url(url, self._settings, self._id, deadline) for url in self._urls)
+            *(try_url(url, self._settings, self._id, deadline) for url in self.urls)
         )
         works = [trial for trial in trials if trial.connection is not None]
         for trial in trials:
@@ -175,7 +175,7 @@ class Check:
             finding = step.finding
             if finding.status is Status.FAILED and not can_fail:
                 finding = replace(finding, status=Status.WARNING)
-            url = str(trial.url) if len(self._urls) > 1 else ""
+            url = str(trial.url) if len(self.urls) > 1 else ""
             self._report.add(replace(step, finding=finding, url=url))
 
     async def _try_broker(self, trial: Trial, connection: Connection) -> None:

@@ -16,8 +16,10 @@ from .check_hints import FROZEN
 from .check_report import Finding, Report, Status, Step
 from .project import tell
 
-# The loggers whose warnings the steps tell by themselves
-_SAID_BY_STEPS = ("channels_rabbitmq.connection",)
+# The loggers whose warnings are about the broker, and which no step tells by itself
+_TOLD = tuple(
+    f"channels_rabbitmq.{part}" for part in ("publisher", "subscriber", "normal_channels")
+)
 _NO_TIME = "no time was left for it: the steps before took too long"
 
 
@@ -78,7 +80,7 @@ class _Collector(logging.Handler):
         self._trial = trial
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name not in _SAID_BY_STEPS:
+        if record.name in _TOLD:
             self._trial.warnings.append(record.getMessage())
 
 
