@@ -55,6 +55,7 @@ MOST_REMEMBERED = 10_000
 
 # As 3.10, 4.0 and 4.3 say it
 _NO_EXCHANGE = re.compile("no exchange")
+_NO_QUEUE = re.compile("no queue")
 _OTHER_ARGUMENTS = re.compile("inequivalent arg")  # A full virtual host is a 406, too.
 
 
@@ -222,11 +223,15 @@ class NormalQueues:
     async def _bind_group(self, channel: str, group: str, deadline: float) -> None:
         while True:
             await self.bind(channel, deadline)
-            if self.bound(channel) is None:
+            bind = self.bound(channel)
+            if bind is None:
                 continue  # The connection was lost in this moment.
             assert self._amqp_channel is not None, "else it isn't bound"
             answer = self._amqp_channel.call(self._topology.bind_group(channel, group))
-            if await _is_confirmed(answer, deadline, f"bind the group {group!r}"):
+            await wait_all([answer], deadline)
+            if _found_no_queue(answer):  # It was deleted since. Declare it again.
+                self.forget(channel, bind)
+            elif await _is_confirmed(answer, deadline, f"bind the group {group!r}"):
                 return
 
     async def discard_from_group(self, channel: str, group: str, deadline: float) -> None:
@@ -288,6 +293,11 @@ class NormalQueues:
         fail(bind, _more_telling(refusal, exc))
         if isinstance(exc, carehare.ChannelClosedByServer) and _NO_EXCHANGE.search(str(exc)):
             self._on_no_exchange()
+
+
+def _found_no_queue(answer: asyncio.Future[None]) -> bool:
+    exc = answer.exception() if answer.done() else None
+    return isinstance(exc, carehare.ChannelClosedByServer) and bool(_NO_QUEUE.search(str(exc)))
 
 
 async def _is_confirmed(answer: asyncio.Future[None], deadline: float, what: str) -> bool:

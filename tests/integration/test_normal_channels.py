@@ -189,6 +189,18 @@ async def test_memberships_outlive_a_deleted_queue(
     assert await waiting == [1]
 
 
+async def test_a_deleted_queue_can_join_a_group(
+    open_one: OpenLayer, broker: Broker, queue: str, jobs: str
+) -> None:
+    layer = await open_one()
+    await layer.group_add("first", jobs)
+    await delete_queue(broker.url, queue)
+    await layer.group_add("g", jobs)
+    for n, group in enumerate(("first", "g")):
+        await layer.group_send(group, {"type": "x", "n": n})
+    assert await numbers(layer, jobs, 2) == [0, 1]
+
+
 async def test_group_calls_of_sync_code(open_one: OpenLayer, jobs: str) -> None:
     layer = await open_one()
 
