@@ -4,7 +4,7 @@
 """
 
 from ..core import RabbitmqChannelLayer
-from ._run import begin
+from ._run import find
 from .memory import InMemoryChannelLayer
 from .mixin import ChannelLayerMixin
 
@@ -16,4 +16,4 @@ def exchange_of(layer: RabbitmqChannelLayer) -> str:
 
     For programs that a test starts, which publish to it or have a layer of their own.
     """
-    return begin().exchange(layer._settings.groups_exchange)
+    return find().exchange(layer._settings.groups_exchange)

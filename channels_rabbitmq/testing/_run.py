@@ -7,7 +7,8 @@ such a name.) That happens in each layer's first call, by ``Process.prepare``, w
 whenever the layer was made: modules of Django projects make them when they are imported. The first
 of these calls also finds out whether RabbitMQ is there, once for the run.
 
-A process that a test has forked, such as a live server, uses the exchanges of its parent.
+A process that a test has forked, such as a live server, uses the exchanges of its parent. Each
+process keeps them with a connection of its own: the parent may never use a layer.
 """
 
 from __future__ import annotations
@@ -45,10 +46,31 @@ WHAT_TO_DO = (
     f"pytest --without-rabbitmq=skip, or {VARIABLE}=skip in the environment"
 )
 _LONGEST_NAME = 100  # of the project's exchange, in the name of the run's
-# Seconds after which RabbitMQ deletes queues of normal channels if the run was killed.
-_NORMAL_QUEUE_EXPIRY = 300.0
+# Seconds after which RabbitMQ deletes queues of normal channels if the run, or a process that a
+# test has started, was killed.
+_NORMAL_QUEUE_EXPIRY = 60.0
 _TIMEOUT = 5.0  # for each flush
 _END_TIMEOUT = 3.0
+
+
+class _Held:
+    """What one process of a run has."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        # By the broker's URLs and the exchange
+        self.keepers: dict[tuple[str, str], Keeper] = {}
+        self.refusals: dict[tuple[str, str], str] = {}
+        self.prepared: list[tuple[Settings, Shared]] = []
+
+    def normal_channels(self, key: tuple[str, str]) -> set[str]:
+        """Return those that the layers on one exchange have used."""
+        return {
+            channel
+            for settings, shared in self.prepared
+            if (settings.host, settings.groups_exchange) == key
+            for channel in list(shared.normal_channels)
+        }
 
 
 class Run:
@@ -59,12 +81,9 @@ class Run:
         self.token = token or secrets.token_hex(6)
         self.refused_calls = 0
         self.refusal = ""  # why there is no RabbitMQ
-        self._keeps = not token  # else another process does
-        self._lock = threading.Lock()
-        self._keepers: dict[tuple[str, str], Keeper] = {}
-        self._refusals: dict[tuple[str, str], str] = {}
-        self._prepared: list[tuple[Settings, Shared]] = []
         self._has_ended = False
+        # By process. A fork's child doesn't touch what its parent has opened.
+        self._held: dict[int, _Held] = {}
 
     def start(self) -> None:
         """Have all layers use the run's exchanges from their next call on."""
@@ -89,25 +108,29 @@ class Run:
             allow_flush=True,
             normal_queue_expiry=_NORMAL_QUEUE_EXPIRY,
         )
-        if self._keeps and self.pid == os.getpid() and not self._has_ended:
-            with self._lock:
-                self._keep(moved)
-                self._prepared.append((moved, shared))
+        if not self._has_ended:
+            held = self._held_here()
+            with held.lock:
+                self._keep(held, moved)
+                held.prepared.append((moved, shared))
         return moved
 
-    def _keep(self, settings: Settings) -> None:
+    def _held_here(self) -> _Held:
+        return self._held.setdefault(os.getpid(), _Held())
+
+    def _keep(self, held: _Held, settings: Settings) -> None:
         key = (settings.host, settings.groups_exchange)
-        if key in self._keepers:
+        if key in held.keepers:
             return
-        if key not in self._refusals:
+        if key not in held.refusals:
             try:
-                self._keepers[key] = _on_background_loop(_open_keeper(settings), LONGEST_LOOK + 1)
+                held.keepers[key] = _on_background_loop(_open_keeper(settings), LONGEST_LOOK + 1)
             except BrokerUnavailable as err:
-                self._refusals[key] = f"No RabbitMQ for the tests. {err}. {WHAT_TO_DO}"
+                held.refusals[key] = f"No RabbitMQ for the tests. {err}. {WHAT_TO_DO}"
             else:
                 return
         self.refused_calls += 1
-        self.refusal = self._refusals[key]
+        self.refusal = held.refusals[key]
         raise BrokerUnavailable(self.refusal)
 
     def reset(self) -> None:
@@ -127,23 +150,15 @@ class Run:
 
     def _delete_normal_channels(self) -> None:
         """Also those of event loops that have ended, and so flush nothing."""
-        for key, keeper in self._keepers.items():
-            channels = self._normal_channels(key)
+        held = self._held_here()
+        for key, keeper in held.keepers.items():
+            channels = held.normal_channels(key)
             if channels:
                 names = {queue_name(key[1], channel): channel for channel in channels}
                 left = _on_background_loop(keeper.delete(names), _TIMEOUT)
                 deleted = {names[queue] for queue in names.keys() - left}
-                for _, shared in self._prepared:
+                for _, shared in held.prepared:
                     shared.normal_channels.difference_update(deleted)
-
-    def _normal_channels(self, key: tuple[str, str]) -> set[str]:
-        """Return those that the layers on one exchange have used."""
-        return {
-            channel
-            for settings, shared in self._prepared
-            if (settings.host, settings.groups_exchange) == key
-            for channel in list(shared.normal_channels)
-        }
 
     def end(self) -> None:
         """Close all layers of this process, and delete what the run has left on RabbitMQ."""
@@ -151,8 +166,9 @@ class Run:
             return
         self._has_ended = True
         current().close_all(time.monotonic() + _END_TIMEOUT)
-        for key, keeper in self._keepers.items():
-            queues = [queue_name(key[1], channel) for channel in self._normal_channels(key)]
+        held = self._held_here()
+        for key, keeper in held.keepers.items():
+            queues = [queue_name(key[1], channel) for channel in held.normal_channels(key)]
             with contextlib.suppress(BrokerUnavailable):
                 _on_background_loop(keeper.close(queues), _END_TIMEOUT)
 
@@ -224,6 +240,11 @@ def begin() -> Run:
         else:  # The worker processes of Django's test runner call no atexit functions.
             multiprocessing.util.Finalize(None, _run.end, exitpriority=100)
     return _run
+
+
+def find() -> Run:
+    """Return the run that this process belongs to, its own or its parent's."""
+    return begin() if _run is None else _run
 
 
 def join(token: str) -> None:
