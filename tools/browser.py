@@ -166,7 +166,7 @@ class Page:
         """As a person does: in the middle of what can be seen of it."""
         where = await self.evaluate(
             f"(() => {{ const it = document.querySelector({json.dumps(selector)});"
-            "it.scrollIntoView({block: 'center'}); const box = it.getBoundingClientRect();"
+            "it.scrollIntoView({block: 'nearest'}); const box = it.getBoundingClientRect();"
             "return {x: box.x + box.width / 2, y: box.y + box.height / 2}; })()"
         )
         for kind in ("mousePressed", "mouseReleased"):

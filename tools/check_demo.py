@@ -32,6 +32,24 @@ _COUNTS = """(() => {
 })()"""
 
 
+# Two windows: of four messages one gets all; the other gets two, and its process is killed.
+# Of two more, while RabbitMQ is killed, it gets the second.
+_LEDGER = """(async () => {
+    const { Ledger } = await import("/ledger.js");
+    const ledger = new Ledger(), one = {}, two = {}, three = {};
+    for (const number of [0, 1, 2, 3]) ledger.send(one, number, "", [one, two]);
+    for (const number of [0, 1, 2, 3]) ledger.receive(one, one, number);
+    for (const number of [0, 2]) ledger.receive(two, one, number);
+    ledger.end(two);
+    for (const number of [4, 5]) ledger.send(one, number, "", [three]);
+    ledger.noteOutage();
+    ledger.receive(three, one, 5);
+    const { sent, received, lost, process, rabbitmq, pending } = ledger;
+    return { sent, received, lost, process, rabbitmq, pending };
+})()"""
+_LEDGER_COUNTS = {"sent": 6, "received": 3, "lost": 1, "process": 1, "rabbitmq": 1, "pending": 0}
+
+
 class CheckFailed(Exception):
     """The text says what isn't as it should be."""
 
@@ -87,6 +105,13 @@ class Visitor:
         print(f"{text} ({time.monotonic() - self._started_at:.1f} s)", flush=True)
 
 
+async def check_ledger(page: Page) -> None:
+    """What the page counts with does count losses."""
+    counts = await page.evaluate(_LEDGER)
+    if counts != _LEDGER_COUNTS:
+        raise CheckFailed(f"the ledger counts {counts} instead of {_LEDGER_COUNTS}")
+
+
 async def check_talk(visitor: Visitor) -> None:
     """The page talks by itself, until it is told not to."""
     await visitor.see("Number(document.querySelector('#received')?.textContent) > 2")
@@ -127,11 +152,16 @@ async def check_freeze(visitor: Visitor) -> None:
 
 
 async def check_kill(visitor: Visitor) -> None:
+    """In the middle of a burst. The other process's browsers get all of it."""
     before = await visitor.look()
+    await visitor.press("#burst")
     await visitor.press('[data-action="kill-1"]')
     await visitor.see("document.querySelector('#process-1.down')")
     await visitor.say(1, "Still here?")
-    await visitor.see_all_received(by_process=True)
+    counts = await visitor.see_all_received(by_process=True)
+    each = [now - then for now, then in zip(counts.browsers, before.browsers, strict=True)]
+    if each[:2] != 2 * [BURST + 1]:
+        raise CheckFailed(f"of {BURST + 1} messages the browsers got {each}")
     await visitor.see(
         "!document.querySelector('#process-1.down') && !document.querySelector('.window.away')"
     )
@@ -141,7 +171,7 @@ async def check_kill(visitor: Visitor) -> None:
     if counts.processes[0] != before.processes[0] or counts.processes[1] == before.processes[1]:
         raise CheckFailed(f"killed process B of {before.processes}: now {counts.processes}")
     gone = counts.others.get("process", 0)
-    visitor.report(f"kill -9: the other process went on, it came back; gone with it: {gone}")
+    visitor.report(f"kill -9 in a burst: the others got all; gone with the process: {gone}")
 
 
 async def check_restart(visitor: Visitor) -> None:
@@ -183,6 +213,7 @@ async def check(chromium: str, address: str) -> None:
 async def check_page(page: Page) -> None:
     visitor = Visitor(page)
     await check_talk(visitor)
+    await check_ledger(page)
     await check_burst(visitor)
     await check_freeze(visitor)
     await check_kill(visitor)
@@ -190,7 +221,7 @@ async def check_page(page: Page) -> None:
         await check_restart(visitor)
     await check_phone(page, visitor)
     counts = await visitor.look()
-    print(f"Page: {counts.sent} messages sent, {counts.received} received by all, 0 lost")
+    print(f"Page: {counts.sent} messages sent, {counts.received} received by all, none lost")
 
 
 def main() -> int:

@@ -131,8 +131,8 @@ class Demo:
         """Returns whether more input may come."""
         if line.strip() == "r":
             print("RabbitMQ restarts...", end=" ", flush=True)
-            self._control.act("restart-rabbitmq")
-            print("it is back.", flush=True)
+            status = self._control.act("restart-rabbitmq")
+            print("it is back." if status == 204 else "already.", flush=True)
         return bool(line)
 
 

@@ -90,8 +90,9 @@ class Server:
 
     def kill(self) -> None:
         """End it at once, as a crash would."""
-        self._process.kill()
-        self._process.wait()
+        process = self._process  # another thread may start the next one
+        process.kill()
+        process.wait()
 
     def wait_until_stopped(self) -> None:
         try:

@@ -64,11 +64,13 @@ function say(window, text) {
     held.push([window, text]);
     mostHeld = Math.max(mostHeld, held.length);
     showHeld();
+    showCounts();
     return;
   }
   const { session } = window;
   const message = ledger.send(session, session.nextNumber++, text, members());
   session.send({ type: "say", sender: session.id, number: message.number, text });
+  showCounts();
   flyMessage(window, message);
 }
 
@@ -132,7 +134,7 @@ for (const node of [...nodes, broker]) {
 
 // ---- 5,000 at once
 
-let burst = null; // {remaining, startedAt}
+let burst = null; // {startedAt, session, receivers, last: the last message}
 
 function startBurst() {
   if (isBusy(byId("burst"))) return;
@@ -144,24 +146,30 @@ function startBurst() {
   const { session } = window;
   const first = session.nextNumber;
   session.nextNumber += BURST;
-  burst = { startedAt: performance.now(), session, last: null };
-  for (let i = 0; i < BURST; i++) burst.last = ledger.send(session, first + i, "", members());
+  burst = { startedAt: performance.now(), session, receivers: members(), last: null };
+  for (let i = 0; i < BURST; i++) burst.last = ledger.send(session, first + i, "", burst.receivers);
   session.send({ type: "burst", sender: session.id, first, count: BURST });
   setBusy(byId("burst"), true);
   byId("burst-result").textContent = "";
+  showCounts();
   for (let i = 0; i < BURST_DOTS; i++) {
     flyMessage(window, null, performance.now() + BURST_LENGTH * Math.random(), 54 * (Math.random() - 0.5));
   }
 }
 
 function checkBurst() {
-  const frozen = members().some(({ isFrozen }) => isFrozen) ? 1 : 0;
-  if (!burst || burst.last.due > frozen) return;
+  if (!burst) return;
+  const frozen = burst.receivers.filter(({ isFrozen, isOver }) => isFrozen && !isOver).length;
+  if (burst.last.due > frozen) return;
   const seconds = (performance.now() - burst.startedAt) / 1000;
-  const deliveries = BURST * (members().length - frozen);
-  const text = `${many(deliveries, "delivery").replace("ys", "ies")} in ${seconds.toFixed(1)} s`;
+  const browsers = burst.receivers.filter(({ isOver }) => !isOver).length - frozen;
+  const text = `${(BURST * browsers).toLocaleString("en")} deliveries in ${seconds.toFixed(1)} s`;
   byId("burst-result").textContent = text;
-  tell(`5,000 messages to ${many(members().length - frozen, "browser")}: ${text}.`, "good");
+  tell(`5,000 messages to ${many(browsers, "browser")}: ${text}.`, "good");
+  endBurst();
+}
+
+function endBurst() {
   burst = null;
   setBusy(byId("burst"), false);
 }
@@ -242,10 +250,7 @@ function onOver(session) {
     tell(`${node.title} is gone. The other one goes on.`, "bad");
   }
   ledger.end(session);
-  if (burst && burst.session === session) {
-    burst = null;
-    setBusy(byId("burst"), false);
-  }
+  if (burst?.session === session) endBurst();
   checkBurst();
   if (outageAt && !members().some(({ isUp }) => !isUp)) endOutage();
   showNodes();
@@ -343,7 +348,7 @@ function showNumber(id, value) {
   if (byId(id).textContent !== text) byId(id).textContent = text;
 }
 
-function show() {
+function showCounts() {
   showNumber("sent", ledger.sent);
   showNumber("received", ledger.received);
   showNumber("lost", ledger.lost);
@@ -363,6 +368,10 @@ function show() {
       return item;
     }),
   );
+}
+
+function show() {
+  showCounts();
   for (const window of windows) {
     if (!window.session.isFrozen) continue;
     const waiting = ledger.waitingFor(window.session);
