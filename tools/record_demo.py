@@ -23,7 +23,8 @@ from tools.browser import Page, find_chromium, open_page
 SIZE = (1280, 800)
 WIDTH, HEIGHT = 800, 500  # pixels of the picture
 FRAMES = 12  # a second, at most
-COLOURS = 96
+COLOURS = 192
+COMMON = 64  # of them as they are
 STILL = 0.3  # seconds for which a picture stands at most
 
 
@@ -110,15 +111,23 @@ async def play(page: Page, recorder: Recorder) -> None:
 
 def save(frames: list[Frame], path: Path) -> None:
     # One palette for all: each with its own would flicker, and be larger.
-    samples = [frame.image for frame in frames[::8]]
-    sheet = Image.new("RGB", (samples[0].width, sum(image.height for image in samples)))
-    for index, image in enumerate(samples):
-        sheet.paste(image, (0, index * image.height))
-    # The dots are few pixels: the other methods leave out their colours.
-    palette = sheet.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE)
+    palette = palette_of([frame.image for frame in frames[::6]])
     first, *rest = [f.image.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
     durations = [round(1000 * frame.seconds) for frame in frames]
     first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
+
+
+def palette_of(images: list[Image.Image]) -> Image.Image:
+    """The commonest colours as they are; and some for dots, which are few pixels."""
+    sheet = Image.new("RGB", (images[0].width, sum(image.height for image in images)))
+    for index, image in enumerate(images):
+        sheet.paste(image, (0, index * image.height))
+    colours = sorted(sheet.getcolors(sheet.width * sheet.height) or [], reverse=True)
+    common = [value for _, colour in colours[:COMMON] for value in colour]
+    rest = sheet.quantize(COLOURS - COMMON, method=Image.Quantize.MAXCOVERAGE).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette((common + rest)[: 3 * COLOURS])
+    return palette
 
 
 async def main() -> None:

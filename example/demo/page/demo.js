@@ -63,12 +63,13 @@ function say(window, text) {
   if (outageAt || !members().includes(window.session)) {
     held.push([window, text]);
     mostHeld = Math.max(mostHeld, held.length);
-    showHeld();
+    showQueues();
     showCounts();
     return;
   }
   const { session } = window;
   const message = ledger.send(session, session.nextNumber++, text, members());
+  message.isOfBurst = burst !== null; // it waits behind the 5,000
   session.send({ type: "say", sender: session.id, number: message.number, text });
   showCounts();
   flyMessage(window, message);
@@ -81,14 +82,8 @@ function sayHeld() {
   if (outageAt || index < 0) return;
   const [[window, text]] = held.splice(index, 1);
   say(window, text);
-  showHeld();
+  showQueues();
   heldTimer = setTimeout(sayHeld, 60);
-}
-
-function showHeld() {
-  for (const window of windows) {
-    drawing.setQueue(window.box, window.process, window.number, held.filter(([holder]) => holder === window).length);
-  }
 }
 
 setInterval(() => {
@@ -147,7 +142,10 @@ function startBurst() {
   const first = session.nextNumber;
   session.nextNumber += BURST;
   burst = { startedAt: performance.now(), session, receivers: members(), last: null };
-  for (let i = 0; i < BURST; i++) burst.last = ledger.send(session, first + i, "", burst.receivers);
+  for (let i = 0; i < BURST; i++) {
+    burst.last = ledger.send(session, first + i, "", burst.receivers);
+    burst.last.isOfBurst = true;
+  }
   session.send({ type: "burst", sender: session.id, first, count: BURST });
   setBusy(byId("burst"), true);
   byId("burst-result").textContent = "";
@@ -179,9 +177,9 @@ byId("burst").addEventListener("click", startBurst);
 // ---- What the processes say
 
 // Mostly its dot is still on its way, and will find that it has arrived.
-function arrived(session, message) {
+function arrived(session, message, layerTime) {
   const { window } = session;
-  (message.arrived ??= new Set()).add(window);
+  (message.arrived ??= new Map()).set(window, layerTime);
   if (performance.now() - message.sentAt < 3 * LEG) return;
   const colour = message.sender.window.number;
   drawing.fly(window.process, window.box, { colour }, () => window.land(message, colour));
@@ -194,12 +192,10 @@ const onMessage = {
       const message = origin && ledger.receive(session, origin, number);
       if (!message) continue;
       session.window.count();
-      if (text) arrived(session, message);
-      if (origin === session && message.text) browserTimes.add(performance.now() - message.sentAt);
+      if (text) arrived(session, message, microseconds / 1000);
+      if (origin === session) browserTimes.add(performance.now() - message.sentAt, message.isOfBurst);
       if (origin.window.process !== session.window.process && !session.wasFrozen) {
-        if (message.text) layerTimes.add(microseconds / 1000);
-        else layerTimes.addOfBurst(microseconds / 1000);
-        message.layerTime ??= microseconds / 1000;
+        layerTimes.add(microseconds / 1000, message.isOfBurst);
       }
     }
     checkBurst();
@@ -370,14 +366,20 @@ function showCounts() {
   );
 }
 
+// Waiting for a frozen consumer, or for RabbitMQ.
+function showQueues() {
+  for (const window of windows) {
+    const { session } = window;
+    const waiting = ledger.waitingFor(session);
+    if (session.isFrozen) window.showFrozen(true, waiting);
+    const count = session.isFrozen ? waiting : held.filter(([holder]) => holder === window).length;
+    drawing.setQueue(window.box, window.process, session.isFrozen ? "ice" : window.number, count);
+  }
+}
+
 function show() {
   showCounts();
-  for (const window of windows) {
-    if (!window.session.isFrozen) continue;
-    const waiting = ledger.waitingFor(window.session);
-    window.showFrozen(true, waiting);
-    drawing.setQueue(window.box, window.process, "ice", waiting);
-  }
+  showQueues();
   layerTimes.draw();
   browserTimes.draw();
 }

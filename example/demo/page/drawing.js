@@ -92,6 +92,8 @@ export class Drawing {
   // Dots that wait at the box `at`, on its wire to the box `towards`.
   setQueue(at, towards, colour, count) {
     const key = `${at.id} ${towards.id}`;
+    const before = this.#queues.get(key);
+    if (before?.count === count && before.colour === colour) return;
     const forth = this.#wires.get(key);
     this.#queues.set(key, { wire: forth ?? this.#wires.get(`${towards.id} ${at.id}`), isBackwards: !forth, colour, count });
     this.#run();

@@ -1,7 +1,7 @@
 // A histogram of times, on a scale where each bar doubles the time, and their median.
 //
-// Messages of a burst wait for each other. They have bars of their own, pale ones, and don't count
-// for the median.
+// Messages during a burst wait for each other. They have bars of their own, pale ones, and don't
+// count for the median.
 
 const FIRST = 0.125; // ms: the end of the first bar
 const BARS = 18;
@@ -64,14 +64,14 @@ export class Times {
     this.#singles = new Bars(slots, "bar");
   }
 
-  add(ms) {
+  add(ms, isOfBurst) {
+    if (isOfBurst) {
+      this.#bursts.add(ms);
+      return;
+    }
     this.#singles.add(ms);
     this.#values.push(ms);
     if (this.#values.length > REMEMBERED) this.#values.shift();
-  }
-
-  addOfBurst(ms) {
-    this.#bursts.add(ms);
   }
 
   draw() {

@@ -57,7 +57,7 @@ export class Window {
     const text = document.createElement("span");
     text.textContent = message.text;
     const time = document.createElement("small");
-    time.textContent = message.layerTime === undefined ? "" : format(message.layerTime);
+    time.textContent = format(message.arrived.get(this));
     line.append(text, time);
     lines.append(line);
     while (lines.children.length > LINES) lines.firstChild.remove();
