@@ -1,10 +1,12 @@
 // The demo's page: four windows on two processes, and buttons that break things.
 
+import { connectButtons, isBusy, setBusy } from "./buttons.js";
 import { Drawing, LEG } from "./drawing.js";
 import { Ledger } from "./ledger.js";
 import { Session } from "./session.js";
 import { Times, drawAxis, format } from "./times.js";
 import { Window } from "./window.js";
+import { many, tell } from "./words.js";
 
 const BURST = 5000;
 const BURST_DOTS = 200; // as many as the eye can take
@@ -13,9 +15,7 @@ const CHATTER_INTERVAL = 700; // ms
 const WORDS = ["Hello", "Hi!", "Salut", "Hallo", "Ciao", "Olá", "Hej", "Ahoj", "Merhaba", "Namaste", "Konnichiwa", "Salam", "Sawubona", "Aloha"];
 
 const byId = (id) => document.getElementById(id);
-const { token, processes, actions } = document.body.dataset;
-const addresses = JSON.parse(processes);
-const possibleActions = JSON.parse(actions);
+const addresses = JSON.parse(document.body.dataset.processes);
 const page = Array.from(crypto.getRandomValues(new Uint8Array(6)), (byte) => byte.toString(16)).join("");
 
 const ledger = new Ledger();
@@ -32,22 +32,6 @@ const drawing = new Drawing(byId("stage"), byId("canvas"), [
   ...windows.map((window) => [window.box, window.process]),
   ...nodes.map((node) => [node, broker]),
 ]);
-
-// ---- What happens, in words
-
-const startedAt = performance.now();
-
-function tell(text, kind = "") {
-  const item = document.createElement("li");
-  item.className = kind;
-  const time = document.createElement("time");
-  time.textContent = `${((performance.now() - startedAt) / 1000).toFixed(1)} s`;
-  item.append(time, text);
-  byId("events").prepend(item);
-  while (byId("events").children.length > 30) byId("events").lastChild.remove();
-}
-
-const many = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 
 // ---- Sending. While a process is without RabbitMQ all wait: it would miss what others say.
 
@@ -129,7 +113,7 @@ for (const node of [...nodes, broker]) {
 
 // ---- 5,000 at once
 
-let burst = null; // {startedAt, session, receivers, last: the last message}
+let burst = null; // {startedAt, session, receivers, delivered, last: the last message}
 
 function startBurst() {
   if (isBusy(byId("burst"))) return;
@@ -141,7 +125,7 @@ function startBurst() {
   const { session } = window;
   const first = session.nextNumber;
   session.nextNumber += BURST;
-  burst = { startedAt: performance.now(), session, receivers: members(), last: null };
+  burst = { startedAt: performance.now(), session, receivers: members(), delivered: 0, last: null };
   for (let i = 0; i < BURST; i++) {
     burst.last = ledger.send(session, first + i, "", burst.receivers);
     burst.last.isOfBurst = true;
@@ -160,10 +144,9 @@ function checkBurst() {
   const frozen = burst.receivers.filter(({ isFrozen, isOver }) => isFrozen && !isOver).length;
   if (burst.last.due > frozen) return;
   const seconds = (performance.now() - burst.startedAt) / 1000;
-  const browsers = burst.receivers.filter(({ isOver }) => !isOver).length - frozen;
-  const text = `${(BURST * browsers).toLocaleString("en")} deliveries in ${seconds.toFixed(1)} s`;
+  const text = `${burst.delivered.toLocaleString("en")} deliveries in ${seconds.toFixed(1)} s`;
   byId("burst-result").textContent = text;
-  tell(`5,000 messages to ${many(browsers, "browser")}: ${text}.`, "good");
+  tell(`5,000 messages to ${many(burst.receivers.length, "browser")}: ${text}.`, "good");
   endBurst();
 }
 
@@ -192,6 +175,7 @@ const onMessage = {
       const message = origin && ledger.receive(session, origin, number);
       if (!message) continue;
       session.window.count();
+      if (burst && message.isOfBurst && !text) burst.delivered++;
       if (text) arrived(session, message, microseconds / 1000);
       if (origin === session) browserTimes.add(performance.now() - message.sentAt, message.isOfBurst);
       if (origin.window.process !== session.window.process && !session.wasFrozen) {
@@ -243,7 +227,7 @@ function onOver(session) {
   if (session.isMember && !node.downAt) {
     node.downAt = performance.now();
     drawing.explode(node, ["bad", String(session.window.number)]);
-    tell(`${node.title} is gone. The other one goes on.`, "bad");
+    tell(`${node.title} is gone.${members().length ? " The other one goes on." : ""}`, "bad");
   }
   ledger.end(session);
   if (burst?.session === session) endBurst();
@@ -268,30 +252,6 @@ function endOutage() {
   outageAt = 0;
   troubleEndedAt = performance.now();
   sayHeld();
-}
-
-// A button that is disabled would lose the focus of the keyboard.
-const isBusy = (button) => button.getAttribute("aria-disabled") === "true";
-const setBusy = (button, busy) => button.setAttribute("aria-disabled", String(busy));
-
-async function act(button) {
-  if (isBusy(button)) return;
-  setBusy(button, true);
-  try {
-    const answer = await fetch(`/${button.dataset.action}`, { method: "POST", headers: { "X-Demo-Token": token } });
-    if (!answer.ok) tell(`That didn't work: the demo answered ${answer.status}.`, "bad");
-  } catch {
-    tell("The demo has ended. Start scripts/demo again, and reload.", "bad");
-  }
-  setBusy(button, false);
-}
-
-for (const button of document.querySelectorAll("[data-action]")) {
-  button.addEventListener("click", () => act(button));
-  if (!possibleActions.includes(button.dataset.action)) {
-    setBusy(button, true);
-    button.title = "RabbitMQ isn't the demo's own: RABBITMQ_URL names it.";
-  }
 }
 
 function freeze(window, on) {
@@ -378,6 +338,7 @@ function showQueues() {
 }
 
 function show() {
+  checkBurst();
   showCounts();
   showQueues();
   layerTimes.draw();
@@ -389,6 +350,7 @@ setInterval(() => ledger.sweep(({ isFrozen }) => isFrozen || outageAt > 0, troub
 
 // ---- Start
 
+connectButtons();
 for (const window of windows) {
   const address = addresses[nodes.indexOf(window.process)].replace("http", "ws");
   window.session = new Session(`${address}/demo/${page}/${window.number}/`, window, {

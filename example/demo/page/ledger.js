@@ -63,7 +63,9 @@ export class Ledger {
       const index = deliveries.findIndex(({ message }) => message.number === number);
       if (index >= 0) withdrawn = deliveries.splice(index, 1)[0].message;
     }
-    if (withdrawn) this.sent--;
+    if (!withdrawn) return null;
+    withdrawn.due = 0;
+    this.sent--;
     return withdrawn;
   }
 
