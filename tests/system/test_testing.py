@@ -8,13 +8,12 @@ import re
 import shlex
 from pathlib import Path
 
-import docutils.core  # type: ignore[import-untyped]  # has no annotations
-import docutils.nodes  # type: ignore[import-untyped]  # as above
 import pytest
 
 from channels_rabbitmq._loops.process import current
 from channels_rabbitmq.testing import _keeper, _run
 from tests.support.brokers import Broker
+from tests.support.manual import block
 from tests.support.programs import FORKING_PYTHON, Program, Programs
 from tools.private_broker import free_port
 
@@ -25,15 +24,6 @@ PYTEST = (
     *("-p", "no:cacheprovider", "-W", "error"),
 )
 NORMAL_CHANNELS = '{"normal_channels": true}'
-
-
-def block(name: str) -> str:
-    tree = docutils.core.publish_doctree(
-        PAGE.read_text(encoding="utf-8"), settings_overrides={"syntax_highlight": "none"}
-    )
-    [found] = [one for one in tree.findall(docutils.nodes.literal_block) if name in one["names"]]
-    text: str = found.astext()
-    return text
 
 
 async def start(programs: Programs, *command: str, **variables: str) -> Program:
@@ -132,8 +122,9 @@ async def test_djangos_runner_without_a_broker(programs: Programs) -> None:
 async def test_the_page(programs: Programs, tmp_path: Path) -> None:
     """A project as the page shows it; once on RabbitMQ, once in memory."""
     (tmp_path / "conftest.py").write_text(block("testing-conftest"))
-    for number, name in enumerate(("testing-pytest", "testing-django", "testing-programs")):
-        (tmp_path / f"test_{number}.py").write_text("import django\ndjango.setup()\n" + block(name))
+    suites = (block("testing-pytest"), block("testing-django"), block("testing-programs"))
+    for number, suite in enumerate(suites):
+        (tmp_path / f"test_{number}.py").write_text("import django\ndjango.setup()\n" + suite)
     settings = "from mysite.settings import *\n" + block("testing-in-memory")
     (tmp_path / "settings_in_memory.py").write_text(settings)
     command = [*PYTEST, "-W", "ignore:This process", str(tmp_path)]
