@@ -11,6 +11,7 @@ These, Ctrl-C and a reader that has gone end in one line on stderr, and never in
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -89,7 +90,8 @@ def run(arguments: argparse.Namespace) -> tuple[int, str]:
     command, _ = COMMANDS[arguments.command]
     try:
         status = command.run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is if the shell has closed it
+            sys.stdout.flush()
     except (Misuse, InvalidChannelLayerError) as err:
         return MISUSED, str(err)
     except (Failed, BrokerUnavailable) as err:
@@ -99,10 +101,14 @@ def run(arguments: argparse.Namespace) -> tuple[int, str]:
     except BrokenPipeError:
         _discard_stdout()
         return NOT_READ, "nobody reads the output any more"
+    except OSError as err:  # of the output: a full disk, say
+        _discard_stdout()
+        return FAILED, f"{type(err).__name__}: {err}"
     return status, ""
 
 
 def _discard_stdout() -> None:
     """Have the rest of the output go nowhere: Python writes it at the end, too."""
-    with open(os.devnull, "wb") as nowhere:
+    # A stream that call_command() was given may have no number.
+    with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -65,6 +65,7 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str], argv: list[str], wo
         (Failed("login"), cli.FAILED, "login"),
         (BrokerUnavailable("not there"), cli.FAILED, "not there"),
         (KeyboardInterrupt(), cli.INTERRUPTED, "interrupted"),
+        (OSError(28, "No space left"), cli.FAILED, "OSError: [Errno 28] No space left"),
     ],
 )
 def test_how_a_command_ends(
