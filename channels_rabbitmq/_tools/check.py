@@ -30,7 +30,7 @@ from .check_layer import LayerSteps
 from .check_report import Finding, Report, Status, Step
 from .check_trial import Broken, Stopped, Trial, quiet_log
 from .errors import Failed, Misuse
-from .project import find_layer
+from .project import find_layer, is_in_memory
 
 # Seconds in all, but for closing the connections (one more), and for one step
 _LONGEST = 7.5
@@ -88,6 +88,8 @@ def _read_settings(arguments: argparse.Namespace) -> tuple[str, Settings]:
             raise Misuse("--groups-exchange is for a URL; a layer has it in CHANNEL_LAYERS")
         alias = arguments.layer or "default"
         layer = find_layer(alias)
+        if is_in_memory(type(layer)):
+            raise Misuse(f"the channel layer {alias!r} is in memory: it uses no broker")
         return f"layer {alias!r}", layer._settings
     if arguments.layer is not None:
         raise Misuse("give either a URL or --layer")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,12 @@ def _load_configs() -> Mapping[str, Any]:
     if not isinstance(configs, Mapping):
         raise Misuse(f"CHANNEL_LAYERS must be a dict, not {type(configs).__qualname__}")
     return configs
+
+
+def is_in_memory(layer_class: type[RabbitmqChannelLayer]) -> bool:
+    """Whether this is the layer for tests, which uses no broker."""
+    memory = sys.modules.get("channels_rabbitmq.testing.memory")
+    return memory is not None and issubclass(layer_class, memory.InMemoryChannelLayer)
 
 
 def tell(error: BaseException) -> str:

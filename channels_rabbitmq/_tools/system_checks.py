@@ -23,7 +23,7 @@ from .._settings.foreign_options import OF_CHANNELS_REDIS, notes_for
 from .._settings.mistakes import Mistakes
 from .._settings.settings import OPTIONS, Settings
 from ..core import RabbitmqChannelLayer
-from .project import tell
+from .project import is_in_memory, tell
 
 TAG = "channels_rabbitmq"
 
@@ -53,7 +53,7 @@ def check_channel_layers(app_configs: object = None, **kwargs: object) -> list[c
             continue
         if isinstance(backend, type) and issubclass(backend, RabbitmqChannelLayer):
             settings = _read(where, backend, entry.get("CONFIG", {}), found)
-            if settings is not None:
+            if settings is not None and not is_in_memory(backend):
                 valid[alias] = settings
                 found += _warn(where, settings)
     return [*found, *_warn_of_shared_exchanges(valid)]

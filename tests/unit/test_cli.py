@@ -140,6 +140,7 @@ SETTINGS = """
     CHANNEL_LAYERS = {
         "default": {"BACKEND": BACKEND, "CONFIG": {"hosts": ["x"], "expiry": "s3cret"}},
         "memory": {"BACKEND": "channels.layers.InMemoryChannelLayer"},
+        "in memory": {"BACKEND": "channels_rabbitmq.testing.InMemoryChannelLayer"},
         "nowhere": {"BACKEND": "nowhere.Layer"},
         "listed": {"BACKEND": BACKEND, "CONFIG": []},
     }
@@ -157,6 +158,7 @@ def test_settings_that_are_wrong(tmp_path: Path) -> None:
             ("", ["check", "--settings", "raises"]),
             (good, ["check", "--layer", "other"]),
             (good, ["check", "--layer", "memory"]),
+            (good, ["check", "--layer", "in memory"]),
             (good, ["check", "--layer", "listed"]),
             (good, ["check", "--layer", "nowhere"]),
             (good, ["check"]),
@@ -169,6 +171,7 @@ def test_settings_that_are_wrong(tmp_path: Path) -> None:
         (cli.MISUSED, "KeyError: 'RABBITMQ_URL'"),
         (cli.MISUSED, "CHANNEL_LAYERS has no 'other'; it has 'default', 'memory'"),
         (cli.MISUSED, "'memory' is channels.layers.InMemoryChannelLayer"),
+        (cli.MISUSED, "'in memory' is in memory: it uses no broker"),
         (cli.MISUSED, "'listed' can't be made: TypeError"),
         (cli.FAILED, "doesn't work: settings"),
         (cli.FAILED, "doesn't work: settings"),

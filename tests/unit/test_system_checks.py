@@ -21,6 +21,9 @@ if not settings.configured:
 BACKEND = "channels_rabbitmq.core.RabbitmqChannelLayer"
 
 
+IN_MEMORY = "channels_rabbitmq.testing.InMemoryChannelLayer"
+
+
 class OwnLayer(RabbitmqChannelLayer):
     def __init__(self, *, port: int = 5672, **config: Any) -> None:
         super().__init__(host=f"amqp://guest@elsewhere:{port}", **config)
@@ -62,6 +65,7 @@ def found_by(config: Any, backend: str = BACKEND) -> list[tuple[str, str, str]]:
         {"default": {"BACKEND": BACKEND}},
         {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer", "CONFIG": {"x": 1}}},
         {"default": {"BACKEND": "another.package.Layer"}},
+        {"default": {"BACKEND": IN_MEMORY, "CONFIG": {"host": "amqp://guest@elsewhere"}}},
         {"default": {}},
         {"default": {"BACKEND": BACKEND, "CONFIG": {"host": "amqps://web:s3cret@elsewhere/v"}}},
         {"default": {"BACKEND": BACKEND, "CONFIG": {"host": ["amqp://127.0.0.2", "amqp://[::1]"]}}},
