@@ -113,6 +113,7 @@ class Check:
         self._only_sends = only_sends
         self._id = new_id()
         self._url: BrokerUrl | None = None  # the one that works
+        self._open: list[Connection] = []
         self.urls: tuple[BrokerUrl, ...] = ()  # all, once they are known
 
     async def run(self) -> None:
@@ -123,14 +124,16 @@ class Check:
             try:
                 await trial.step(SETTINGS, self._read(), limit=_LIMIT)
                 self._report.names = self.names()
-                connection = await self._connect(deadline)
-                try:
-                    await self._try_broker(trial, connection)
-                finally:
-                    await connection.close()
+                await self._try_broker(trial, await self._connect(deadline))
+                await self._close_all()
                 await self._try_layer(trial)
             except Stopped:
                 return
+            finally:
+                await self._close_all()
+
+    async def _close_all(self) -> None:
+        await asyncio.gather(*(connection.close() for connection in self._open))
 
     def _advise(self, exc: Exception) -> str:
         return "" if self._url is None else advise_on(exc, self._url)
@@ -158,19 +161,20 @@ class Check:
 
     async def _connect(self, deadline: float) -> Connection:
         """Try each URL, all at once; return an open connection."""
-        trials = await asyncio.gather(
-            *(try_url(url, self._settings, self._id, deadline) for url in self.urls)
-        )
-        works = [trial for trial in trials if trial.connection is not None]
+        trials = await asyncio.gather(*(self._try_url(url, deadline) for url in self.urls))
         for trial in trials:
-            self._add_steps(trial, can_fail=not works)
-        for spare in works[1:]:
-            assert spare.connection is not None, "those that work have one"
-            await spare.connection.close()
-        if not works or works[0].connection is None:
+            self._add_steps(trial, can_fail=not self._open)
+        if not self._open:
             raise Stopped
-        self._url = works[0].url
-        return works[0].connection
+        connection = self._open[0]
+        self._url = connection.url
+        return connection
+
+    async def _try_url(self, url: BrokerUrl, deadline: float) -> UrlTrial:
+        trial = await try_url(url, self._settings, self._id, deadline)
+        if trial.connection is not None:
+            self._open.append(trial.connection)
+        return trial
 
     def _add_steps(self, trial: UrlTrial, *, can_fail: bool) -> None:
         for step in trial.steps:

@@ -63,7 +63,8 @@ class BrokerSteps:
 
     def _permit(self) -> str:
         exchange = self._settings.groups_exchange
-        return advise_on_permissions(self._url, exchange, only_sends=self._only_sends)
+        command = advise_on_permissions(self._url, exchange, only_sends=self._only_sends)
+        return f"{command} (these take the place of the user's present patterns)"
 
     async def permissions(self) -> Finding:
         """Try each permission for each name that the layer uses, but to configure the exchange."""

@@ -160,7 +160,7 @@ class LayerSteps:
             )
         told = f"{others} {'other answers' if others == 1 else 'others answer'}"
         if not others:
-            told = "no other answers (those with 4.x or with other keys never do)"
+            told = "no other process answers (those with 4.x or other keys never do)"
         return Finding(f"on the exchange {exchange!r}: {told}")
 
 
