@@ -45,6 +45,8 @@ from channels_rabbitmq.statistics import (
 )
 from tests.support.manual import (
     DOCS,
+    README,
+    ROOT,
     TEXT,
     definitions,
     documented_defaults,
@@ -257,6 +259,57 @@ def test_every_field_of_the_statistics_is_explained() -> None:
     assert len(watched) > 10
     others = {"since", "last_reason", "messages_ready", "messages_unacknowledged"}
     assert set(watched) - known - others - set(_settings.OPTIONS) == set()
+
+
+# What it says of benchmarks
+
+LAYERS = ["(this)", "4.0.1", "core", "pubsub"]
+# The manual's rows by the titles of the results, as these begin
+SCENARIOS = {
+    "Round trips a second": "Latency: one message in flight",
+    "Messages of 100 bytes a second": "Throughput: messages of 100 bytes",
+    "Messages of 10 KiB a second": "Throughput: messages of 10 KiB",
+    "Deliveries a second, bursts to a group of 2,000": "Fan-out: bursts",
+    "Deliveries a second, single messages to it": "Fan-out: one message",
+    "Joins and leaves a second": "Group churn: page loads, an own",
+    "Calls of sync code a second": "Group sends of a script",
+    "Milliseconds for a message of 1 MiB": "Messages of 1 MiB",
+    "MiB for 10,000 idle channels": "Memory: 10,000 channels",
+    "MiB for 10,000 groups": "Memory: 10,000 groups",
+}
+
+
+def medians(title: str, column: int = 1) -> list[str]:
+    """One for each layer, out of the newest results."""
+    text = (ROOT / "benchmarks" / "results" / "results.rst").read_text(encoding="utf-8")
+    found = re.search(
+        rf"^{re.escape(title)}.*\n-+\n(?s:.*?)\nchannels_rabbitmq \(this\)", text, re.M
+    )
+    assert found is not None, title
+    lines = text[found.end() - len("channels_rabbitmq (this)") :].splitlines()[: len(LAYERS)]
+    rows = [re.split(r"  +", line) for line in lines]
+    assert [row[0].partition(" ")[2] for row in rows] == LAYERS
+    return [row[column].partition(" ")[0] for row in rows]
+
+
+def test_the_table_of_benchmarks() -> None:
+    rows = "\n".join(lines_of("Benchmarks")).split("   * - ")[2:]
+    cells = [re.findall(r"^(?:     - )?(.+)$", row, re.MULTILINE) for row in rows]
+    assert {row[0]: row[1:] for row in cells} == {
+        what: medians(title) for what, title in SCENARIOS.items()
+    }
+
+
+def test_the_figures_of_the_readme() -> None:
+    def rounded(figures: list[str]) -> list[str]:
+        return [f"{round(int(figure.replace(',', '')), -2):,}" for figure in figures]
+
+    text = README.read_text(encoding="utf-8")
+    own, _, core, pubsub = rounded(medians(SCENARIOS["Messages of 100 bytes a second"]))
+    assert re.search(rf"messages/second +{own} +\*core\*: {core}; \*pubsub\*: {pubsub}\n", text)
+    own, _, core, pubsub = medians(SCENARIOS["Round trips a second"], column=3)
+    row = rf"Round trip, median +{own} ms +\*core\*: {core} ms; \*pubsub\*: {pubsub} ms\n"
+    assert re.search(row, text)
 
 
 # What it says of the log
