@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from ._tools.cli import main
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        # The import takes a second on a busy machine: Ctrl-C may come meanwhile.
+        from ._tools.cli import main
+
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("channels_rabbitmq: interrupted", file=sys.stderr)
+        sys.exit(130)

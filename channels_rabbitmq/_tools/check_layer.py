@@ -35,8 +35,8 @@ _ALARM = (
     "`rabbitmq-diagnostics alarms` and `rabbitmqctl status` on its machine tell which"
 )
 _LOST = (
-    "does a policy or another program expire or take the messages? rabbitmqctl list_policies, "
-    "list_consumers"
+    "if it isn't frozen or overloaded (`rabbitmq-diagnostics status`): does a policy or another "
+    "program expire or take the messages? rabbitmqctl list_policies, list_consumers"
 )
 
 
