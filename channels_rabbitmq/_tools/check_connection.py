@@ -73,8 +73,8 @@ class _Attempt:
     @property
     def failed_at(self) -> Stage:
         """The stage that it has not reached."""
-        is_of_tls = isinstance(self.error, ssl.SSLError) or getattr(self.error, "filename", None)
-        if is_of_tls:
+        is_of_file = getattr(self.error, "filename", None) or "files for TLS" in str(self.error)
+        if is_of_file or isinstance(self.error, ssl.SSLError):
             return Stage.SECURED
         following = Stage(self.stage + 1)
         return Stage.GREETED if following is Stage.SECURED and not self.url.tls else following

@@ -62,7 +62,7 @@ def advise_on_stage(reached: int, exc: Exception, url: BrokerUrl, groups_exchang
         return _ONLY_TLS
     if "name server" in text:
         return _NO_NAME if "knows no address" in text else _NO_NAME_SERVER
-    if getattr(exc, "filename", None):
+    if getattr(exc, "filename", None) or "files for TLS" in text:
         return _TLS_FILES
     if reached < Stage.TCP:
         return _NO_WAY

@@ -28,7 +28,7 @@ from tests.support.name_server import serve_names
 from tools.private_broker import free_port
 
 # Milliseconds for an attempt, so that no test waits for the check's own limit
-QUICK = "?connection_timeout=300"
+QUICK = "?connection_timeout=1000"
 
 
 def assert_failed(checked: Checked, step: str, text: str, advice: str) -> None:
