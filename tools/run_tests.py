@@ -2,7 +2,8 @@
 
 With --everything: all tests, the demo's check, and the fast tests on the newest other Python and,
 with the oldest Channels, on the oldest one. That takes less than 25 minutes; the longest tests are
-cut short. (tox by itself runs all tests on all Pythons.) With --full-length they, too, run at their full length, which takes far longer.
+cut short. With --full-length they, too, run at their full length, which takes far longer. (tox by
+itself runs all tests on all Pythons.)
 
 Arguments which this command doesn't know are pytest's: then nothing but pytest runs, so
 ``scripts/test tests/unit`` or ``scripts/test -k router`` is the quick way to some of the tests, and

@@ -37,7 +37,7 @@ from ..exceptions import BrokerUnavailable
 from ._keeper import LONGEST_LOOK, Keeper
 from ._memory_broker import flush_all
 
-logger = logging.getLogger("channels_rabbitmq.testing")
+logger = logging.getLogger("channels_rabbitmq.messages")
 
 VARIABLE = "WITHOUT_RABBITMQ"
 WHAT_TO_DO = (

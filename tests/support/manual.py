@@ -33,7 +33,7 @@ URL = "amqp://guest:guest@127.0.0.1"
 
 # What only Sphinx knows. The test that builds the manual looks at it.
 _ROLES_OF_SPHINX = ["doc", "download", "ref", "class", "exc", "func", "meth", "mod"]
-_DIRECTIVES_OF_SPHINX = ["autoclass", "autoexception", "automodule", "toctree"]
+_DIRECTIVES_OF_SPHINX = ["autoclass", "autoexception", "autofunction", "automodule", "toctree"]
 
 
 def _text_of_role(

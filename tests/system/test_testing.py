@@ -13,11 +13,11 @@ import pytest
 from channels_rabbitmq._loops.process import current
 from channels_rabbitmq.testing import _keeper, _run
 from tests.support.brokers import Broker
-from tests.support.manual import block
+from tests.support.manual import DOCS, block
 from tests.support.programs import FORKING_PYTHON, Program, Programs
 from tools.private_broker import free_port
 
-PAGE = Path(__file__).parents[2] / "docs" / "howto" / "testing.rst"
+PAGE = DOCS / "howto" / "testing.rst"
 PLUGIN = ("-p", "channels_rabbitmq.testing.pytest_plugin")
 PYTEST = (
     *("-m", "pytest", "-q", "-c", "pytest.ini", "--rootdir", ".", "--noconftest"),
@@ -122,9 +122,9 @@ async def test_djangos_runner_without_a_broker(programs: Programs) -> None:
 async def test_the_page(programs: Programs, tmp_path: Path) -> None:
     """A project as the page shows it; once on RabbitMQ, once in memory."""
     (tmp_path / "conftest.py").write_text(block("testing-conftest"))
-    suites = (block("testing-pytest"), block("testing-django"), block("testing-programs"))
-    for number, suite in enumerate(suites):
-        (tmp_path / f"test_{number}.py").write_text("import django\ndjango.setup()\n" + suite)
+    tests = (block("testing-pytest"), block("testing-django"), block("testing-programs"))
+    for number, text in enumerate(tests):
+        (tmp_path / f"test_{number}.py").write_text("import django\ndjango.setup()\n" + text)
     settings = "from mysite.settings import *\n" + block("testing-in-memory")
     (tmp_path / "settings_in_memory.py").write_text(settings)
     command = [*PYTEST, "-W", "ignore:This process", str(tmp_path)]
