@@ -37,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layer", metavar="ALIAS", default="default", help="its key in CHANNEL_LAYERS"
     )
     parser.add_argument(
-        "--exchange", metavar="NAME", default="groups", help="with a URL: the groups exchange"
+        "--groups-exchange",
+        metavar="NAME",
+        default="groups",
+        help="with a URL: the groups exchange",
     )
     parser.add_argument(
         "--timeout",
@@ -81,7 +84,7 @@ def _find_layer(arguments: argparse.Namespace) -> RabbitmqChannelLayer:
         raise Misuse("give a URL or --layer, not both")
     from ..core import RabbitmqChannelLayer  # imports Channels, and with that Django
 
-    return RabbitmqChannelLayer(host=arguments.url, groups_exchange=arguments.exchange)
+    return RabbitmqChannelLayer(host=arguments.url, groups_exchange=arguments.groups_exchange)
 
 
 async def _run(layer: RabbitmqChannelLayer, arguments: argparse.Namespace) -> int:

@@ -32,7 +32,7 @@ async def start(programs: Programs, kind: str) -> tuple[Program, str]:
 async def status(programs: Programs, *arguments: str) -> Program:
     return await programs.start(
         *("-m", "channels_rabbitmq", "status", programs.broker_url),
-        *("--exchange", programs.groups_exchange, *arguments),
+        *("--groups-exchange", programs.groups_exchange, *arguments),
     )
 
 
