@@ -20,8 +20,8 @@ from .._amqp.connection import Connection
 from .._amqp.url import BrokerUrl
 from .._broker.host_function import NoUrl, current_urls, with_imported_host
 from .._identity import new_id
-from .._settings.hosts import read_hosts
 from .._settings.settings import Settings
+from . import target
 from .check_broker import BrokerSteps
 from .check_connection import STEPS as CONNECTION_STEPS
 from .check_connection import TLS, UrlTrial, try_url
@@ -29,8 +29,7 @@ from .check_hints import advise_on
 from .check_layer import LayerSteps
 from .check_report import Finding, Report, Status, Step
 from .check_trial import Broken, Stopped, Trial, quiet_log
-from .errors import Failed, Misuse
-from .project import find_layer, is_in_memory
+from .errors import Failed
 
 # Seconds in all, but for closing the connections (one more), and for one step
 _LONGEST = 7.5
@@ -43,18 +42,7 @@ StepCoroutine = Coroutine[Any, Any, Finding]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
-        "url",
-        nargs="?",
-        metavar="URL",
-        help="check this broker, amqp://user:password@host/vhost, without Django and its settings",
-    )
-    parser.add_argument(
-        "--layer", metavar="ALIAS", help="the layer's key in CHANNEL_LAYERS, if it isn't 'default'"
-    )
-    parser.add_argument(
-        "--groups-exchange", metavar="NAME", help="with a URL: the exchange, if it isn't 'groups'"
-    )
+    target.add_arguments(parser, "check this broker")
     parser.add_argument(
         "--send-only",
         action="store_true",
@@ -68,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     begun_at = time.monotonic()
     report = Report(as_json=arguments.json)
     try:
-        name, settings = _read_settings(arguments)
+        name, settings = target.read_target(arguments)
     except InvalidChannelLayerError as err:
         report.add(Step(SETTINGS, Finding(str(err), status=Status.FAILED)))
     else:
@@ -79,28 +67,6 @@ def run(arguments: argparse.Namespace) -> int:
     if failed:
         raise Failed(f"the channel layer doesn't work: {', '.join(failed)}")
     return 0
-
-
-def _read_settings(arguments: argparse.Namespace) -> tuple[str, Settings]:
-    """Return what is checked, in words, and the settings."""
-    if arguments.url is None:
-        if arguments.groups_exchange is not None:
-            raise Misuse("--groups-exchange is for a URL; a layer has it in CHANNEL_LAYERS")
-        alias = arguments.layer or "default"
-        layer = find_layer(alias)
-        if is_in_memory(type(layer)):
-            raise Misuse(f"the channel layer {alias!r} is in memory: it uses no broker")
-        return f"layer {alias!r}", layer._settings
-    if arguments.layer is not None:
-        raise Misuse("give either a URL or --layer")
-    try:
-        read_hosts("URL", arguments.url)
-        config = {"host": arguments.url}
-        if arguments.groups_exchange is not None:
-            config["groups_exchange"] = arguments.groups_exchange
-        return "URL", Settings.from_config(config)
-    except ValueError as err:
-        raise Misuse(str(err)) from None
 
 
 class Check:

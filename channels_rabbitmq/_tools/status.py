@@ -12,17 +12,17 @@ import shutil
 import sys
 import time
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
 
+from .._broker.host_function import with_imported_host
+from .._broker.shared import Shared
+from .._hooks import HookFunctions
+from .._loop_layer import LoopLayer
+from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
 from ..status import Status
-from .errors import Misuse
-from .project import find_layer
+from . import target
 from .quiet import quiet_log
 from .status_report import draw, is_well
-
-if TYPE_CHECKING:
-    from ..core import RabbitmqChannelLayer
 
 TIMEOUT = 1.0
 WATCH_INTERVAL = 2.0
@@ -32,16 +32,7 @@ _CLEAR = "\x1b[H\x1b[2J"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("url", nargs="?", help="amqp://... to do without Django's settings")
-    parser.add_argument(
-        "--layer", metavar="ALIAS", default="default", help="its key in CHANNEL_LAYERS"
-    )
-    parser.add_argument(
-        "--groups-exchange",
-        metavar="NAME",
-        default="groups",
-        help="with a URL: the groups exchange",
-    )
+    target.add_arguments(parser, "ask those at this broker")
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
@@ -72,22 +63,21 @@ def _seconds(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the processes; return 1 if one is silent, stalled or not connected."""
-    layer = _find_layer(arguments)
+    _, settings = target.read_target(arguments)
+    settings = with_imported_host(settings)
     with quiet_log():
-        return asyncio.run(_run(layer, arguments))
+        return asyncio.run(_run(settings, arguments))
 
 
-def _find_layer(arguments: argparse.Namespace) -> RabbitmqChannelLayer:
-    if arguments.url is None:
-        return find_layer(arguments.layer)
-    if arguments.layer != "default":
-        raise Misuse("give a URL or --layer, not both")
-    from ..core import RabbitmqChannelLayer  # imports Channels, and with that Django
-
-    return RabbitmqChannelLayer(host=arguments.url, groups_exchange=arguments.groups_exchange)
-
-
-async def _run(layer: RabbitmqChannelLayer, arguments: argparse.Namespace) -> int:
+async def _run(settings: Settings, arguments: argparse.Namespace) -> int:
+    # Without the project's hooks: the command is none of its processes.
+    layer = LoopLayer(
+        settings,
+        lambda channel: settings.capacity,
+        HookFunctions(None, None),
+        Shared(),
+        for_sync_code=False,
+    )
     try:
         if arguments.watch is None:
             await layer.connect(fail_fast=True)
@@ -101,7 +91,7 @@ async def _run(layer: RabbitmqChannelLayer, arguments: argparse.Namespace) -> in
         await layer.close()
 
 
-async def _show_next(layer: RabbitmqChannelLayer, arguments: argparse.Namespace) -> None:
+async def _show_next(layer: LoopLayer, arguments: argparse.Namespace) -> None:
     try:
         status = await _ask(layer, arguments.timeout)
     except BrokerUnavailable as err:
@@ -113,15 +103,14 @@ async def _show_next(layer: RabbitmqChannelLayer, arguments: argparse.Namespace)
         _show(layer, status, arguments)
 
 
-async def _ask(layer: RabbitmqChannelLayer, timeout: float) -> Status:
+async def _ask(layer: LoopLayer, timeout: float) -> Status:
     """Return the status of all others."""
     status = await layer.status(timeout)
-    own = {one.id for one in layer.statistics()}
-    others = tuple(one for one in status.processes if one.statistics.id not in own)
+    others = tuple(one for one in status.processes if one.statistics.id != layer.id)
     return replace(status, processes=others)
 
 
-def _show(layer: RabbitmqChannelLayer, status: Status, arguments: argparse.Namespace) -> None:
+def _show(layer: LoopLayer, status: Status, arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print(json.dumps({"at": time.time(), "is_well": is_well(status), **asdict(status)}))
         return
@@ -154,7 +143,6 @@ def _now() -> str:
     return time.strftime("%H:%M:%S")
 
 
-def _url(layer: RabbitmqChannelLayer) -> str:
+def _url(layer: LoopLayer) -> str:
     """Return what the command itself is connected to, without the password."""
-    urls = [one.subscriber.url for one in layer.statistics() if one.subscriber.url]
-    return urls[0] if urls else "(not connected)"
+    return layer.statistics().subscriber.url or "(not connected)"

@@ -43,6 +43,8 @@ def main(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int | str | No
         (["check", "amqp://web:s3cret@host/?heartbeat=x"], "heartbeat must be a whole number"),
         (["check", "amqp://a", "--layer", "b"], "either a URL or --layer"),
         (["check", "--groups-exchange", "b"], "--groups-exchange is for a URL"),
+        (["status", "redis://:s3cret@host"], "redis:// is Redis's"),
+        (["status", "amqp://a", "--layer", "b"], "either a URL or --layer"),
         (
             ["check", "amqp://a", "--groups-exchange", "a*b"],
             "groups_exchange must hold nothing but",
@@ -123,9 +125,12 @@ def run(
     return [tuple(result) for result in json.loads(done.stdout)]
 
 
-def test_without_django_a_url_can_be_checked(tmp_path: Path) -> None:
+def test_without_django_a_url_will_do(tmp_path: Path) -> None:
     url = f"amqp://127.0.0.1:{free_port()}"
-    checked, refused = run([("", ["check", url]), ("", ["check"])], tmp_path, "django")
+    calls = [("", ["check", url]), ("", ["check"]), ("", ["status", url])]
+    checked, refused, asked = run(calls, tmp_path, "django")
+    assert asked[0] == cli.FAILED
+    assert "nobody listens there" in asked[2]
     status, out, err = checked
     assert status == cli.FAILED
     assert "FAIL  TCP" in out
