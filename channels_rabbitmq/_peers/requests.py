@@ -6,7 +6,7 @@ It ignores unknown keys, so that later versions may add some.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -204,9 +204,13 @@ def _read_known(message: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 def _read_ids(ids: object) -> tuple[str, ...]:
-    if not isinstance(ids, list) or not all(isinstance(id_, str) and is_id(id_) for id_ in ids):
+    if not isinstance(ids, list) or not _are_ids(ids):
         raise MalformedBody("a request with a wrong list of processes")
     return tuple(ids)
+
+
+def _are_ids(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) and is_id(value) for value in values)
 
 
 def _read_place(place: object) -> Place | None:
@@ -221,9 +225,9 @@ def _read_place(place: object) -> Place | None:
 
 def _read_absent(message: dict[str, Any]) -> dict[str, float]:
     absent = _get(message, "absent", dict)
-    for id_, age in absent.items():
-        if not (isinstance(id_, str) and is_id(id_)):
-            raise MalformedBody("a request with a wrong list of processes")
+    if not _are_ids(absent):
+        raise MalformedBody("a request with a wrong list of processes")
+    for age in absent.values():
         if not isinstance(age, (int, float)) or not 0 <= age < float("inf"):
             raise MalformedBody("a request with a wrong age")
     return absent
@@ -279,7 +283,7 @@ def _read_answer(message: dict[str, Any], sender: str) -> Answer:
 
 
 def _read_all_heard(all_heard: object) -> dict[str, Heard]:
-    if not isinstance(all_heard, dict) or not all(is_id(id_) for id_ in all_heard):
+    if not isinstance(all_heard, dict) or not _are_ids(all_heard):
         raise MalformedBody("an answer with wrong processes")
     return {id_: _read_heard(heard) for id_, heard in all_heard.items()}
 

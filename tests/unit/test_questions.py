@@ -180,6 +180,8 @@ class TestForm:
             ({"status": 1}, "wrong value of 'status'"),
             ({"heard": []}, "wrong processes"),
             ({"heard": {"x": [1, 2, "web"]}}, "wrong processes"),
+            ({"heard": {1: [1, 2, "web"]}}, "wrong processes"),
+            ({"heard": {A.encode(): [1, 2, "web"]}}, "wrong processes"),
             ({"heard": {A: [1, 2]}}, "wrong processes"),
             ({"heard": {A: [-1, 2, "web"]}}, "wrong processes"),
             ({"heard": {A: [1, -2, "web"]}}, "wrong place"),
