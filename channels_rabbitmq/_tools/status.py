@@ -22,7 +22,7 @@ from ..exceptions import BrokerUnavailable
 from ..status import Status
 from . import target
 from .quiet import quiet_log
-from .status_report import draw, is_well
+from .status_report import draw, first_lines, is_well
 
 TIMEOUT = 1.0
 WATCH_INTERVAL = 2.0
@@ -118,10 +118,9 @@ def _show(layer: LoopLayer, status: Status, arguments: argparse.Namespace) -> No
     size = shutil.get_terminal_size((WIDTH, 0))
     lines = draw(status, time.time(), min(size.columns, WIDTH) if is_drawn_anew else WIDTH)
     head = f"{_now()}  {_url(layer)}  {lines[0]}"
-    room = size.lines - 2 if is_drawn_anew else len(lines)
-    shown = lines[1 : room + 1]
-    if len(shown) < len(lines) - 1:
-        shown[-1] = f"... {len(lines) - len(shown)} more lines"
+    shown = lines[1:]
+    if is_drawn_anew and size.lines:  # Some terminals don't say it, such as those of containers.
+        shown = first_lines(shown, size.lines - 2)
     text = "\n".join([head, "", *shown])
     if arguments.watch is None:
         _print(text)

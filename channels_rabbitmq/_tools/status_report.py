@@ -61,6 +61,14 @@ def draw(status: Status, now: float, width: int) -> list[str]:
     return lines
 
 
+def first_lines(lines: list[str], count: int) -> list[str]:
+    """Return so many lines, at least one; the last one tells how many more there are."""
+    if len(lines) <= count:
+        return lines
+    kept = lines[: max(0, count - 1)]
+    return [*kept, f"... {len(lines) - len(kept)} more lines"]
+
+
 def _summary(status: Status) -> str:
     parts = [_count(len(status.processes), "process answers", "processes answer")]
     at_fault = sum(map(is_at_fault, status.processes))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from channels_rabbitmq._tools import status as command
-from channels_rabbitmq._tools.status_report import cut_middle, draw, is_well, short
+from channels_rabbitmq._tools.status_report import cut_middle, draw, first_lines, is_well, short
+from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.statistics import ConnectionStatistics, GroupStatistics
 from channels_rabbitmq.status import MissingProcess, ProcessStatus, Status, WorstChannel
 from tests.support.statuses import status_of
@@ -122,3 +126,31 @@ def test_bad_seconds(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parser.parse_args([f"--watch={text}"])
     assert "not a number of seconds above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (-1, ["... 3 more lines"]),
+        (0, ["... 3 more lines"]),
+        (1, ["... 3 more lines"]),
+        (2, ["a", "... 2 more lines"]),
+        (3, ["a", "b", "c"]),
+        (4, ["a", "b", "c"]),
+    ],
+)
+def test_on_a_low_terminal(count: int, shown: list[str]) -> None:
+    assert first_lines(["a", "b", "c"], count) == shown
+
+
+def test_on_a_terminal_of_unknown_height(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a container: nothing is left out."""
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda fallback: os.terminal_size((100, 0)))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    arguments = argparse.Namespace(json=False, watch=2.0)
+    command._show(RabbitmqChannelLayer(), of(STUCK), arguments)
+    out = capsys.readouterr().out
+    assert STUCK.statistics.id in out
+    assert "more lines" not in out
