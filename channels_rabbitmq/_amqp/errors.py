@@ -30,6 +30,13 @@ def is_not_found(exc: BaseException) -> bool:
     return isinstance(exc, carehare.ChannelClosedByServer) and exc.reply_code == NOT_FOUND
 
 
+def reply_code_of(exc: Exception) -> int:
+    """Return what the broker is told when an error closes the connection."""
+    if isinstance(exc, ProtocolError):
+        return exc.reply_code
+    return SYNTAX_ERROR if isinstance(exc, carehare.BadBytesFromServer) else INTERNAL_ERROR
+
+
 def unexpected_frame(what: str) -> ProtocolError:
     """Return the error for a frame that is out of place."""
     return ProtocolError(UNEXPECTED_FRAME, f"RabbitMQ broke the protocol: {what}")

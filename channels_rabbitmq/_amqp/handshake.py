@@ -21,6 +21,10 @@ from .url import BrokerUrl
 # AMQP 0-9-1, section 4.2.3: what every peer can take.
 _SMALLEST_FRAME_MAX = 4096
 
+# Characters. RabbitMQ's initial_frame_max, which holds for user name and password, is 4096 bytes up
+# to 4.0, and 8192 since; a token as the password may exceed it.
+_LONG_CREDENTIALS = 3000
+
 # What the broker says in the handshake, in this order.
 _ORDER: tuple[type, ...] = (Connection.Start, Connection.Tune, Connection.OpenOk)
 
@@ -85,6 +89,17 @@ class Handshake:
             channel_max=self.channel_max, frame_max=self.frame_max, heartbeat=self.heartbeat
         )
         return tune_ok, Connection.Open(virtual_host=url.virtual_host)
+
+    def explain_end(self, exc: Exception | None) -> carehare.ConnectionClosed:
+        """Return why the broker may have ended the connection meanwhile; ``exc`` is asyncio's."""
+        # RabbitMQ says nothing about a frame that is too large.
+        hint = ""
+        if len(self._url.username) + len(self._url.password) > _LONG_CREDENTIALS:
+            hint = ": user name and password may be too long for its initial_frame_max"
+        told = f" ({exc})" if exc else ""
+        return carehare.ConnectionClosed(
+            f"RabbitMQ ended the connection during the login{hint}{told}"
+        )
 
 
 def _least(ours: int, theirs: int) -> int:

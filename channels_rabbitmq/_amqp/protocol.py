@@ -25,9 +25,8 @@ from .errors import (
     CHANNEL_ERROR,
     COMMAND_INVALID,
     FRAME_ERROR,
-    INTERNAL_ERROR,
-    SYNTAX_ERROR,
     ProtocolError,
+    reply_code_of,
 )
 from .handshake import Handshake
 from .heartbeat import Heartbeat
@@ -55,10 +54,6 @@ _BROKERS_TIMEOUT = 2.0
 # A broker that sets no frame_max (0) still doesn't send a frame larger than this; a damaged size
 # would have us wait for gigabytes otherwise.
 _LARGEST_FRAME = 256 * 1024 * 1024
-
-# Characters. RabbitMQ's initial_frame_max, which holds for user name and password, is 4096 bytes up
-# to 4.0, and 8192 since; a token as the password may exceed it.
-_LONG_CREDENTIALS = 3000
 
 _Channel = TypeVar("_Channel", bound=BytesChannel)
 
@@ -381,14 +376,9 @@ class Protocol(asyncio.BufferedProtocol):
 
     def _crash(self, exc: Exception) -> None:
         """Close the connection over an error; ``closed`` (or ``open``) gets it."""
-        code = INTERNAL_ERROR
-        if isinstance(exc, ProtocolError):
-            code = exc.reply_code
-        elif isinstance(exc, carehare.BadBytesFromServer):
-            code = SYNTAX_ERROR
         self._reason = exc
         if self.open.done():
-            self.send_close(code, type(exc).__name__)
+            self.send_close(reply_code_of(exc), type(exc).__name__)
         self._close_soon()
 
     def _on_close(self, frame: Connection.Close) -> None:
@@ -431,14 +421,7 @@ class Protocol(asyncio.BufferedProtocol):
             return explain_end(exc, tls=self._url.tls, problem=self._tls_problem)
         if self.open.done():
             return exc or carehare.ConnectionClosed("RabbitMQ ended the connection")
-        # In the handshake RabbitMQ says nothing about a frame that is too large.
-        hint = ""
-        if len(self._url.username) + len(self._url.password) > _LONG_CREDENTIALS:
-            hint = ": user name and password may be too long for its initial_frame_max"
-        told = f" ({exc})" if exc else ""
-        return carehare.ConnectionClosed(
-            f"RabbitMQ ended the connection during the login{hint}{told}"
-        )
+        return self.handshake.explain_end(exc)
 
     # AMQP channels
 
