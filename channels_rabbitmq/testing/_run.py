@@ -24,6 +24,7 @@ import os
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
@@ -82,6 +83,7 @@ class Run:
         self.refused_calls = 0
         self.refusal = ""  # why there is no RabbitMQ
         self._has_ended = False
+        self._former: weakref.WeakSet[LoopLayer] = weakref.WeakSet()  # made before the run
         # By process. A fork's child doesn't touch what its parent has opened.
         self._held: dict[int, _Held] = {}
 
@@ -89,6 +91,8 @@ class Run:
         """Have all layers use the run's exchanges from their next call on."""
         process = current()
         process.prepare = self.prepare
+        # One whose event loop has stopped closes only if that runs again.
+        self._former = weakref.WeakSet(_loop_layers())
         for registry in process.registries():
             registry.start_over()
 
@@ -139,10 +143,9 @@ class Run:
         Blocks for some milliseconds. To be called between two tests, from sync code.
         """
         flush_all()
-        loop_layers = [one for registry in current().registries() for one in registry.all()]
         try:
-            for loop_layer in loop_layers:
-                if not loop_layer.is_closing:
+            for loop_layer in _loop_layers():
+                if not loop_layer.is_closing and loop_layer not in self._former:
                     _flush(loop_layer)
             self._delete_normal_channels()
         except BrokerUnavailable as err:  # What it had is gone, most likely.
@@ -171,6 +174,10 @@ class Run:
             queues = [queue_name(key[1], channel) for channel in held.normal_channels(key)]
             with contextlib.suppress(BrokerUnavailable):
                 _on_background_loop(keeper.close(queues), _END_TIMEOUT)
+
+
+def _loop_layers() -> list[LoopLayer]:
+    return [one for registry in current().registries() for one in registry.all()]
 
 
 def _flush(loop_layer: LoopLayer) -> None:

@@ -66,6 +66,11 @@ async def test_suites_on_one_broker_at_the_same_time(programs: Programs, broker:
     await assert_nothing_left(broker, {programs.groups_exchange})
 
 
+async def test_a_layer_that_was_used_before(programs: Programs) -> None:
+    suite = await start(programs, "-p", "kit_early", "-k", "test_the_exchange", "kit_suite.py")
+    await passed(suite, 1)
+
+
 @pytest.mark.parametrize(("test", "status"), [("test_a_run", -9), ("test_a_child", 0)])
 async def test_what_is_killed(programs: Programs, broker: Broker, test: str, status: int) -> None:
     suite = await start(programs, "-s", "-W", "ignore:This process", f"kit_killed.py::{test}")
@@ -160,6 +165,9 @@ def test_layers_that_were_used_before_begin_anew(monkeypatch: pytest.MonkeyPatch
     started: list[object] = []
 
     class Registry:
+        def all(self) -> list[object]:
+            return []
+
         def start_over(self) -> None:
             started.append(self)
 
