@@ -29,7 +29,7 @@ OpenLayer = Callable[..., Awaitable[RabbitmqChannelLayer]]
 _OVERLOAD = Length(full=60.0, brief=7.0)  # seconds
 
 _CHANNELS = 10
-_HANDLING = 0.05  # seconds that a consumer takes for a message: 200 a second in all
+_HANDLING = 0.1  # seconds that a consumer takes for a message: 100 a second in all
 _RATE = 2000  # messages a second that are offered, one half to channels and the other to groups
 _BODY = 10_000  # bytes: kept, the messages of the shortest overload would need 100 MiB
 _MOST_GROWTH = 24 * 1024 * 1024  # bytes

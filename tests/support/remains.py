@@ -25,7 +25,7 @@ def remains(layer: RabbitmqChannelLayer) -> dict[str, int]:
         "messages in hand-off": len(router.hand_overs),
         "deliveries unacked": router.unacked,
         "receivers": router.receivers,
-        "groups with members": len(loop_layer.members),
+        "groups with members": len(list(loop_layer.members.groups())),
         "groups wanted": bindings.required,
         "groups bound": bindings.bound,
         "groups lingering": bindings.lingering,
