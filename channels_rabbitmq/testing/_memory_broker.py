@@ -55,15 +55,21 @@ class Owner:
         self.reporter = Reporter(logger, self.id)
 
     @property
+    def has_ended(self) -> bool:
+        """Whether its event loop was closed."""
+        return self.loop is not None and self.loop.is_closed()
+
+    @property
     def is_gone(self) -> bool:
         """Whether its event loop has ended without a close()."""
-        return self.loop is not None and self.loop.is_closed() and not self.is_closed
+        return self.has_ended and not self.is_closed
 
 
 @dataclass(eq=False)
 class _Waiter:
-    """One ``receive()`` that waits."""
+    """One ``receive()`` that waits, and whose event loop, or sync code, has called it."""
 
+    by: Owner
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[None]
     is_woken: bool = False
@@ -96,6 +102,11 @@ class _Mailbox:
     def wake_one(self) -> None:
         while self.waiters and not self.waiters.popleft().wake():
             pass
+
+    def wake_all_by(self, owner: Owner) -> None:
+        for waiter in [waiter for waiter in self.waiters if waiter.by is owner]:
+            self.waiters.remove(waiter)
+            waiter.wake()
 
     def pop(self) -> Envelope | None:
         return self._messages.popleft()[0] if self._messages else None
@@ -159,13 +170,15 @@ class MemoryBroker:
         """Return all whose event loops haven't ended, in the order of their first calls."""
         with self._lock:
             self._forget_gone()
-            return list(self._owners.values())
+            return [owner for owner in self._owners.values() if not owner.has_ended]
 
     def close(self, owner: Owner) -> None:
-        """End the channels of an owner, and the calls that wait for their messages."""
+        """End the channels of an owner, the calls that wait for their messages, and its own."""
         with self._lock:
             owner.is_closed = True
             self._forget_channels(owner)
+            for mailbox in self._mailboxes.values():
+                mailbox.wake_all_by(owner)
 
     def _forget_gone(self) -> None:
         for owner in [owner for owner in self._owners.values() if owner.is_gone]:
@@ -230,7 +243,7 @@ class MemoryBroker:
             self._drop_expired(channel, mailbox)
             envelope = mailbox.pop()
             if envelope is None:
-                waiter = _Waiter(loop, loop.create_future())
+                waiter = _Waiter(by, loop, loop.create_future())
                 mailbox.waiters.append(waiter)
                 return None, waiter
             if owner is None:
@@ -296,11 +309,12 @@ class MemoryBroker:
     # For operators
 
     def held(self, owner: Owner) -> tuple[int, int, int, int]:
-        """Return an owner's channels that are in use, their messages, receivers, and its groups."""
+        """Return how many an owner has: channels in use, their messages, receivers, and groups."""
         with self._lock:
             own = [mailbox for mailbox in self._mailboxes.values() if mailbox.owner is owner]
             messages = sum(map(len, own))
-            receivers = sum(len(mailbox.waiters) for mailbox in own)
+            everywhere = [one for mailbox in self._mailboxes.values() for one in mailbox.waiters]
+            receivers = sum(waiter.by is owner for waiter in everywhere)
             return len(own), messages, receivers, sum(self._is_in(owner))
 
     def _is_in(self, owner: Owner) -> Iterator[bool]:

@@ -78,7 +78,7 @@ class MemoryServices:
                 "from it"
             )
         loop = owner.loop
-        if loop is not None and not loop.is_running():
+        if loop is not None and not loop.is_running() and not owner.is_closed:
             raise ValueError(
                 f"The channel {channel} belongs to an event loop of this process that isn't running"
             )
@@ -122,7 +122,6 @@ class MemoryService:
         """Return None: ``receive`` looks first, too."""
 
     async def new_channel(self, prefix: str) -> str:
-        self._require_open()
         return self._owner.names.new(prefix)
 
     # Messages
@@ -196,7 +195,6 @@ class MemoryService:
         self._broker.join(group, channel, info)
 
     async def group_discard(self, group: str, channel: str) -> None:
-        self._require_open()
         self._owner.names.require_local(channel)
         self._broker.leave(group, channel)
 

@@ -115,6 +115,34 @@ async def _normal_channels(layer: RabbitmqChannelLayer) -> list[object]:
     return [*outcomes, await _outcome(layer.receive("jobs"))]
 
 
+async def _closed(layer: RabbitmqChannelLayer) -> list[object]:
+    """What becomes of calls when the layer is closed, on this event loop or one that has ended."""
+
+    async def use() -> str:
+        channel = await layer.new_channel()
+        await layer.close()
+        return channel
+
+    ended = await asyncio.to_thread(asyncio.run, use())
+    channel = await layer.new_channel()
+    await layer.group_add("g", channel)
+    waiting = [asyncio.create_task(layer.receive(name)) for name in (channel, "jobs")]
+    await asyncio.sleep(0)
+    outcomes: list[object] = [one.receivers for one in layer.statistics()]
+    await layer.close()
+    outcomes += [await _outcome(call) for call in waiting]
+    calls: list[Awaitable[Any]] = [
+        *(layer.receive(name) for name in (channel, ended, "jobs")),
+        *(layer.group_add("g", name) for name in (channel, ended)),
+        layer.group_discard("g", channel),
+        layer.new_channel(),
+        layer.send(channel, {}),
+        layer.status(),
+    ]
+    outcomes += [await _outcome(call) for call in calls]
+    return [*outcomes, len(layer.statistics())]
+
+
 @pytest.mark.parametrize("serializer", ["msgpack", "json"])
 async def test_messages(open_layer: OpenLayer, serializer: str) -> None:
     config: dict[str, Any] = {"max_message_size": 2000, "serializer": serializer}
@@ -149,3 +177,9 @@ async def test_normal_channels(open_layer: OpenLayer) -> None:
     assert await _outcome(InMemoryChannelLayer().send("jobs", {})) == await _outcome(
         (await open_layer()).send("jobs", {})
     )
+
+
+async def test_closing(open_layer: OpenLayer) -> None:
+    layers = [await open_layer(normal_channels=True), InMemoryChannelLayer(normal_channels=True)]
+    of_both = [await _closed(layer) for layer in layers]
+    assert of_both[0] == of_both[1]
