@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import carehare
 
 from .._amqp.connection import Connection
+from .._amqp.errors import ACCESS_REFUSED
 from .._amqp.methods import Exchange
 from .._amqp.url import BrokerUrl
 from .._broker.groups_exchange import GroupsExchange
@@ -15,8 +16,6 @@ from .check_hints import advise_on, advise_on_permissions, describe_needs
 from .check_permissions import READ, WRITE, Need, find_missing, needs_of
 from .check_report import Finding, Status
 from .check_trial import Broken
-
-_NOT_FOUND = 404  # AMQP 0-9-1, section 1.2
 
 
 class BrokerSteps:
@@ -40,24 +39,18 @@ class BrokerSteps:
     async def exchange(self) -> Finding:
         """Declare the exchange, or find it, as the layer does."""
         groups_exchange = GroupsExchange(self._settings.groups_exchange)
-        channel = self._connection.open_topology()
-        while True:
-            declare = groups_exchange.declare()
-            assert isinstance(declare, Exchange.Declare)
-            try:
-                await channel.call(declare)
-                break
-            except carehare.ChannelClosedByServer as err:
-                try:
-                    if not groups_exchange.on_refusal(declare, err):
-                        raise
-                except carehare.ChannelClosedByServer as refusal:
-                    raise Broken(str(refusal), self._advise(refusal)) from None
+        amqp_channel = self._connection.open_topology()  # It goes on after a refusal.
+        try:
+            await groups_exchange.declare_on(lambda: amqp_channel)
+        except carehare.ChannelClosedByServer as refusal:
+            raise Broken(str(refusal), self._advise(refusal)) from None
+        declare = groups_exchange.declare()
+        assert isinstance(declare, Exchange.Declare)
         found = ", which somebody else has declared: it is used as it is" * declare.passive
         return Finding(f"{groups_exchange.name!r}{found}")
 
     def _advise(self, refusal: carehare.ChannelClosedByServer) -> str:
-        if "ACCESS_REFUSED" not in str(refusal):
+        if refusal.reply_code != ACCESS_REFUSED:
             return advise_on(refusal, self._url)
         return f"permit it, or have it declared by somebody who may: {self._permit()}"
 
@@ -72,8 +65,8 @@ class BrokerSteps:
         needs = {Need(WRITE, False, exchange): True}
         if not self._only_sends:
             needs |= needs_of(self._id, self._settings)
-        channel = self._connection.open_topology()
-        missing = await find_missing(channel, needs, spare=f"{self._id}.check")
+        amqp_channel = self._connection.open_topology()
+        missing = await find_missing(amqp_channel, needs, spare=f"{self._id}.check")
         if not missing:
             names = f"{exchange!r}" if self._only_sends else f"{exchange!r} and crq.*"
             return Finding(f"{len(needs)} tried, for {names}")

@@ -16,12 +16,12 @@ from typing import NamedTuple
 import carehare
 
 from .._amqp.binding import TopologyChannel
+from .._amqp.errors import ACCESS_REFUSED
 from .._amqp.methods import Basic, Exchange, Method, Queue
 from .._broker.topology import Topology
 from .._settings.settings import Settings
 
 CONFIGURE, WRITE, READ = PERMISSIONS = ("configure", "write", "read")
-_ACCESS_REFUSED = 403  # AMQP 0-9-1, section 1.2
 
 
 class Need(NamedTuple):
@@ -73,20 +73,22 @@ def _needs_of_command(command: Method) -> Iterator[Need]:
         yield Need(READ, True, command.queue)
 
 
-async def find_missing(channel: TopologyChannel, needs: Iterable[Need], spare: str) -> list[Need]:
+async def find_missing(
+    amqp_channel: TopologyChannel, needs: Iterable[Need], spare: str
+) -> list[Need]:
     """Return what is missing. ``spare`` is the name of nothing, and none of those needed.
 
     Without any permission to write, those to read can't be tried; then none of them is returned.
     """
     needs = list(needs)
     missing = await _refused(
-        channel,
+        amqp_channel,
         {need: _try_to_change(need, spare) for need in needs if need.permission != READ},
     )
     writable = [need for need in needs if need.permission == WRITE and need not in missing]
     if writable:
         reads = {need: _unbind(writable, need.name) for need in needs if need.permission == READ}
-        missing += await _refused(channel, reads)
+        missing += await _refused(amqp_channel, reads)
     return missing
 
 
@@ -110,8 +112,8 @@ def _unbind(writable: Sequence[Need], source: str) -> Method:
     return Exchange.Unbind(destination=destination.name, source=source, routing_key="check")
 
 
-async def _refused(channel: TopologyChannel, commands: Mapping[Need, Method]) -> list[Need]:
-    answers = {need: channel.call(command) for need, command in commands.items()}
+async def _refused(amqp_channel: TopologyChannel, commands: Mapping[Need, Method]) -> list[Need]:
+    answers = {need: amqp_channel.call(command) for need, command in commands.items()}
     if answers:
         await asyncio.wait(answers.values())
     return [need for need, answer in answers.items() if _is_refused(need, answer)]
@@ -124,4 +126,4 @@ def _is_refused(need: Need, answer: asyncio.Future[None]) -> bool:
     if not isinstance(exc, carehare.ChannelClosedByServer):
         raise exc
     # It may be that the other name of the command is refused, but only after this one was allowed.
-    return exc.reply_code == _ACCESS_REFUSED and f"'{need.name}'" in str(exc)
+    return exc.reply_code == ACCESS_REFUSED and f"'{need.name}'" in str(exc)
