@@ -146,6 +146,7 @@ def _within(status: Status, layer: RabbitmqChannelLayer, scope: Scope) -> Status
         tuple(filter(is_within, status.silent)),
         tuple(filter(is_within, status.absent)),
         status.is_complete,
+        tuple(filter(is_within, status.lost)),
     )
 
 
@@ -162,6 +163,7 @@ def _of_all(status: Status) -> Iterator[Metric]:
         ("processes", "Processes that have answered", len(status.processes)),
         ("silent_processes", "Processes that are connected and don't answer", len(status.silent)),
         ("absent_processes", "Processes that have just lost RabbitMQ", len(status.absent)),
+        ("lost_processes", "Gone without a goodbye in the last ten minutes", len(status.lost)),
         ("is_complete", "Whether all known processes have answered", status.is_complete),
     ):
         yield GaugeMetricFamily(f"{PREFIX}_{name}", text, value=float(value))

@@ -74,3 +74,8 @@ class Status:
 
     is_complete: bool
     """Whether all have answered that are known: see ``GroupMembers.is_complete``."""
+
+    lost: tuple[MissingProcess, ...] = ()
+    """Those that went without a goodbye in the last ten minutes and haven't come back: they were
+    killed or cut off, or are blocked or stopped for so long that RabbitMQ has closed their
+    connections."""

@@ -178,7 +178,8 @@ class Answerer:
         if request.kind == COUNT:
             return [Answer(self._id, number, count=self._local.count(request.group))]
         if request.kind == STATUS:
-            return [Answer(self._id, number, status=statuses.pack(self._local.own_status()))]
+            status = statuses.pack(self._local.own_status())
+            return [Answer(self._id, number, status=status, heard=self._processes.lost())]
         if request.kind == HEARD:
             heard = {id_: self._processes.heard(id_) for id_ in request.ids}
             return [Answer(self._id, number, heard=heard)]

@@ -199,6 +199,14 @@ class Greeter:
         finally:
             self._absent = None
 
+    async def wait_absent_told(self) -> None:
+        """Wait until the others know which processes this one has found absent, if not for long.
+
+        A command that ends behind its question would take that with it.
+        """
+        if self._absent is not None:
+            await asyncio.wait([self._absent], timeout=_CONFIRM_TIMEOUT)
+
     def on_absent(self, absent: Mapping[str, float]) -> None:
         """Another process has told which are absent, and for how many seconds each."""
         self._found_absent.difference_update(absent)

@@ -256,12 +256,25 @@ class Peers:
         answered = [one.statistics.id for one in found if one.statistics.id != self._id]
         absent = sorted(question.returned.intersection(self.processes.known()))
         heard = await self._heard_by_all([*silent, *absent], answered)
+        await self.greeter.wait_absent_told()
+        lost = self._lost(question, {*answered, *silent, *absent, self._id})
         return Status(
             processes=tuple(sorted(found, key=lambda one: one.statistics.since)),
             silent=tuple(_missing(id_, heard[id_]) for id_ in sorted(silent)),
             absent=tuple(_missing(id_, heard[id_]) for id_ in absent),
             is_complete=is_complete and len(silent) == 0,
+            lost=tuple(_missing(id_, lost[id_]) for id_ in sorted(lost)),
         )
+
+    def _lost(self, question: Question, others: set[str]) -> dict[str, Heard]:
+        """Return what this process and those that have answered know of lost ones."""
+        lost = self.processes.lost()
+        for answer in self._answers(question):
+            for id_, heard in answer.heard.items():
+                lost[id_] = _newest(lost.get(id_, heard), heard)
+        return {
+            id_: lost[id_] for id_ in lost.keys() - others if not self.processes.has_said_bye(id_)
+        }
 
     async def _heard_by_all(self, ids: list[str], answered: list[str]) -> dict[str, Heard]:
         """Return what this process and those that have answered know of others."""

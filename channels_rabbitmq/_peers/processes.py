@@ -28,6 +28,10 @@ A process is in one of these states::
   may have overtaken the news. (A long silence proves nothing: a process that isn't asked is silent
   for hours.)
 
+*Lost* is a known process that is gone without a bye: it was killed or cut off, or it is blocked or
+stopped for so long that RabbitMQ has closed its connection. It is remembered for ``LOST_FOR``, for
+``status()``. Nothing else depends on it.
+
 *Strangers* are processes that were never heard of. One is remembered when a request to it is
 returned, so that it is gone in the end, too. No result waits for it.
 
@@ -48,6 +52,9 @@ GONE_AFTER = 10.0
 # How many are remembered. Beyond that, the one that wasn't heard for longest is forgotten.
 MOST_KNOWN = 10_000
 MOST_GONE = 1000
+# Seconds for which a lost process is told, and how many are.
+LOST_FOR = 600.0
+MOST_LOST = 50
 
 
 class Processes:
@@ -62,6 +69,8 @@ class Processes:
         self._places: dict[str, Place] = {}  # of known ones that have told it
         self._strangers: dict[str, float] = {}  # since when requests to it are returned
         self._gone: dict[str, bool] = {}  # whether it has said bye
+        # When it was last heard, and until when it is told
+        self._lost: dict[str, tuple[float, Place | None, float]] = {}
 
     def statistics(self) -> ProcessStatistics:
         """Tell how many are known. From any thread."""
@@ -71,6 +80,7 @@ class Processes:
         """A process is there: something has come from it."""
         if id_ != self._own_id:
             self._gone.pop(id_, None)
+            self._lost.pop(id_, None)
             self._absent.pop(id_, None)
             self._known.pop(id_, None)  # so that it comes last
             self._add(id_, self._clock())
@@ -118,11 +128,31 @@ class Processes:
             self._on_gone(id_, said_bye=True)
 
     def _on_gone(self, id_: str, *, said_bye: bool) -> None:
+        if said_bye:
+            self._lost.pop(id_, None)
+        elif id_ in self._known:
+            self._remember_lost(id_)
         self._forget(id_)
         self._strangers.pop(id_, None)
         self._gone[id_] = said_bye
         if len(self._gone) > MOST_GONE:
             del self._gone[next(iter(self._gone))]
+
+    def _remember_lost(self, id_: str) -> None:
+        until = self._clock() + LOST_FOR
+        self._lost[id_] = (self._known[id_], self._places.get(id_), until)
+        if len(self._lost) > MOST_LOST:
+            del self._lost[next(iter(self._lost))]
+
+    def lost(self) -> dict[str, Heard]:
+        """Return the processes that are gone without a bye in the last ten minutes."""
+        now = self._clock()
+        self._expire_absent(now)
+        self._lost = {id_: one for id_, one in self._lost.items() if one[2] > now}
+        return {
+            id_: Heard(None if at == -math.inf else now - at, place)
+            for id_, (at, place, _) in self._lost.items()
+        }
 
     def _forget(self, id_: str) -> None:
         self._known.pop(id_, None)

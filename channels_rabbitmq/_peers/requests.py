@@ -151,7 +151,7 @@ class Answer:
     status: Mapping[str, Any] | None = None
     """To *status*: as ``statuses`` reads it."""
     heard: Mapping[str, Heard] = field(default_factory=dict)
-    """To *heard*: by process."""
+    """To *heard*: by process. To *status*: of those that are lost."""
 
     def message(self) -> dict[str, Any]:
         message: dict[str, Any] = {"kind": ANSWER, "from": self.sender, "number": self.number}

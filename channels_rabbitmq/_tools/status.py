@@ -82,7 +82,7 @@ async def _run(settings: Settings, arguments: argparse.Namespace) -> int:
         if arguments.watch is None:
             await layer.connect(fail_fast=True)
             status = await _ask(layer, arguments.timeout)
-            _show(layer, status, arguments)
+            _show(_url(layer), status, arguments)
             return 0 if is_well(status) else 1
         while True:
             await _show_next(layer, arguments)
@@ -100,7 +100,7 @@ async def _show_next(layer: LoopLayer, arguments: argparse.Namespace) -> None:
         else:
             _redraw(f"{_now()}  {err}")
     else:
-        _show(layer, status, arguments)
+        _show(_url(layer), status, arguments)
 
 
 async def _ask(layer: LoopLayer, timeout: float) -> Status:
@@ -110,14 +110,14 @@ async def _ask(layer: LoopLayer, timeout: float) -> Status:
     return replace(status, processes=others)
 
 
-def _show(layer: LoopLayer, status: Status, arguments: argparse.Namespace) -> None:
+def _show(url: str, status: Status, arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print(json.dumps({"at": time.time(), "is_well": is_well(status), **asdict(status)}))
         return
     is_drawn_anew = arguments.watch is not None and sys.stdout.isatty()
     size = shutil.get_terminal_size((WIDTH, 0))
     lines = draw(status, time.time(), min(size.columns, WIDTH) if is_drawn_anew else WIDTH)
-    head = f"{_now()}  {_url(layer)}  {lines[0]}"
+    head = f"{_now()}  {url}  {lines[0]}"
     shown = lines[1:]
     if is_drawn_anew and size.lines:  # Some terminals don't say it, such as those of containers.
         shown = first_lines(shown, size.lines - 2)

@@ -46,6 +46,7 @@ def draw(status: Status, now: float, width: int) -> list[str]:
     missing = [
         *((one, "doesn't answer") for one in status.silent),
         *((one, "has lost its connection") for one in status.absent),
+        *((one, "is gone without a goodbye: killed, stopped or blocked") for one in status.lost),
     ]
     if not processes and not missing:
         return [_summary(status), "No process that receives uses this exchange."]
@@ -77,6 +78,8 @@ def _summary(status: Status) -> str:
             parts.append(f"{number} {what}")
     if status.absent:
         parts.append(f"{len(status.absent)} without a connection")
+    if status.lost:
+        parts.append(f"{len(status.lost)} gone without a goodbye")
     if not status.is_complete and not status.silent:
         parts.append("perhaps not all are known yet")
     return ", ".join(parts)

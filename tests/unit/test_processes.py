@@ -6,7 +6,8 @@ import pytest
 
 from channels_rabbitmq._identity import Place
 from channels_rabbitmq._peers import processes as _processes
-from channels_rabbitmq._peers.processes import GONE_AFTER, Processes
+from channels_rabbitmq._peers.processes import GONE_AFTER, LOST_FOR, Processes
+from channels_rabbitmq._peers.requests import Heard
 from channels_rabbitmq.statistics import ProcessStatistics
 
 OWN, A, B, C = (f"crq.{letter * 16}" for letter in "oabc")
@@ -237,3 +238,42 @@ def test_a_line_in_the_log_names_the_place(processes: Processes) -> None:
     assert processes.describe(B) == B
     processes.on_bye(A)
     assert processes.describe(A) == A
+
+
+def test_one_that_is_gone_without_a_bye_is_told_as_lost(processes: Processes, clock: Clock) -> None:
+    place = Place("web-1", 17)
+    for id_ in (A, B, C):
+        processes.on_heard(id_)
+        processes.on_place(id_, place)
+    processes.on_bye(B)
+    processes.on_returned(A)
+    assert processes.lost() == {}
+    clock.now += GONE_AFTER
+    assert processes.lost() == {A: Heard(GONE_AFTER, place)}
+    clock.now += LOST_FOR - 1
+    assert list(processes.lost()) == [A]
+    clock.now += 1
+    assert processes.lost() == {}
+
+
+@pytest.mark.parametrize("is_back", [True, False])
+def test_a_lost_one_that_is_back_or_says_bye_is_lost_no_more(
+    processes: Processes, clock: Clock, is_back: bool
+) -> None:
+    processes.on_heard(A)
+    processes.on_returned(A)
+    clock.now += GONE_AFTER
+    assert list(processes.lost()) == [A]
+    (processes.on_heard if is_back else processes.on_bye)(A)
+    assert processes.lost() == {}
+
+
+def test_only_so_many_are_told_as_lost(
+    processes: Processes, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_processes, "MOST_LOST", 2)
+    for id_ in (A, B, C):
+        processes.on_heard(id_)
+        processes.on_returned(id_)
+    clock.now += GONE_AFTER
+    assert list(processes.lost()) == [B, C]

@@ -13,7 +13,6 @@ import pytest
 
 from channels_rabbitmq._tools import status as command
 from channels_rabbitmq._tools.status_report import cut_middle, draw, first_lines, is_well, short
-from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.statistics import ConnectionStatistics, GroupStatistics
 from channels_rabbitmq.status import MissingProcess, ProcessStatus, Status, WorstChannel
 from tests.support.statuses import status_of
@@ -62,6 +61,18 @@ def test_connections() -> None:
         "    publisher: no connection for 90s: refused",
         "    RabbitMQ takes no messages: it is low on memory or disk space",
     ]
+
+
+def test_those_that_are_gone_without_a_goodbye() -> None:
+    """They are shown, and no fault: it may have been the operator."""
+    status = of(status_of(id_of("a")), lost=(SILENT,))
+    lines = draw(status, NOW, 100)
+    assert lines[0] == "1 process answers, 1 gone without a goodbye"
+    assert lines[2] == (
+        "crq.mmmmmmmmmmmmmmmm 4712 web-2 is gone without a goodbye: killed, stopped or blocked; "
+        "last heard 75s ago"
+    )
+    assert is_well(status)
 
 
 def test_those_that_are_missing() -> None:
@@ -150,7 +161,7 @@ def test_on_a_terminal_of_unknown_height(
     monkeypatch.setattr(shutil, "get_terminal_size", lambda fallback: os.terminal_size((100, 0)))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     arguments = argparse.Namespace(json=False, watch=2.0)
-    command._show(RabbitmqChannelLayer(), of(STUCK), arguments)
+    command._show("amqp://host", of(STUCK), arguments)
     out = capsys.readouterr().out
     assert STUCK.statistics.id in out
     assert "more lines" not in out

@@ -72,6 +72,7 @@ setInterval(() => {
 
 let me = null; // as the server sees this page
 let isRoomUp = false;
+let wasRoomUp = false;
 
 const socketUrl = new URL(`/ws/${room}/`, location.href);
 socketUrl.protocol = location.protocol === "https:" ? "wss:" : "ws:";
@@ -102,12 +103,13 @@ const handlers = {
     // What was on its way when the room went out of reach has arrived by now, if ever.
     if (up && !isRoomUp) giveUpOn(() => true);
     isRoomUp = up;
+    wasRoomUp ||= up;
     document.body.classList.toggle("away", !up);
     if (up) {
       showState("up", `Connected to process ${me.port} · pid ${me.pid}`);
       sendWaiting();
     } else {
-      showState("lost", "Reconnecting to the room…");
+      showState("lost", wasRoomUp ? "Reconnecting to the room…" : `Joining #${room}…`);
     }
   },
 
