@@ -53,14 +53,16 @@ def find_chromium() -> str | None:
 @contextlib.asynccontextmanager
 async def open_page(chromium: str, url: str, width: int, height: int) -> AsyncIterator[Page]:
     """A page of its own browser, without a trace at the end. Raises ``BrowserFailed``."""
-    async with _running(chromium) as address:
-        async with connect(address, proxy=None, max_size=None, ping_interval=None) as socket:
-            page = Page(socket)
-            try:
-                await page.open(url, width, height)
-                yield page
-            finally:
-                page.stop_listening()
+    async with (
+        _running(chromium) as address,
+        connect(address, proxy=None, max_size=None, ping_interval=None) as socket,
+    ):
+        page = Page(socket)
+        try:
+            await page.open(url, width, height)
+            yield page
+        finally:
+            page.stop_listening()
 
 
 @contextlib.asynccontextmanager
