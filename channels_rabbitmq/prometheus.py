@@ -17,7 +17,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Literal
 
 from asgiref.sync import async_to_sync
-from django.http import HttpResponse
+from django.http import HttpResponse, HttpResponseNotAllowed
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
@@ -98,6 +98,8 @@ async def metrics(
     timeout: float = TIMEOUT,
 ) -> HttpResponse:
     """Answer a scrape, under ASGI and WSGI: a view. The parameters are those of the collector."""
+    if request.method not in ("GET", "HEAD"):
+        return HttpResponseNotAllowed(["GET", "HEAD"])
     layer = configured_layer(alias)
     status = await _ask(layer, timeout)
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))

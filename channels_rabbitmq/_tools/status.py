@@ -139,7 +139,8 @@ def _print(text: str) -> None:
 
 
 def _now() -> str:
-    return time.strftime("%H:%M:%S")
+    # Not the local time: Django sets that of the process to its TIME_ZONE.
+    return time.strftime("%H:%M:%S UTC", time.gmtime())
 
 
 def _url(layer: LoopLayer) -> str:

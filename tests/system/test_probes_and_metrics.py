@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.test import RequestFactory
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from channels_rabbitmq import prometheus
 from channels_rabbitmq._tools.status_report import is_well
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.prometheus import PREFIX, RabbitmqCollector, families
@@ -177,6 +179,14 @@ async def test_a_collector_on_an_event_loop_tells_of_its_own_process(
     assert is_well(await default_layer.status())
     with pytest.raises(ValueError, match="scope must be"):
         RabbitmqCollector(scope="world")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+async def test_a_scrape_is_a_get(default_layer: RabbitmqChannelLayer, method: str) -> None:
+    request = RequestFactory().generic(method, "/metrics")
+    response = await prometheus.metrics(request)
+    assert (response.status_code, response["Allow"]) == (405, "GET, HEAD")
+    assert default_layer.statistics() == (), "nobody is asked"
 
 
 # The manual's

@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 import sys
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -152,6 +153,17 @@ def test_bad_seconds(text: str, capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_on_a_low_terminal(count: int, shown: list[str]) -> None:
     assert first_lines(["a", "b", "c"], count) == shown
+
+
+def test_the_time_is_not_that_of_the_projects_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "America/Chicago")  # as Django does
+    time.tzset()
+    try:
+        before, shown, after = time.gmtime(), command._now(), time.gmtime()
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert shown in [time.strftime("%H:%M:%S UTC", one) for one in (before, after)]
 
 
 def test_on_a_terminal_of_unknown_height(
