@@ -62,7 +62,7 @@ def _seconds(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the processes; return 1 if one is silent, stalled or not connected."""
+    """Show the processes; return 1 if one is silent or at fault, or can't be asked."""
     _, settings = target.read_target(arguments)
     settings = with_imported_host(settings)
     with quiet_log():

@@ -14,6 +14,9 @@ from ..status import MissingProcess, ProcessStatus, Status
 # Seconds that a message waits until its channel is shown, and until that counts as a fault.
 BEHIND = 1.0
 STUCK = 10.0
+# Seconds for which an event loop was blocked lately, from which on that counts as a fault: the log
+# tells it, too, and what other processes ask is late.
+LAGGING = 1.0
 
 _HEADS = ("ID", "PID", "HOST", "UP", "CONN", "GROUPS", "WAITING", "STALLED", "OLDEST", "LAG")
 _HOST = _HEADS.index("HOST")
@@ -25,7 +28,7 @@ Row = tuple[str, ...]
 
 
 def is_well(status: Status) -> bool:
-    """Whether all have answered, are connected, and have no channel that is stuck."""
+    """Whether all have answered, and none is at fault."""
     return status.is_complete and not (status.absent or any(map(is_at_fault, status.processes)))
 
 
@@ -33,7 +36,8 @@ def is_at_fault(process: ProcessStatus) -> bool:
     """Whether a process that has answered needs somebody to look at it."""
     statistics = process.statistics
     is_stuck = statistics.stalled_channels > 0 or process.oldest >= STUCK
-    return is_stuck or statistics.is_blocked or bool(_lost(statistics))
+    is_slow = statistics.loop_lag >= LAGGING
+    return is_stuck or is_slow or statistics.is_blocked or bool(_lost(statistics))
 
 
 def draw(status: Status, now: float, width: int) -> list[str]:
@@ -144,6 +148,8 @@ def _remarks(process: ProcessStatus, now: float) -> list[str]:
     ]
     if statistics.is_blocked:
         remarks.append("RabbitMQ takes no messages: it is low on memory or disk space")
+    if statistics.loop_lag >= LAGGING:
+        remarks.append(f"its event loop was blocked for {short(statistics.loop_lag)}")
     worst = process.worst_channel
     if worst is not None and (statistics.stalled_channels or process.oldest >= BEHIND):
         messages = _count(worst.messages, "message", "messages")

@@ -23,7 +23,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from channels_rabbitmq import prometheus
-from channels_rabbitmq._tools.status_report import is_well
 from channels_rabbitmq.core import RabbitmqChannelLayer
 from channels_rabbitmq.prometheus import PREFIX, RabbitmqCollector, families
 from channels_rabbitmq.statistics import Counters
@@ -176,7 +175,7 @@ async def test_a_collector_on_an_event_loop_tells_of_its_own_process(
     id_ = default_layer.statistics()[0].id
     assert f'{PREFIX}_connected{{connection="publisher",host=' in text
     assert f'process="{id_}"' in text
-    assert is_well(await default_layer.status())
+    assert (await default_layer.status()).is_complete
     with pytest.raises(ValueError, match="scope must be"):
         RabbitmqCollector(scope="world")  # type: ignore[arg-type]
 

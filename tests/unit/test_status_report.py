@@ -53,6 +53,14 @@ def test_what_is_wrong_comes_first_and_is_named() -> None:
     ]
 
 
+def test_an_event_loop_that_was_blocked_is_at_fault() -> None:
+    slow = status_of(id_of("z"), loop_lag=120.0)
+    lines = draw(of(status_of(id_of("a")), slow), NOW, 100)
+    assert lines[0] == "2 processes answer, 1 at fault"
+    assert [line.split()[0] for line in lines[2:]] == [id_of("z"), "its", id_of("a")]
+    assert lines[3] == "    its event loop was blocked for 2m"
+
+
 def test_connections() -> None:
     lost = ConnectionStatistics("waiting", NOW - 90, "", 1, "refused")
     lines = draw(of(status_of(id_of("a"), publisher=lost, is_blocked=True)), NOW, 100)
@@ -118,7 +126,8 @@ def test_short_texts() -> None:
     ("status", "well"),
     [
         (of(), True),
-        (of(status_of(id_of("a"), loop_lag=9.0)), True),
+        (of(status_of(id_of("a"), loop_lag=0.9)), True),
+        (of(status_of(id_of("a"), loop_lag=1.0)), False),
         (of(status_of(id_of("a"), oldest=9.0)), True),
         (of(status_of(id_of("a"), oldest=10.0)), False),
         (of(STUCK), False),
