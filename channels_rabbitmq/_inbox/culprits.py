@@ -10,6 +10,7 @@ messages are still sent to it.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -57,7 +58,8 @@ class Culprits:
                 # Read f_locals of such frames only: up to Python 3.12 that makes a copy that stays.
                 if frame.f_code.co_name == "__call__":
                     consumer = frame.f_locals.get("self")
-                    name = getattr(consumer, "channel_name", None)
+                    # Without running code of the project's, such as a property's.
+                    name = inspect.getattr_static(consumer, "channel_name", None)
                     if isinstance(name, str):
                         yield name, type(consumer).__qualname__
                 coroutine = coroutine.cr_await
