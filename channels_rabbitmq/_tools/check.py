@@ -28,8 +28,9 @@ from .check_connection import TLS, UrlTrial, try_url
 from .check_hints import advise_on
 from .check_layer import LayerSteps
 from .check_report import Finding, Report, Status, Step
-from .check_trial import Broken, Stopped, Trial, quiet_log
+from .check_trial import Broken, Stopped, Trial, collected_warnings
 from .errors import Failed
+from .quiet import quiet_log
 
 # Seconds in all, but for closing the connections (one more), and for one step
 _LONGEST = 7.5
@@ -86,7 +87,7 @@ class Check:
         """Try all steps, until one fails."""
         deadline = asyncio.get_running_loop().time() + _LONGEST
         trial = Trial(self._report, deadline, self._advise)
-        with quiet_log(trial):
+        with quiet_log(), collected_warnings(trial):
             try:
                 await trial.step(SETTINGS, self._read(), limit=_LIMIT)
                 self._report.names = self.names()
@@ -132,6 +133,9 @@ class Check:
             self._add_steps(trial, can_fail=not self._open)
         if not self._open:
             raise Stopped
+        # The rest has no time to wait for those that don't answer. They are told of.
+        working = tuple(trial.url for trial in trials if trial.connection is not None)
+        self._settings = replace(self._settings, urls=working, host_function=None)
         connection = self._open[0]
         self._url = connection.url
         return connection

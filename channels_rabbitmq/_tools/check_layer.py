@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import statistics
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,8 @@ from .._futures import run_until
 from .._hooks import HookFunctions
 from .._loop_layer import LoopLayer
 from .._settings.settings import Settings
+from ..status import MissingProcess
+from ..status import Status as ProcessesStatus
 from .check_hints import advise_on_reason
 from .check_report import Finding, Status
 from .check_trial import Broken
@@ -145,23 +147,42 @@ class LayerSteps:
 
     async def processes(self) -> Finding:
         """Ask who else uses this exchange."""
-        members = await self._layer.group_members("check", _ANSWERS)
-        exchange = self._settings.groups_exchange
+        status = await self._layer.status(_ANSWERS)
         others = len(self._layer.peers.processes.known())
-        missing = (*members.silent, *members.absent)
-        if missing:
-            shown = ", ".join(missing[:_MOST_SHOWN])
-            return Finding(
-                f"on the exchange {exchange!r}: {len(missing)} of {others} others give no answer "
-                f"within {_ANSWERS:g} s: {shown}",
-                "their event loops are blocked, or they have just ended: "
-                "`python -m channels_rabbitmq status`",
-                Status.WARNING,
-            )
+        where = f"on the exchange {self._settings.groups_exchange!r}: "
+        if status.silent or status.absent:
+            text, advice = describe_missing(status, others)
+            return Finding(where + text, advice, Status.WARNING)
         told = f"{others} {'other answers' if others == 1 else 'others answer'}"
         if not others:
             told = "no other process answers (those with 4.x or other keys never do)"
-        return Finding(f"on the exchange {exchange!r}: {told}")
+        return Finding(where + told)
+
+
+def describe_missing(status: ProcessesStatus, others: int) -> tuple[str, str]:
+    """Return which of the others don't answer, and which aren't connected; and what to do."""
+    texts, advice = [], []
+    if status.silent:
+        texts.append(f"no answer within {_ANSWERS:g} s: {_show(status.silent)}")
+        advice.append(
+            "one that gives no answer is blocked, stopped or killed, or has an older release"
+        )
+    if status.absent:
+        texts.append(f"without a connection: {_show(status.absent)}")
+        advice.append("one without a connection has lost it, or was killed, a moment ago")
+    advice.append("`python -m channels_rabbitmq status` shows each")
+    all_others = f"{others} {'other' if others == 1 else 'others'}"
+    return f"of {all_others}, {'; '.join(texts)}", "; ".join(advice)
+
+
+def _show(missing: Sequence[MissingProcess]) -> str:
+    shown = [one.id + _place(one) for one in missing[:_MOST_SHOWN]]
+    more = len(missing) - len(shown)
+    return f"{len(missing)} ({', '.join(shown)}{f' and {more} more' if more else ''})"
+
+
+def _place(one: MissingProcess) -> str:
+    return f" on {one.host or '?'}, pid {one.pid or '?'}" if one.host or one.pid else ""
 
 
 def _message() -> dict[str, Any]:

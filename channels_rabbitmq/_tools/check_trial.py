@@ -80,19 +80,18 @@ class _Collector(logging.Handler):
         self._trial = trial
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name in _TOLD:
-            self._trial.warnings.append(record.getMessage())
+        self._trial.warnings.append(record.getMessage())
 
 
 @contextlib.contextmanager
-def quiet_log(trial: Trial) -> Iterator[None]:
-    """Have the layer's warnings stand in the report, and not in the project's log."""
-    logger = logging.getLogger("channels_rabbitmq")
-    handler, propagates = _Collector(trial), logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
+def collected_warnings(trial: Trial) -> Iterator[None]:
+    """Have the layer's warnings stand in the report. Use it within ``quiet_log``."""
+    handler = _Collector(trial)
+    loggers = [logging.getLogger(name) for name in _TOLD]  # The project may let none propagate.
+    for logger in loggers:
+        logger.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagates
+        for logger in loggers:
+            logger.removeHandler(handler)

@@ -95,6 +95,19 @@ async def test_an_exchange_that_is_there(broker: Broker, groups_exchange: str) -
     assert "used as it is" in checked.text("exchange")
 
 
+async def test_a_url_that_hangs_costs_the_layer_no_time(
+    broker: Broker, groups_exchange: str
+) -> None:
+    """Only the step for this URL has tried it."""
+    async with silent_server() as silent:
+        hanging = f"{silent.url}{urlsplit(broker.url).path}?connection_timeout=500"
+        checked = await check(f"{hanging} {broker.url}", groups_exchange=groups_exchange)
+        await silent.until_gone()
+        assert silent.accepted == 1
+    assert checked.report.is_ok
+    assert set(checked.warned()) == {"RabbitMQ"}
+
+
 # The command
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import logging
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +15,16 @@ from typing import Any
 import pytest
 
 from channels_rabbitmq._settings.settings import Settings
+from channels_rabbitmq._tools.check_layer import describe_missing
 from channels_rabbitmq._tools.check_permissions import needs_of
 from channels_rabbitmq._tools.check_report import Finding, Report, Status, Step
 from channels_rabbitmq._tools.check_tls import describe_tls
+from channels_rabbitmq._tools.check_trial import Trial, collected_warnings
 from channels_rabbitmq._tools.check_versions import describe_broker
+from channels_rabbitmq._tools.quiet import quiet_log
+from channels_rabbitmq._tools.status import limited_settings
+from channels_rabbitmq.status import MissingProcess
+from channels_rabbitmq.status import Status as ProcessesStatus
 from tests.support.checks import Checked, check
 from tests.support.fake_servers import (
     closing_server,
@@ -104,6 +112,51 @@ async def test_all_urls_are_told_of() -> None:
     failed = [step for step in checked.report.steps if step.finding.status is Status.FAILED]
     assert [step.name for step in failed] == ["TCP", "TCP"]
     assert [step.url for step in failed] == [f"amqp://web@127.0.0.1:{p}/%2F" for p in ports]
+
+
+def test_status_gives_up_soon_unless_it_is_told_to_wait() -> None:
+    settings = Settings.from_config({"host": "amqp://x"})
+    limited = limited_settings(settings, timeout=1.0)
+    assert (limited.connect_timeout, limited.operation_timeout) == (3, 5)
+    assert limited_settings(settings, timeout=8.0).operation_timeout == 8
+    quick = Settings.from_config({"host": "amqp://x", "operation_timeout": 2})
+    assert limited_settings(quick, timeout=8.0).operation_timeout == 2
+
+
+def test_silent_and_absent_processes_are_told_apart() -> None:
+    silent = (MissingProcess("crq.a", 1.0, 4712, "web-2"), MissingProcess("crq.b", None, 0, ""))
+    absent = (MissingProcess("crq.c", 2.0, 17, "web-1"),)
+    text, advice = describe_missing(ProcessesStatus((), silent, (), is_complete=False), 3)
+    assert text == "of 3 others, no answer within 1 s: 2 (crq.a on web-2, pid 4712, crq.b)"
+    assert "blocked, stopped or killed" in advice
+    text, advice = describe_missing(ProcessesStatus((), (), absent, is_complete=True), 1)
+    assert text == "of 1 other, without a connection: 1 (crq.c on web-1, pid 17)"
+    assert "blocked" not in advice
+
+
+# The log
+
+
+def test_no_handler_of_the_project_writes_while_it_is_quiet() -> None:
+    """Wherever it is; the warnings that no step tells stand in the report all the same."""
+    names = ("", "channels_rabbitmq", "channels_rabbitmq.publisher", "channels_rabbitmq.hooks")
+    loggers = [logging.getLogger(name) for name in names]
+    out = io.StringIO()
+    handlers = [logging.StreamHandler(out) for _ in loggers]
+    for logger, handler in zip(loggers, handlers, strict=True):
+        logger.addHandler(handler)
+    trial = Trial(Report(as_json=True), 0.0, str)
+    try:
+        with quiet_log(), collected_warnings(trial):
+            for logger in loggers:
+                logger.warning("from %s", logger.name)
+            logging.getLogger("made.meanwhile").warning("made meanwhile")
+        assert (out.getvalue(), trial.warnings) == ("", ["from channels_rabbitmq.publisher"])
+        loggers[0].warning("after")
+        assert out.getvalue() == "after\n"
+    finally:
+        for logger, handler in zip(loggers, handlers, strict=True):
+            logger.removeHandler(handler)
 
 
 # What is known of the broker
