@@ -92,9 +92,9 @@ def run(arguments: argparse.Namespace) -> tuple[int, str]:
         status = command.run(arguments)
         if sys.stdout is not None:  # as it is if the shell has closed it
             sys.stdout.flush()
-    except (Misuse, InvalidChannelLayerError) as err:
+    except Misuse as err:
         return MISUSED, str(err)
-    except (Failed, BrokerUnavailable) as err:
+    except (Failed, InvalidChannelLayerError, BrokerUnavailable) as err:
         return FAILED, str(err)
     except KeyboardInterrupt:
         return INTERRUPTED, "interrupted"

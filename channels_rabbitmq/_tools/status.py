@@ -27,6 +27,9 @@ from .status_report import draw, first_lines, is_well
 TIMEOUT = 1.0
 WATCH_INTERVAL = 2.0
 WIDTH = 100
+# Seconds, at most, for an attempt to connect, and for a call. The project's limits may be lower.
+_CONNECT = 3.0
+_CALL = 5.0
 _CLEAR = "\x1b[H\x1b[2J"
 
 
@@ -65,8 +68,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Show the processes; return 1 if one is silent or at fault, or can't be asked."""
     _, settings = target.read_target(arguments)
     settings = with_imported_host(settings)
+    settings = limited_settings(settings, arguments.timeout)
     with quiet_log():
         return asyncio.run(_run(settings, arguments))
+
+
+def limited_settings(settings: Settings, timeout: float) -> Settings:
+    """Return settings with which one learns soon that nothing answers."""
+    return replace(
+        settings,
+        connect_timeout=min(settings.connect_timeout, _CONNECT),
+        operation_timeout=min(settings.operation_timeout, max(_CALL, timeout)),
+    )
 
 
 async def _run(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -80,10 +93,7 @@ async def _run(settings: Settings, arguments: argparse.Namespace) -> int:
     )
     try:
         if arguments.watch is None:
-            await layer.connect(fail_fast=True)
-            status = await _ask(layer, arguments.timeout)
-            _show(_url(layer), status, arguments)
-            return 0 if is_well(status) else 1
+            return await _show_once(layer, arguments)
         while True:
             await _show_next(layer, arguments)
             await asyncio.sleep(arguments.watch)
@@ -91,12 +101,24 @@ async def _run(settings: Settings, arguments: argparse.Namespace) -> int:
         await layer.close()
 
 
+async def _show_once(layer: LoopLayer, arguments: argparse.Namespace) -> int:
+    try:
+        await layer.connect(fail_fast=True)
+        status = await _ask(layer, arguments.timeout)
+    except BrokerUnavailable as err:
+        if arguments.json:
+            _print_error(err)
+        raise
+    _show(_url(layer), status, arguments)
+    return 0 if is_well(status) else 1
+
+
 async def _show_next(layer: LoopLayer, arguments: argparse.Namespace) -> None:
     try:
         status = await _ask(layer, arguments.timeout)
     except BrokerUnavailable as err:
         if arguments.json:
-            _print(json.dumps({"at": time.time(), "error": str(err)}))
+            _print_error(err)
         else:
             _redraw(f"{_now()}  {err}")
     else:
@@ -126,6 +148,10 @@ def _show(url: str, status: Status, arguments: argparse.Namespace) -> None:
         _print(text)
     else:
         _redraw(text)
+
+
+def _print_error(err: BrokerUnavailable) -> None:
+    _print(json.dumps({"at": time.time(), "error": str(err)}))
 
 
 def _redraw(text: str) -> None:

@@ -41,6 +41,11 @@ def read_target(arguments: argparse.Namespace) -> tuple[str, Settings]:
         return f"layer {alias!r}", layer._settings
     if arguments.layer is not None:
         raise Misuse("give either a URL or --layer")
+    if not arguments.url.strip(" \"'"):
+        raise Misuse(
+            "the URL is empty; is an environment variable missing? Without a URL, the command "
+            "takes the layer of CHANNEL_LAYERS"
+        )
     try:
         read_hosts("URL", arguments.url)
         config = {"host": arguments.url}

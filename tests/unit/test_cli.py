@@ -37,7 +37,8 @@ def main(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int | str | No
         (["chekc"], "invalid choice: 'chekc'"),
         (["check", "--jsn"], "unrecognized arguments: --jsn"),
         (["check", "a", "b"], "unrecognized arguments: b"),
-        (["check", ""], "URL must be a URL, but is empty"),
+        (["check", ""], "the URL is empty; is an environment variable missing? Without a URL, the"),
+        (["status", "''"], "the URL is empty; "),
         (["check", "redis://:s3cret@host"], "redis:// is Redis's"),
         (["check", "amqp://web:s3/cret@host"], "percent-encode it"),
         (["check", "amqp://web:s3cret@host/?heartbeat=x"], "heartbeat must be a whole number"),
@@ -63,7 +64,7 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str], argv: list[str], wo
     ("error", "status", "words"),
     [
         (Misuse("no such layer"), cli.MISUSED, "no such layer"),
-        (InvalidChannelLayerError("host: no"), cli.MISUSED, "host: no"),
+        (InvalidChannelLayerError("host: no"), cli.FAILED, "host: no"),
         (Failed("login"), cli.FAILED, "login"),
         (BrokerUnavailable("not there"), cli.FAILED, "not there"),
         (KeyboardInterrupt(), cli.INTERRUPTED, "interrupted"),
@@ -127,10 +128,13 @@ def run(
 
 def test_without_django_a_url_will_do(tmp_path: Path) -> None:
     url = f"amqp://127.0.0.1:{free_port()}"
-    calls = [("", ["check", url]), ("", ["check"]), ("", ["status", url])]
+    calls = [("", ["check", url]), ("", ["check"]), ("", ["status", url, "--json"])]
     checked, refused, asked = run(calls, tmp_path, "django")
     assert asked[0] == cli.FAILED
     assert "nobody listens there" in asked[2]
+    told = json.loads(asked[1])
+    assert set(told) == {"at", "error"}
+    assert asked[2] == f"channels_rabbitmq: {told['error']}\n"
     status, out, err = checked
     assert status == cli.FAILED
     assert "FAIL  TCP" in out
@@ -166,6 +170,7 @@ def test_settings_that_are_wrong(tmp_path: Path) -> None:
             (good, ["check", "--layer", "in memory"]),
             (good, ["check", "--layer", "listed"]),
             (good, ["check", "--layer", "nowhere"]),
+            (good, ["status"]),
             (good, ["check"]),
         ],
         tmp_path,
@@ -179,10 +184,12 @@ def test_settings_that_are_wrong(tmp_path: Path) -> None:
         (cli.MISUSED, "'in memory' is in memory: it uses no broker"),
         (cli.MISUSED, "'listed' can't be made: TypeError"),
         (cli.FAILED, "doesn't work: settings"),
+        (cli.FAILED, "unknown option 'hosts'"),
         (cli.FAILED, "doesn't work: settings"),
     ]
     for (status, _, err), (expected_status, words) in zip(results, expected, strict=True):
-        assert (status, len(err.splitlines()), words in err) == (expected_status, 1, True), err
+        lines = 3 if "2 mistakes" in err else 1  # and no note on options that aren't given
+        assert (status, len(err.splitlines()), words in err) == (expected_status, lines, True), err
     out = results[-1][1]
     assert "unknown option 'hosts'" in out
     assert "expiry must be a number of seconds" in out
