@@ -87,7 +87,7 @@ class RabbitmqChannelLayer(BaseChannelLayer):
         config = {
             option: given[option]
             for option, (default, _) in OPTIONS.items()
-            if given[option] is not default
+            if not _is_same(given[option], default)
         }
         try:
             self._settings = Settings.from_config(config | unknown)
@@ -421,6 +421,11 @@ def _refuse_serializers(cls: type[RabbitmqChannelLayer]) -> None:
                 "own, and give that or its dotted path as the option serializer; or, if the method "
                 "is for something else, rename it"
             )
+
+
+def _is_same(value: object, default: object) -> bool:
+    """Whether an option was left out, as far as can be seen. Equal numbers may be two objects."""
+    return value is default or (type(value) is type(default) and value == default)
 
 
 def _require_timeout(timeout: float) -> float:

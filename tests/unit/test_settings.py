@@ -468,6 +468,16 @@ def test_a_config_of_channels_redis_is_answered_as_a_whole() -> None:
     assert len(lines) == 7
 
 
+def test_there_is_no_note_on_an_option_that_is_not_given() -> None:
+    with pytest.raises(InvalidChannelLayerError, match="hosts") as caught:
+        RabbitmqChannelLayer(hosts=["x"])
+    assert "note" not in str(caught.value)
+    with pytest.raises(InvalidChannelLayerError, match="note: capacity: "):
+        RabbitmqChannelLayer(hosts=["x"], capacity=7)
+    with pytest.raises(InvalidChannelLayerError, match="local_capacity must be"):
+        RabbitmqChannelLayer(local_capacity=100.0)  # type: ignore[arg-type]  # equals the default
+
+
 def test_what_both_have_needs_no_note() -> None:
     with pytest.raises(ValueError, match="zzz") as caught:
         Settings.from_config({"capacity": 7, "zzz": 1})
