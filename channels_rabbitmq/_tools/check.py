@@ -62,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
         report.add(Step(SETTINGS, Finding(str(err), status=Status.FAILED)))
     else:
         check = Check(name, settings, report, only_sends=arguments.send_only)
-        asyncio.run(check.run())
+        with quiet_log():  # asyncio.run() logs, too.
+            asyncio.run(check.run())
     report.finish(time.monotonic() - begun_at)
     failed = report.with_status(Status.FAILED)
     if failed:
@@ -87,7 +88,7 @@ class Check:
         """Try all steps, until one fails."""
         deadline = asyncio.get_running_loop().time() + _LONGEST
         trial = Trial(self._report, deadline, self._advise)
-        with quiet_log(), collected_warnings(trial):
+        with collected_warnings(trial):
             try:
                 await trial.step(SETTINGS, self._read(), limit=_LIMIT)
                 self._report.names = self.names()

@@ -85,7 +85,7 @@ class _Collector(logging.Handler):
 
 @contextlib.contextmanager
 def collected_warnings(trial: Trial) -> Iterator[None]:
-    """Have the layer's warnings stand in the report. Use it within ``quiet_log``."""
+    """Have the layer's warnings stand in the report."""
     handler = _Collector(trial)
     loggers = [logging.getLogger(name) for name in _TOLD]  # The project may let none propagate.
     for logger in loggers:

@@ -146,7 +146,17 @@ def test_without_django_a_url_will_do(tmp_path: Path) -> None:
 SETTINGS = """
     SECRET_KEY = "x"
     BACKEND = "channels_rabbitmq.core.RabbitmqChannelLayer"
+    STDOUT = {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}
+    LOGGER = {"handlers": ["stdout"], "level": "DEBUG"}
+    LOGGING = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "handlers": {"stdout": STDOUT},
+        "loggers": {"channels_rabbitmq": LOGGER, "channels_rabbitmq.connection": LOGGER},
+        "root": LOGGER,
+    }
     CHANNEL_LAYERS = {
+        "nobody": {"BACKEND": BACKEND, "CONFIG": {"host": "amqp://127.0.0.1:PORT"}},
         "default": {"BACKEND": BACKEND, "CONFIG": {"hosts": ["x"], "expiry": "s3cret"}},
         "memory": {"BACKEND": "channels.layers.InMemoryChannelLayer"},
         "in memory": {"BACKEND": "channels_rabbitmq.testing.InMemoryChannelLayer"},
@@ -157,7 +167,8 @@ SETTINGS = """
 
 
 def test_settings_that_are_wrong(tmp_path: Path) -> None:
-    (tmp_path / "wrong_settings.py").write_text(textwrap.dedent(SETTINGS))
+    text = textwrap.dedent(SETTINGS).replace("PORT", str(free_port()))
+    (tmp_path / "wrong_settings.py").write_text(text)
     (tmp_path / "raises.py").write_text("raise KeyError('RABBITMQ_URL')")
     good = "wrong_settings"
     results = run(
@@ -171,6 +182,8 @@ def test_settings_that_are_wrong(tmp_path: Path) -> None:
             (good, ["check", "--layer", "listed"]),
             (good, ["check", "--layer", "nowhere"]),
             (good, ["status"]),
+            (good, ["check", "--json", "--layer", "nobody"]),
+            (good, ["status", "--json", "--layer", "nobody"]),
             (good, ["check"]),
         ],
         tmp_path,
@@ -179,17 +192,21 @@ def test_settings_that_are_wrong(tmp_path: Path) -> None:
         (cli.MISUSED, "no settings: set DJANGO_SETTINGS_MODULE"),
         (cli.MISUSED, "No module named 'no_such_settings'"),
         (cli.MISUSED, "KeyError: 'RABBITMQ_URL'"),
-        (cli.MISUSED, "CHANNEL_LAYERS has no 'other'; it has 'default', 'memory'"),
+        (cli.MISUSED, "CHANNEL_LAYERS has no 'other'; it has 'nobody', 'default', 'memory'"),
         (cli.MISUSED, "'memory' is channels.layers.InMemoryChannelLayer"),
         (cli.MISUSED, "'in memory' is in memory: it uses no broker"),
         (cli.MISUSED, "'listed' can't be made: TypeError"),
         (cli.FAILED, "doesn't work: settings"),
         (cli.FAILED, "unknown option 'hosts'"),
+        (cli.FAILED, "doesn't work: TCP"),
+        (cli.FAILED, "nobody listens there"),
         (cli.FAILED, "doesn't work: settings"),
     ]
     for (status, _, err), (expected_status, words) in zip(results, expected, strict=True):
         lines = 3 if "2 mistakes" in err else 1  # and no note on options that aren't given
         assert (status, len(err.splitlines()), words in err) == (expected_status, lines, True), err
+    assert json.loads(results[-3][1])["ok"] is False, "no log line stands between"
+    assert "error" in json.loads(results[-2][1])
     out = results[-1][1]
     assert "unknown option 'hosts'" in out
     assert "expiry must be a number of seconds" in out
