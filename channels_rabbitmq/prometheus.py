@@ -148,7 +148,8 @@ def _within(status: Status, layer: RabbitmqChannelLayer, scope: Scope) -> Status
         tuple(filter(is_within, status.silent)),
         tuple(filter(is_within, status.absent)),
         status.is_complete,
-        tuple(filter(is_within, status.lost)),
+        is_blocked=status.is_blocked,
+        lost=tuple(filter(is_within, status.lost)),
     )
 
 

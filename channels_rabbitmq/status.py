@@ -67,13 +67,18 @@ class Status:
 
     silent: tuple[MissingProcess, ...]
     """Those that are connected and haven't answered in time: their event loops are blocked or
-    busy."""
+    busy. Nobody is named while ``is_blocked``."""
 
     absent: tuple[MissingProcess, ...]
     """Those that have lost their connection a moment ago. After ten seconds they count as gone."""
 
     is_complete: bool
-    """Whether all have answered that are known: see ``GroupMembers.is_complete``."""
+    """Whether all have answered that are known: see ``GroupMembers.is_complete``. False while
+    ``is_blocked``."""
+
+    is_blocked: bool = False
+    """Whether RabbitMQ takes no messages (an alarm) of the one that asked. Then processes can't be
+    asked, and that one hasn't answered says nothing about it."""
 
     lost: tuple[MissingProcess, ...] = ()
     """Those that went without a goodbye in the last ten minutes and haven't come back: they were

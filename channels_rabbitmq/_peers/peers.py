@@ -253,6 +253,9 @@ class Peers:
                 found.append(statuses.read(answer.status, answer.sender))
             except MalformedBody:
                 silent.append(answer.sender)
+        is_blocked = self._link.is_blocked
+        if is_blocked:  # Neither the question nor an answer need have been taken.
+            silent = []
         answered = [one.statistics.id for one in found if one.statistics.id != self._id]
         absent = sorted(question.returned.intersection(self.processes.known()))
         heard = await self._heard_by_all([*silent, *absent], answered)
@@ -262,7 +265,8 @@ class Peers:
             processes=tuple(sorted(found, key=lambda one: one.statistics.since)),
             silent=tuple(_missing(id_, heard[id_]) for id_ in sorted(silent)),
             absent=tuple(_missing(id_, heard[id_]) for id_ in absent),
-            is_complete=is_complete and len(silent) == 0,
+            is_complete=is_complete and not silent and not is_blocked,
+            is_blocked=is_blocked,
             lost=tuple(_missing(id_, lost[id_]) for id_ in sorted(lost)),
         )
 

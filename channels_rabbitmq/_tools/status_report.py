@@ -23,6 +23,10 @@ _HOST = _HEADS.index("HOST")
 _LEFT = {"ID", "HOST"}
 _SHORTEST_HOST, _LONGEST_HOST = 6, 40
 _INDENT = "    "
+_ALARM = (
+    "RabbitMQ takes no messages (an alarm), so processes can't be asked, before it",
+    "has more free memory or disk space: `rabbitmq-diagnostics alarms` tells which.",
+)
 
 Row = tuple[str, ...]
 
@@ -52,12 +56,13 @@ def draw(status: Status, now: float, width: int) -> list[str]:
         *((one, "has lost its connection") for one in status.absent),
         *((one, "is gone without a goodbye: killed, stopped or blocked") for one in status.lost),
     ]
+    notes = [cut(text, width) for text in _ALARM] if status.is_blocked else []
     if not processes and not missing:
-        return [_summary(status), "No process that receives uses this exchange."]
+        return [_summary(status), *(notes or ["No process that receives uses this exchange."])]
     rows = [_row(process, now) for process in processes]
     starts = [(one.id, str(one.pid or "?"), one.host or "?") for one, _ in missing]
     widths = _widths([_HEADS, *rows, *starts], width)
-    lines = [_summary(status), _line(_HEADS, widths)]
+    lines = [_summary(status), *notes, _line(_HEADS, widths)]
     for start, (one, what) in zip(starts, missing, strict=True):
         lines.append(f"{_line(start, widths)} {what}; {_heard(one)}")
     for row, process in zip(rows, processes, strict=True):
@@ -84,7 +89,9 @@ def _summary(status: Status) -> str:
         parts.append(f"{len(status.absent)} without a connection")
     if status.lost:
         parts.append(f"{len(status.lost)} gone without a goodbye")
-    if not status.is_complete and not status.silent:
+    if status.is_blocked:
+        parts.append("RabbitMQ takes no messages")
+    elif not status.is_complete and not status.silent:
         parts.append("perhaps not all are known yet")
     return ", ".join(parts)
 

@@ -61,6 +61,21 @@ def test_an_event_loop_that_was_blocked_is_at_fault() -> None:
     assert lines[3] == "    its event loop was blocked for 2m"
 
 
+def test_an_alarm_is_not_mistaken_for_an_empty_exchange() -> None:
+    alarm = of(is_complete=False, is_blocked=True)
+    assert not is_well(alarm)
+    lines = draw(alarm, NOW, 80)
+    assert lines[0] == "0 processes answer, RabbitMQ takes no messages"
+    assert "processes can't be asked" in lines[1]
+    assert "`rabbitmq-diagnostics alarms`" in lines[2]
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= 80
+    # Those that had answered before it began are shown all the same.
+    answered = draw(replace(alarm, processes=(STUCK,)), NOW, 80)
+    assert answered[1:3] == lines[1:]
+    assert answered[4].startswith(STUCK.statistics.id)
+
+
 def test_connections() -> None:
     lost = ConnectionStatistics("waiting", NOW - 90, "", 1, "refused")
     lines = draw(of(status_of(id_of("a"), publisher=lost, is_blocked=True)), NOW, 100)
