@@ -1,8 +1,11 @@
 """Whether this process is well: functions, and Django views for probes.
 
 *Live*: each event loop of this process that uses the layer runs what is due. If not, only a restart
-helps. *Ready*: they are also connected, and RabbitMQ takes messages. If not, a restart is of no
-use: the layer reconnects by itself.
+helps. *Ready*: they are also connected, and RabbitMQ takes messages, as far as they notice. If
+not, a restart is of no use: the layer reconnects by itself.
+
+RabbitMQ (tried with 3.10) tells a connection of an alarm when it connects or publishes, not before.
+So a process that publishes nothing stays ready in an alarm.
 
 ::
 
@@ -59,7 +62,9 @@ def check_live(alias: str = "default") -> Health:
 
 
 async def check_ready(alias: str = "default") -> Health:
-    """Tell whether this process can send and receive.
+    """Tell whether this process can send and receive, as far as it has noticed.
+
+    It notices an alarm of RabbitMQ's when it connects or publishes.
 
     If nothing has connected yet, this does, as ``connect()``, and waits for half a second at most.
     Other event loops of the process count if they have needed a connection. From any event loop,
