@@ -17,9 +17,7 @@ from .check_report import Finding, Report, Status, Step
 from .project import tell
 
 # The loggers whose warnings are about the broker, and which no step tells by itself
-_TOLD = tuple(
-    f"channels_rabbitmq.{part}" for part in ("publisher", "subscriber", "normal_channels")
-)
+_TOLD = ("publisher", "subscriber", "normal_channels")
 _NO_TIME = "no time was left for it: the steps before took too long"
 
 
@@ -87,7 +85,8 @@ class _Collector(logging.Handler):
 def collected_warnings(trial: Trial) -> Iterator[None]:
     """Have the layer's warnings stand in the report."""
     handler = _Collector(trial)
-    loggers = [logging.getLogger(name) for name in _TOLD]  # The project may let none propagate.
+    package = logging.getLogger("channels_rabbitmq")
+    loggers = [package.getChild(name) for name in _TOLD]  # The project may let none propagate.
     for logger in loggers:
         logger.addHandler(handler)
     try:
