@@ -244,16 +244,18 @@ async def test_a_queue_that_vanished_without_a_word_is_found_by_the_probe(
 ) -> None:
     async with AmqpProxy(private_broker.url) as proxy:
         sender = await open_layer(host=private_broker.url)
-        receiver = await open_layer(**watchful(proxy.url))
+        receiver = await open_layer(**watchful(proxy.url), local_capacity=1)
         channel = await receiver.new_channel()
+        # No probe while it is unread: one that goes down with the queue is confirmed, not returned.
         await sender.send(channel, MESSAGE)
-        assert await receiver.receive(channel) == MESSAGE
-        waiting = asyncio.create_task(receiver.receive(channel))
+        await lines.next("all of local_capacity is in use")
         # The word would be this.
         proxy.drop(TO_CLIENT, pamqp.commands.Basic.Cancel)
         queue = subscriber_of(receiver).queue
         await asyncio.to_thread(delete_queue, private_broker, queue)
         vanished_at = asyncio.get_running_loop().time()
+        assert await receiver.receive(channel) == MESSAGE
+        waiting = asyncio.create_task(receiver.receive(channel))
         line = await lines.next("WARNING subscriber .*: lost", timeout=_NOTICED.value)
         noticed = asyncio.get_running_loop().time() - vanished_at
         assert "a binding of the queue is gone" in line
