@@ -61,7 +61,7 @@ class RabbitmqCollector(Collector):
 
     ``alias``: the layer's key in ``CHANNEL_LAYERS``. ``scope``: "host" (all processes with this
     one's host name) or "exchange" (all that use the layer's exchange). ``timeout``: seconds for
-    their answers.
+    their answers. A registry takes one such collector: have a registry for each alias.
 
     ``collect()`` blocks until they have come, so it must be called in a thread without a running
     event loop: by a sync view, or the client's ``start_http_server()``. On an event loop, such as
@@ -76,8 +76,11 @@ class RabbitmqCollector(Collector):
         self._timeout = timeout
 
     def describe(self) -> Iterable[Metric]:
-        """Have ``register()`` ask nobody."""
-        return ()
+        """Return the metrics without values, so ``register()`` asks nobody.
+
+        It refuses a second collector with ValueError: the output of both wouldn't be valid.
+        """
+        return families(Status((), (), (), is_complete=True))
 
     def collect(self) -> Iterator[Metric]:
         """Ask all processes, and return what they have answered. Raises as ``check_live``."""

@@ -209,6 +209,13 @@ async def test_the_functions(default_layer: RabbitmqChannelLayer) -> None:
     await close_for_sync_code(default_layer)
 
 
+def test_a_registry_takes_one_collector() -> None:
+    registry = CollectorRegistry()
+    registry.register(RabbitmqCollector())
+    with pytest.raises(ValueError, match=f"{PREFIX}_processes"):
+        registry.register(RabbitmqCollector("another"))
+
+
 def test_what_is_installed() -> None:
     assert commands("metrics-install") == [
         ["python", "-m", "pip", "install", "channels_rabbitmq[prometheus]"]
