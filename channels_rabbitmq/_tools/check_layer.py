@@ -14,14 +14,13 @@ from .._broker.normal_queues import NormalTopology
 from .._broker.shared import Shared
 from .._broker.supervisor import Supervisor
 from .._futures import run_until
-from .._hooks import HookFunctions
-from .._loop_layer import LoopLayer
 from .._settings.settings import Settings
 from ..status import MissingProcess
 from ..status import Status as ProcessesStatus
 from .check_hints import advise_on_reason
 from .check_report import Finding, Status
 from .check_trial import Broken
+from .own_layer import make_loop_layer
 
 # Seconds, at most, for one call of the layer. The project's own limits may be lower.
 _CALL = 3.0
@@ -52,13 +51,7 @@ class LayerSteps:
             operation_timeout=min(settings.operation_timeout, _CALL),
         )
         self._loop = asyncio.get_running_loop()
-        self._layer = LoopLayer(
-            self._settings,
-            lambda channel: settings.capacity,
-            HookFunctions(None, None),
-            Shared(),
-            for_sync_code=False,
-        )
+        self._layer = make_loop_layer(self._settings)
         self._codec = settings.codec
 
     async def close(self) -> None:

@@ -14,13 +14,12 @@ import time
 from dataclasses import asdict, replace
 
 from .._broker.host_function import with_imported_host
-from .._broker.shared import Shared
-from .._hooks import HookFunctions
 from .._loop_layer import LoopLayer
 from .._settings.settings import Settings
 from ..exceptions import BrokerUnavailable
 from ..status import Status
 from . import target
+from .own_layer import make_loop_layer
 from .quiet import quiet_log
 from .status_report import draw, first_lines, is_well
 
@@ -83,14 +82,7 @@ def limited_settings(settings: Settings, timeout: float) -> Settings:
 
 
 async def _run(settings: Settings, arguments: argparse.Namespace) -> int:
-    # Without the project's hooks: the command is none of its processes.
-    layer = LoopLayer(
-        settings,
-        lambda channel: settings.capacity,
-        HookFunctions(None, None),
-        Shared(),
-        for_sync_code=False,
-    )
+    layer = make_loop_layer(settings)
     try:
         if arguments.watch is None:
             return await _show_once(layer, arguments)
